@@ -1,0 +1,48 @@
+# Everything sets itself up: `make demo` and `make test` need only make and Python 3.11 or newer.
+# Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo demo-compare test clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo          pre-train a small encoder on real sentence pairs and show what it learnt (minutes)"
+	@echo "make demo-compare  the same, with an MLM+TLM-only run beside it"
+	@echo "make test          lint, format check, types, import rules, tests"
+	@echo "make setup         only the virtual environment in $(VENV)"
+	@echo "make clean         remove $(VENV), caches, builds and the demo's output"
+
+setup: $(INSTALLED)
+
+# A stamp file, not the folder: after a failed or interrupted install the next make installs again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+		"Python 3.11 or newer is needed, but $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@# torch first: its build is then chosen by the pin alone, before anything else asks for a newer one.
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,plots,tracking]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m modeling_infoxlm.demo
+
+demo-compare: setup
+	$(BIN)/python -m modeling_infoxlm.demo --compare
+
+# One torch thread a worker: two workers with all cores each only get in each other's way.
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) build dist demo_output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf modeling_infoxlm.egg-info modeling_infoxlm_*.egg-info
+	find modeling_infoxlm tests -name __pycache__ -type d -exec rm -rf {} +
