@@ -1,0 +1,372 @@
+"""What is to be prepared: settings, identity of sources and tokenizer, differences from a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.heldout import HeldoutRule
+from modeling_infoxlm.data.readers import hub_revision
+from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, SpecialTokens, read_manifest
+from modeling_infoxlm.data.sources import (
+    HUB_PREFIX,
+    BitextSource,
+    MonoSource,
+    check_language,
+    describe,
+    is_hub,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Source = BitextSource | MonoSource
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """All that shapes the prepared corpus besides the text and the tokenizer.
+
+    Attributes:
+        max_length: Longest MLM block in tokens, special tokens included (paper: 512).
+        max_side_length: Longest side of a pair in tokens without special ones; None is what lets
+            `<s> a </s> b </s>` fit: `(max_length - 3) // 2`.
+        min_length: Shortest sentence in tokens.
+        max_length_ratio: Most tokens that one side may have for each token of the other.
+        deduplicate: Keep each distinct pair or sentence of a source file once (60 bytes of memory each).
+        mono_from_bitext: The sides of training pairs also become MLM blocks of their languages.
+        heldout_fraction: Share of the sentences of `heldout_language` whose pairs are never trained on, 0..1.
+        heldout_language: The language whose sentences decide; in pairs without it the source side does.
+        heldout_max_pairs: Most held-out pairs kept for evaluation, per language pair.
+        seed: Another seed holds out other sentences.
+        on_bad_line: Stop at a line that cannot be read, or skip and count it.
+        bitext_columns: 0-based TSV columns of source and target; None takes the last two.
+    """
+
+    max_length: int = 512
+    max_side_length: int | None = None
+    min_length: int = 1
+    max_length_ratio: float = 9.0
+    deduplicate: bool = True
+    mono_from_bitext: bool = False
+    heldout_fraction: float = 0.0
+    heldout_language: str = "en"
+    heldout_max_pairs: int = 1000
+    seed: int = 0
+    on_bad_line: Literal["fail", "skip"] = "fail"
+    bitext_columns: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that could not work.
+
+        Raises:
+            DataError: With the name of the setting, its value and what is allowed.
+        """
+        require(self.max_length >= 5, f"max_length is {self.max_length}; it must be at least 5.")
+        require(self.min_length >= 1, f"min_length is {self.min_length}; it must be at least 1.")
+        require(
+            self.min_length <= self.longest_side <= self.max_length - 4,
+            f"max_side_length is {self.longest_side}; it must be at least min_length ({self.min_length}) and "
+            f"at most max_length - 4 ({self.max_length - 4}).",
+        )
+        require(
+            self.max_length_ratio >= 1, f"max_length_ratio is {self.max_length_ratio}; it must be at least 1."
+        )
+        require(
+            0 <= self.heldout_fraction < 1,
+            f"heldout_fraction is {self.heldout_fraction}; it must be in [0, 1).",
+        )
+        require(
+            self.heldout_max_pairs >= 1,
+            f"heldout_max_pairs is {self.heldout_max_pairs}; it must be at least 1.",
+        )
+        require(self.seed >= 0, f"seed is {self.seed}; it must not be negative.")
+        require(
+            self.on_bad_line in ("fail", "skip"),
+            f"on_bad_line is {self.on_bad_line!r}; expected fail or skip.",
+        )
+        columns = self.bitext_columns
+        require(
+            columns is None or (len(set(columns)) == len(columns) == 2 and min(columns) >= 0),
+            f"bitext_columns is {columns}; expected two different column numbers, counted from 0.",
+        )
+        check_language(self.heldout_language)
+
+    @property
+    def longest_side(self) -> int:
+        """`max_side_length` with its default filled in."""
+        return (self.max_length - 3) // 2 if self.max_side_length is None else self.max_side_length
+
+    @property
+    def heldout_rule(self) -> HeldoutRule:
+        """Which sentences are held out."""
+        return HeldoutRule(self.heldout_fraction, self.heldout_language, self.seed)
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise a `DataError` with this message unless the condition holds."""
+    if not holds:
+        raise DataError(message)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source and what identifies its content."""
+
+    source: Source
+    record: dict[str, Any]  # its entry in the manifest's `sources`
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files; a Hub dataset, whose size is unknown, is taken to be large."""
+        if is_hub(self.source):
+            return 1 << 30
+        return sum(file["size"] for file in self.record["files"])
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a Hub dataset."""
+        return self.record["files"][0]["sha256"] if is_hub(self.source) else None
+
+    def shard_name(self, key: str) -> str:
+        """A readable name that no other content, tokenizer or settings share."""
+        readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(self.source.locations[0]).name)[:80]
+        return f"{readable}-{digest(key, _content(self.record))[:16]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be prepared, from what, and where."""
+
+    folder: Path
+    units: list[Unit]
+    settings: PrepareSettings
+    tokenizer_json: str
+    special: SpecialTokens
+    description: dict[str, Any]  # the manifest's `tokenizer`, `settings` and `sources`
+
+    @property
+    def key(self) -> str:
+        """Identity of tokenizer and settings."""
+        identity = {**self.description["tokenizer"], "name": None}
+        return digest(FORMAT_VERSION, identity, self.description["settings"])
+
+
+def digest(*parts: Any) -> str:
+    """A SHA-256 in hexadecimal of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _content(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Kind, languages and hashes of a source: what must be equal for it to count as unchanged."""
+    return (record["kind"], *record["languages"], *(file["sha256"] for file in record["files"]))
+
+
+def make_plan(
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    settings: PrepareSettings,
+    num_workers: int,
+) -> Plan:
+    """Identify everything that goes into a corpus: hash the files, describe tokenizer and settings.
+
+    Args:
+        sources: What to read; of two with equal content and languages the second is left out with a warning.
+        tokenizer: A fast tokenizer with the five special tokens.
+        folder: Where the corpus is to lie; hashes in its manifest are reused for files that did not change.
+        settings: All else that shapes the corpus.
+        num_workers: Files hashed at the same time.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DataError: If there is no source, a file cannot be read, or the tokenizer does not serve.
+    """
+    require(bool(sources), "nothing to prepare: no bitext and no monolingual source was given.")
+    tokenizer_json = _tokenizer_json(tokenizer)
+    special = _special_tokens(tokenizer)
+    units = _units(sources, _known_hashes(folder), num_workers)
+    description = {
+        "tokenizer": {
+            "name": tokenizer.name_or_path,
+            "sha256": tokenizer_sha256(tokenizer),
+            "vocab_size": special.vocab_size,
+            "special": asdict(special),
+        },
+        "settings": {**asdict(settings), "max_side_length": settings.longest_side},
+        "sources": [unit.record for unit in units],
+    }
+    # Through JSON once, so that it compares equal with a manifest that was read: tuples become lists.
+    return Plan(folder, units, settings, tokenizer_json, special, json.loads(json.dumps(description)))
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a manifest remembers a tokenizer by: the hash of its JSON."""
+    return hashlib.sha256(_tokenizer_json(tokenizer).encode()).hexdigest()
+
+
+def _tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer as text, without what earlier calls may have left in it."""
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer; load one with AutoTokenizer.")
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return str(copy.to_str())
+
+
+def plain_text_encoder(tokenizer_json: str) -> str:
+    """The same tokenizer, except that special tokens are never found in the text.
+
+    "<s>" is a tag in HTML. As a token it would end up inside sentences and break MLM blocks. Setting
+    `encode_special_tokens` is not enough: a Unigram model has "<s>" among its pieces, with the best score.
+
+    Args:
+        tokenizer_json: A tokenizer as JSON.
+
+    Returns:
+        JSON in which the special tokens keep their ids but have names that no text contains.
+    """
+    content = json.loads(tokenizer_json)
+    hidden = {
+        token["content"]: f"\U0010ffff{token['id']}" for token in content["added_tokens"] if token["special"]
+    }
+    for token in content["added_tokens"]:
+        token["content"] = hidden.get(token["content"], token["content"])
+    model = content["model"]
+    if isinstance(model["vocab"], dict):  # BPE, WordPiece
+        model["vocab"] = {hidden.get(piece, piece): index for piece, index in model["vocab"].items()}
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    else:  # Unigram
+        model["vocab"] = [(hidden.get(piece, piece), score) for piece, score in model["vocab"]]
+    content["post_processor"] = None
+    return json.dumps(content)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    ids = {
+        "bos": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "eos": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
+        "unk": tokenizer.unk_token_id,
+        "mask": tokenizer.mask_token_id,
+    }
+    missing = [name for name, value in ids.items() if value is None]
+    if missing:
+        raise DataError(
+            f"tokenizer {tokenizer.name_or_path} has no {', '.join(missing)} token; all five are needed."
+        )
+    return SpecialTokens(
+        **ids, vocab_size=len(tokenizer), all_ids=tuple(sorted(set(tokenizer.all_special_ids)))
+    )
+
+
+def _known_hashes(folder: Path) -> dict[tuple[str, int, int], str]:
+    """Hashes from the manifest, so that terabytes are not read again only to find them unchanged."""
+    if not (folder / MANIFEST_NAME).exists():
+        return {}
+    files = [file for record in read_manifest(folder)["sources"] for file in record["files"]]
+    return {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
+
+
+def _units(sources: Sequence[Source], known: Mapping[Any, str], num_workers: int) -> list[Unit]:
+    locations = sorted({location for source in sources for location in source.locations})
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:  # hashing releases the interpreter lock
+        described = pool.map(lambda location: _file_record(location, known), locations)
+        files = dict(zip(locations, tqdm(described, "reading files", len(locations), delay=2), strict=True))
+    units: dict[tuple[Any, ...], Unit] = {}
+    for source in sources:
+        record = {
+            "kind": "bitext" if isinstance(source, BitextSource) else "mono",
+            "languages": list(source.languages),
+            "files": [files[location] for location in source.locations],
+        }
+        twin = units.setdefault(_content(record), Unit(source, record))
+        if twin.source != source:
+            logger.warning("%s equals %s and is left out", describe(source), describe(twin.source))
+    return list(units.values())
+
+
+def _file_record(location: str, known: Mapping[Any, str]) -> dict[str, Any]:
+    if location.startswith(HUB_PREFIX):
+        return {"path": location, "size": 0, "mtime_ns": 0, "sha256": hub_revision(location)}
+    try:
+        status = os.stat(location)
+        identity = (location, status.st_size, status.st_mtime_ns)
+        sha256 = known.get(identity) or _sha256(location)
+    except OSError as error:
+        raise DataError(f"{location}: cannot be read ({error.strerror}).") from error
+    return {"path": location, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+
+
+def _sha256(location: str) -> str:
+    digest = hashlib.sha256()
+    with open(location, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_complete(plan: Plan) -> bool:
+    """Whether the folder holds exactly this corpus.
+
+    Raises:
+        DataError: If it holds a complete corpus, but another one.
+    """
+    if not (plan.folder / MANIFEST_NAME).exists():
+        return False
+    differences = _differences(read_manifest(plan.folder), plan.description)
+    if differences:
+        raise DataError(
+            f"{plan.folder} was prepared differently: {'; '.join(differences)}. "
+            "Choose another folder, or delete this one to prepare it anew."
+        )
+    logger.info("%s is already prepared", plan.folder)
+    return True
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    before, now = found["tokenizer"], wanted["tokenizer"]
+    differences = []
+    if {**before, "name": None} != {**now, "name": None}:
+        differences.append(
+            f"the tokenizer was {before['name']!r} ({before['vocab_size']:,} tokens), "
+            f"now it is {now['name']!r} ({now['vocab_size']:,} tokens, other content)"
+        )
+    for name, value in wanted["settings"].items():
+        if found["settings"].get(name) != value:
+            differences.append(f"{name} was {found['settings'].get(name)}, now it is {value}")
+    return differences + _source_differences(found["sources"], wanted["sources"])
+
+
+def _source_differences(found: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+    before = {_content(record): _place(record) for record in found}
+    now = {_content(record): _place(record) for record in wanted}
+    gone = {place for content, place in before.items() if content not in now}
+    new = {place for content, place in now.items() if content not in before}
+    changed = [f"source {place} has changed" for place in sorted(gone & new)]
+    removed = [f"source {place} is no longer given" for place in sorted(gone - new)]
+    added = [f"source {place} is new" for place in sorted(new - gone)]
+    differences = changed + removed + added
+    more = len(differences) - 5
+    return differences if more <= 0 else [*differences[:5], f"{more} more sources"]
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    return f"{'-'.join(record['languages'])} = {' + '.join(file['path'] for file in record['files'])}"

@@ -1,0 +1,444 @@
+"""Readers: from sources to sentences and pairs, streamed line by line.
+
+`read_pairs` and `read_sentences` stream one source. Text is UTF-8. A line ends at LF or CRLF and nowhere
+else: U+2028 and U+0085, which `str.splitlines` takes for line ends, stay inside their sentence, so pairs stay
+aligned.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import logging
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.sources import (
+    BitextSource,
+    MonoSource,
+    describe,
+    format_of,
+    hub_parts,
+    is_hub,
+    take_apart,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class BadLineHandler(Protocol):
+    """What happens to a line that cannot be used; it either raises the error or counts it."""
+
+    def __call__(self, error: DataError) -> None:
+        """Raise `error`, or return to have the line skipped."""
+
+
+def fail_on_bad_line(error: DataError) -> None:
+    """Stop at the first bad line.
+
+    Args:
+        error: What is wrong, with file and line.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(f"{error}; mend it, or leave such lines out with --on_bad_line skip")
+
+
+class SkipBadLines:
+    """A handler that skips bad lines and counts them; the first is logged.
+
+    Attributes:
+        count: Lines skipped so far.
+    """
+
+    def __init__(self) -> None:
+        """Start at none."""
+        self.count = 0
+
+    def __call__(self, error: DataError) -> None:
+        """Skip one line."""
+        if self.count == 0:
+            logger.warning("%s; skipped, and so are further such lines", error)
+        self.count += 1
+
+
+# ------------------------------------------------------------------------------------------------- raw lines
+
+
+class _ZstdFile(io.RawIOBase):
+    """A .zst file as raw bytes. Unlike zstandard's own reader it notices a file that was cut short."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise DataError(f"{path}: .zst files need one more package: pip install zstandard") from None
+        self._zstandard = zstandard
+        self._file = open(path, "rb")
+        self._frame: Any = None
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and self._decompress_more():
+            pass
+        chunk, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def _decompress_more(self) -> bool:
+        """Fill `_ready` from the next piece of the file; False at its end."""
+        compressed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+        compressed = compressed or self._file.read(1 << 16)
+        if not compressed:
+            if self._frame is not None and not self._frame.eof:
+                raise EOFError("the compressed data ends in the middle")
+            return False
+        if self._frame is None or self._frame.eof:
+            self._frame = self._zstandard.ZstdDecompressor().decompressobj()
+        try:
+            self._ready = self._frame.decompress(compressed)
+        except self._zstandard.ZstdError as error:
+            raise OSError(str(error)) from None
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    compression = take_apart(path).compression
+    if compression == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if compression == ".xz":
+        return lzma.open(path, "rb")
+    if compression == ".bz2":
+        return bz2.open(path, "rb")
+    if compression == ".zst":
+        return io.BufferedReader(_ZstdFile(path), buffer_size=1 << 16)
+    return open(path, "rb")
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of each line, without its end and without a byte order mark."""
+    number = 0
+    try:
+        with _open_bytes(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read beyond line {number:,} ({error}); is the file damaged?"
+        ) from error
+    if number == 0:
+        raise DataError(f"{path} is empty.")
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8, byte 0x{line[error.start]:02x} at position {error.start}") from None
+
+
+def _parse_lines(path: Path, parse: Callable[[str], T], on_bad_line: BadLineHandler) -> Iterator[T]:
+    for number, line in _raw_lines(path):
+        try:
+            record = parse(_decode(line))
+        except ValueError as error:
+            on_bad_line(DataError(f"{path}, line {number:,}: {error}"))
+            continue
+        yield record
+
+
+# --------------------------------------------------------------------------------------- records and columns
+
+
+class _TsvFields:
+    """Takes the wanted columns out of TSV lines, all of which must have as many columns as the first."""
+
+    def __init__(self, columns: tuple[int, ...]) -> None:
+        self._columns = columns
+        self._needed = max(column + 1 if column >= 0 else -column for column in columns)
+        self._num_columns: int | None = None
+
+    def __call__(self, line: str) -> tuple[str, ...]:
+        if not line:
+            return ("",) * len(self._columns)
+        fields = line.split("\t")
+        if len(fields) < self._needed:
+            raise ValueError(
+                f"missing columns: {self._needed} needed, {len(fields)} found (columns are split by tabs)"
+            )
+        self._num_columns = self._num_columns or len(fields)
+        if len(fields) != self._num_columns:
+            raise ValueError(f"{len(fields)} columns, but the lines before have {self._num_columns}")
+        return tuple(fields[column] for column in self._columns)
+
+
+def _two(fields: tuple[str, ...]) -> tuple[str, str]:
+    return fields[0], fields[1]
+
+
+def _field(record: Mapping[str, Any], name: str) -> str:
+    if name not in record:
+        raise ValueError(f"missing column {name!r}; found {', '.join(sorted(map(str, record))) or 'none'}")
+    value = record[name]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"column {name!r} holds {type(value).__name__}, expected text")
+    return value
+
+
+def _pair_fields(record: Any, languages: tuple[str, str]) -> tuple[str, str]:
+    """Both sides of `{"en": ..., "de": ...}` or of `{"translation": {"en": ..., "de": ...}}`."""
+    if isinstance(record, Mapping) and isinstance(record.get("translation"), Mapping):
+        record = record["translation"]
+    if not isinstance(record, Mapping):
+        raise ValueError(
+            f"found {type(record).__name__}, expected an object with the fields {', '.join(languages)}"
+        )
+    return _field(record, languages[0]), _field(record, languages[1])
+
+
+def _text_field(record: Any) -> str:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"found {type(record).__name__}, expected an object with the field 'text'")
+    return _field(record, "text")
+
+
+def _from_json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
+
+
+def _parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Place and record of each row; only the columns among `names` are read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        if file.metadata.num_rows == 0:
+            raise DataError(f"{path} is empty.")
+        present = file.schema_arrow.names
+        columns = [name for name in names if name in present]
+        if not columns:
+            raise DataError(f"{path}: missing columns {' / '.join(names)}; found {', '.join(present)}")
+        row = 0
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for record in batch.to_pylist():
+                row += 1
+                yield f"{path}, row {row:,}", record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
+def hub_revision(location: str) -> str:
+    """The commit that a Hub dataset stands at now, which identifies its content.
+
+    Args:
+        location: `hub:NAME[:CONFIG[:SPLIT]]`.
+
+    Returns:
+        The commit hash.
+
+    Raises:
+        DataError: If the Hub cannot be reached or does not know the dataset.
+    """
+    from huggingface_hub import HfApi
+
+    name = hub_parts(location)[0]
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{location}: dataset not reachable on the Hub ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _hub_records(location: str, revision: str | None) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    name, config, split = hub_parts(location)
+    row = 0
+    try:
+        for record in datasets.load_dataset(name, config, split=split, streaming=True, revision=revision):
+            row += 1
+            yield f"{location}, row {row:,}", record
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{location}: cannot be read beyond row {row:,} ({str(error).splitlines()[0]})"
+        ) from error
+    if row == 0:
+        raise DataError(f"{location} is empty.")
+
+
+def _parse_records(
+    records: Iterable[tuple[str, Any]], parse: Callable[[Any], T], on_bad_line: BadLineHandler
+) -> Iterator[T]:
+    for place, record in records:
+        try:
+            parsed = parse(record)
+        except ValueError as error:
+            on_bad_line(DataError(f"{place}: {error}"))
+            continue
+        yield parsed
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
+def warn_of_extra_columns(
+    sources: Iterable[BitextSource | MonoSource], columns: tuple[int, int] | None
+) -> None:
+    """Log one warning if TSV bitext has more than two columns and none were chosen.
+
+    Args:
+        sources: Any sources; only TSV bitext is looked at, its first line.
+        columns: The columns that were chosen, if any.
+    """
+    if columns is not None:
+        return
+    found = [(source, count) for source in sources if (count := _num_tsv_columns(source)) > 2]
+    if found:
+        logger.warning(
+            "%d bitext file(s) have more than two columns (%s has %d); the last two are read as source and "
+            "target, choose others with --bitext_columns",
+            len(found),
+            describe(found[0][0]),
+            found[0][1],
+        )
+
+
+def _num_tsv_columns(source: BitextSource | MonoSource) -> int:
+    path = Path(source.locations[0])
+    if not isinstance(source, BitextSource) or is_hub(source) or take_apart(path).format != "tsv":
+        return 0
+    return next(_raw_lines(path))[1].count(b"\t") + 1
+
+
+def read_pairs(
+    source: BitextSource,
+    *,
+    columns: tuple[int, int] | None = None,
+    revision: str | None = None,
+    on_bad_line: BadLineHandler = fail_on_bad_line,
+) -> Iterator[tuple[str, str]]:
+    """Stream the pairs of one source.
+
+    Args:
+        source: Where they are.
+        columns: 0-based TSV columns of source and target; None takes the last two.
+        revision: Commit of a Hub dataset; None takes the newest.
+        on_bad_line: What to do with a line that cannot be used: invalid UTF-8, missing columns, no JSON.
+
+    Yields:
+        Source and target sentence; a side may be empty.
+
+    Raises:
+        DataError: If the source is empty, damaged, or its two files differ in length.
+    """
+    pairs: Iterator[tuple[str, str]]
+    if is_hub(source):
+        records = _hub_records(source.locations[0], revision)
+        pairs = _parse_records(records, lambda record: _pair_fields(record, source.languages), on_bad_line)
+    elif len(source.locations) == 2:
+        pairs = _read_two_files(source, on_bad_line)
+    else:
+        pairs = _read_pair_file(Path(source.locations[0]), source.languages, columns, on_bad_line)
+    yield from pairs
+
+
+def _read_pair_file(
+    path: Path, languages: tuple[str, str], columns: tuple[int, int] | None, on_bad_line: BadLineHandler
+) -> Iterator[tuple[str, str]]:
+    kind = format_of(path, None)
+    if kind == "tsv":
+        fields = _TsvFields(columns or (-2, -1))
+        return _parse_lines(path, lambda line: _two(fields(line)), on_bad_line)
+    if kind == "jsonl":
+        return _parse_lines(path, lambda line: _pair_fields(_from_json(line), languages), on_bad_line)
+    records = _parquet_records(path, ("translation", *languages))
+    return _parse_records(records, lambda record: _pair_fields(record, languages), on_bad_line)
+
+
+def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterator[tuple[str, str]]:
+    paths = [Path(location) for location in source.locations]
+    lines = zip_longest(*(_raw_lines(path) for path in paths))
+    for first, second in lines:
+        if first is None or second is None:
+            number = (first or second)[0]
+            counts = [number - 1, number + sum(1 for _ in lines)]
+            raise _unequal_lines(source, counts if first is None else counts[::-1])
+        texts = []
+        for path, (number, line) in zip(paths, (first, second), strict=True):
+            try:
+                texts.append(_decode(line))
+            except ValueError as error:
+                on_bad_line(DataError(f"{path}, line {number:,}: {error}"))
+                break
+        else:
+            yield texts[0], texts[1]
+
+
+def _unequal_lines(source: BitextSource, counts: Sequence[int]) -> DataError:
+    return DataError(
+        f"bitext {source.pair} has {counts[0]:,} source lines ({source.locations[0]}) but {counts[1]:,} "
+        f"target lines ({source.locations[1]}); line i of each file must be a translation of line i of the "
+        "other."
+    )
+
+
+def read_sentences(
+    source: MonoSource, *, revision: str | None = None, on_bad_line: BadLineHandler = fail_on_bad_line
+) -> Iterator[str]:
+    """Stream the sentences of one source: lines of text, the last column of TSV, the lines of `text` fields.
+
+    Args:
+        source: Where they are.
+        revision: Commit of a Hub dataset; None takes the newest.
+        on_bad_line: What to do with a line that cannot be used.
+
+    Yields:
+        Sentences; they may be empty.
+
+    Raises:
+        DataError: If the source is empty or damaged.
+    """
+    if is_hub(source):
+        texts = _parse_records(_hub_records(source.locations[0], revision), _text_field, on_bad_line)
+    else:
+        texts = _read_mono_file(Path(source.locations[0]), source.language, on_bad_line)
+    for text in texts:
+        yield from text.split("\n")
+
+
+def _read_mono_file(path: Path, language: str, on_bad_line: BadLineHandler) -> Iterator[str]:
+    kind = format_of(path, language)
+    if kind == "text":
+        return _parse_lines(path, str, on_bad_line)
+    if kind == "tsv":
+        last_field = _TsvFields((-1,))
+        return _parse_lines(path, lambda line: last_field(line)[0], on_bad_line)
+    if kind == "jsonl":
+        return _parse_lines(path, lambda line: _text_field(_from_json(line)), on_bad_line)
+    return _parse_records(_parquet_records(path, ("text",)), _text_field, on_bad_line)

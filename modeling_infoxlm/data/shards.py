@@ -1,0 +1,414 @@
+"""Memory-mapped token shards and the prepared corpus that is made of them.
+
+A shard with prefix `P` is two files: `P.tokens` (uint32, all sequences end to end) and `P.offsets` (int64,
+n + 1 values: sequence i is `tokens[offsets[i]:offsets[i + 1]]`). So corpora of any size cost no memory, and a
+sequence is found in O(1).
+
+Sizes in shapes: n sequences asked for, L tokens of one sequence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from modeling_infoxlm.data.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_TOKEN_DTYPE = np.dtype("<u4")
+_OFFSET_DTYPE = np.dtype("<i8")
+_FLUSH_TOKENS = 1 << 20  # 4 MB of ids are held before they are written
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokenizer's special tokens, and the size of its vocabulary.
+
+    Attributes:
+        bos: Id of `<s>`, whose vector is the sentence vector.
+        pad: Id of `<pad>`.
+        eos: Id of `</s>`.
+        unk: Id of `<unk>`.
+        mask: Id of `<mask>`.
+        vocab_size: Number of ids, special ones included.
+        all_ids: Every special id, sorted; never masked and never drawn as a random replacement.
+    """
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    mask: int
+    vocab_size: int
+    all_ids: tuple[int, ...]
+
+
+def shard_files(prefix: Path) -> tuple[Path, Path]:
+    """The tokens file and the offsets file of the shard `prefix`."""
+    # Not with_suffix(): a prefix such as "en-de.source" already has a dot.
+    return prefix.with_name(prefix.name + ".tokens"), prefix.with_name(prefix.name + ".offsets")
+
+
+def fsync_file(path: Path) -> None:
+    """Force a written file to the disk, so that a later rename never reveals an empty one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class TokenStoreWriter:
+    """Writes one shard; a shard either exists complete or not at all.
+
+    ```python
+    with TokenStoreWriter(Path("mono/de/news")) as writer:
+        writer.append([0, 17, 23, 2])
+    ```
+
+    The two files carry temporary names until the block ends without an exception; then they are fsynced and
+    renamed. After an exception nothing is left behind.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        """Create the folder and both temporary files.
+
+        Args:
+            prefix: Path of the shard without `.tokens` / `.offsets`.
+        """
+        self.prefix = Path(prefix)
+        self.num_tokens = 0
+        self._lengths: list[int] = []
+        self._pending: list[int] = []
+        self._final = shard_files(self.prefix)
+        # A fixed name: a run restarted after a kill writes over what the killed one left.
+        self._partial = tuple(path.with_name(path.name + ".partial") for path in self._final)
+        self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._tokens_file = open(self._partial[0], "wb")
+
+    def __enter__(self) -> TokenStoreWriter:
+        """The writer itself."""
+        return self
+
+    def __len__(self) -> int:
+        """Number of sequences appended so far."""
+        return len(self._lengths)
+
+    def append(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Add one sequence.
+
+        Args:
+            ids: Token ids, (L,).
+        """
+        self._pending.extend(ids)
+        self._lengths.append(len(ids))
+        self.num_tokens += len(ids)
+        if len(self._pending) >= _FLUSH_TOKENS:
+            self._flush()
+
+    def _flush(self) -> None:
+        # Not ndarray.tofile(): on a full disk it raises an OSError without errno.
+        self._tokens_file.write(np.asarray(self._pending, dtype=_TOKEN_DTYPE).data)
+        self._pending.clear()
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Complete the shard, or remove every trace of it after an exception."""
+        try:
+            if error_type is None:
+                self._commit()
+        finally:
+            try:
+                self._tokens_file.close()  # on a full disk this fails too, and the files must go all the same
+            finally:
+                for path in self._partial:
+                    path.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        self._flush()
+        self._tokens_file.close()
+        offsets = np.zeros(len(self._lengths) + 1, dtype=_OFFSET_DTYPE)
+        np.cumsum(self._lengths, out=offsets[1:])
+        self._partial[1].write_bytes(offsets.data)
+        for path in self._partial:
+            fsync_file(path)
+        for partial, final in zip(self._partial, self._final, strict=True):
+            os.replace(partial, final)
+
+
+def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
+    tokens_path, offsets_path = shard_files(prefix)
+    for path in (tokens_path, offsets_path):
+        if not path.is_file():
+            raise DataError(f"shard file {path} is missing; delete the prepared folder and prepare it again.")
+    offsets = np.memmap(offsets_path, dtype=_OFFSET_DTYPE, mode="r")
+    num_found = tokens_path.stat().st_size // _TOKEN_DTYPE.itemsize
+    if num_found != offsets[-1]:
+        raise DataError(
+            f"shard {tokens_path} holds {num_found:,} tokens but its offsets say {int(offsets[-1]):,}; "
+            "it was cut short. Delete the prepared folder and prepare it again."
+        )
+    if num_found == 0:  # an empty file cannot be memory-mapped
+        return np.empty(0, dtype=_TOKEN_DTYPE), offsets
+    return np.memmap(tokens_path, dtype=_TOKEN_DTYPE, mode="r"), offsets
+
+
+class TokenStore:
+    """Read-only, memory-mapped view of one or many shards as a single list of sequences."""
+
+    def __init__(self, prefixes: Sequence[Path]) -> None:
+        """Map the shards.
+
+        Args:
+            prefixes: Shards without `.tokens` / `.offsets`, in the order in which they are to be seen.
+        """
+        self._open([Path(prefix) for prefix in prefixes])
+
+    def _open(self, prefixes: list[Path]) -> None:
+        self.prefixes = prefixes
+        shards = [_open_shard(prefix) for prefix in prefixes]
+        self._tokens = [tokens for tokens, _ in shards]
+        self._offsets = [offsets for _, offsets in shards]
+        # Number of the first sequence of each shard, and behind the last the number of all: (shards + 1,).
+        counts = [0, *(len(offsets) - 1 for offsets in self._offsets)]
+        self._starts = np.cumsum(counts, dtype=np.int64)
+
+    def __getstate__(self) -> list[Path]:
+        """Only the paths: a DataLoader worker maps the files itself instead of receiving a copy of them."""
+        return self.prefixes
+
+    def __setstate__(self, prefixes: list[Path]) -> None:
+        """Map the files again in the receiving process."""
+        self._open(prefixes)
+
+    def __len__(self) -> int:
+        """Number of sequences in all shards."""
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One sequence.
+
+        Args:
+            index: Number of the sequence; negative numbers count from the end.
+
+        Returns:
+            Its token ids, (L,) uint32, a read-only view of the file.
+
+        Raises:
+            IndexError: If there is no such sequence.
+        """
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"sequence {index} of a store of {size:,} sequences")
+        index %= size
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        local = index - int(self._starts[shard])
+        first, last = self._offsets[shard][local : local + 2]
+        return self._tokens[shard][first:last]
+
+    def _bounds(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shard number, first token in that shard and length of each sequence, each (n,) int64."""
+        if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(
+                f"indices {indices.min()}..{indices.max()} of a store of {len(self):,} sequences"
+            )
+        shard = np.searchsorted(self._starts, indices, side="right") - 1
+        first = np.empty(len(indices), dtype=np.int64)
+        length = np.empty(len(indices), dtype=np.int64)
+        for number in np.unique(shard):
+            chosen = np.flatnonzero(shard == number)
+            local = indices[chosen] - self._starts[number]
+            offsets = self._offsets[number]
+            first[chosen] = offsets[local]
+            length[chosen] = offsets[local + 1] - first[chosen]
+        return shard, first, length
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Lengths of the sequences `indices`, without touching their tokens.
+
+        Args:
+            indices: Numbers of sequences, (n,).
+
+        Returns:
+            Tokens in each, (n,) int64.
+        """
+        return self._bounds(np.asarray(indices, dtype=np.int64))[2]
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences `indices` end to end, in the order asked; it loops over shards, never over sequences.
+
+        Args:
+            indices: Numbers of sequences, (n,); repeats are allowed.
+
+        Returns:
+            Their tokens, (sum of L,) uint32, and their lengths, (n,) int64.
+        """
+        shard, first, length = self._bounds(np.asarray(indices, dtype=np.int64))
+        out_first = np.cumsum(length) - length
+        # Position of each output token in its shard: its rank in the output plus a shift, one per sequence.
+        position = np.repeat(first - out_first, length)
+        position += np.arange(len(position))
+        used = np.unique(shard)
+        if len(used) == 1:
+            return self._tokens[used[0]][position], length
+        tokens = np.empty(len(position), dtype=_TOKEN_DTYPE)
+        token_shard = np.repeat(shard, length)
+        for number in used:
+            chosen = token_shard == number
+            tokens[chosen] = self._tokens[number][position[chosen]]
+        return tokens, length
+
+
+@dataclass(frozen=True)
+class PairStore:
+    """Aligned sentences of two languages; sequence i of `target` translates sequence i of `source`.
+
+    Attributes:
+        source: One side, bare ids without special tokens.
+        target: The other side.
+        source_language: Language of `source`.
+        target_language: Language of `target`.
+    """
+
+    source: TokenStore
+    target: TokenStore
+    source_language: str
+    target_language: str
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.source)
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """The two languages of a pair: `"zh_Hans-en"` -> `("zh_Hans", "en")`."""
+    source, _, target = pair.partition("-")
+    return source, target
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared folder: token shards of every language and pair, and the manifest that describes them.
+
+    Attributes:
+        folder: The prepared folder.
+        manifest: Content of its `manifest.json`.
+        special: Special token ids of the tokenizer the shards were made with.
+        max_length: Longest MLM block in tokens, special tokens included.
+        mono: Language -> MLM blocks, each a complete sequence `<s> s1 </s> s2 </s> ... </s>`.
+        bitext: Pair such as `"en-de"` -> both sides, bare ids without special tokens.
+        heldout: The same for the pairs that are never trained on.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    special: SpecialTokens
+    max_length: int
+    mono: Mapping[str, TokenStore]
+    bitext: Mapping[str, PairStore]
+    heldout: Mapping[str, PairStore]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Corpus:
+        """Open a folder written by `prepare`.
+
+        Args:
+            folder: The folder that holds `manifest.json`.
+
+        Returns:
+            The corpus, its shards memory-mapped.
+
+        Raises:
+            DataError: If there is no manifest, or one of another format.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        special = dict(manifest["tokenizer"]["special"])
+        special["all_ids"] = tuple(special["all_ids"])
+        return cls(
+            folder=folder,
+            manifest=manifest,
+            special=SpecialTokens(**special),
+            max_length=manifest["settings"]["max_length"],
+            mono={
+                language: TokenStore([folder / shard for shard in entry["shards"]])
+                for language, entry in manifest["mono"].items()
+            },
+            bitext=_open_pairs(folder, manifest["bitext"]),
+            heldout=_open_pairs(folder, manifest["heldout"]),
+        )
+
+    def heldout_text(self, pair: str) -> list[tuple[str, str]]:
+        """The held-out sentences of `pair` as text, in the order of `heldout[pair]`.
+
+        Args:
+            pair: Such as `"en-de"`.
+
+        Returns:
+            (source, target) sentences.
+        """
+        with open(self.folder / "heldout" / f"{pair}.tsv", encoding="utf-8", newline="\n") as lines:
+            return [_split_line(line) for line in lines]
+
+
+def _split_line(line: str) -> tuple[str, str]:
+    source, target = line.removesuffix("\n").split("\t")
+    return source, target
+
+
+def _open_pairs(folder: Path, entries: Mapping[str, Any]) -> dict[str, PairStore]:
+    return {pair: _open_pair(folder, pair, entry["shards"]) for pair, entry in entries.items()}
+
+
+def _open_pair(folder: Path, pair: str, shards: Iterable[str]) -> PairStore:
+    prefixes = [folder / shard for shard in shards]
+    source_language, target_language = split_pair(pair)
+    source = TokenStore([prefix.with_name(prefix.name + ".source") for prefix in prefixes])
+    target = TokenStore([prefix.with_name(prefix.name + ".target") for prefix in prefixes])
+    if len(source) != len(target):
+        raise DataError(
+            f"prepared pair {pair} in {folder} has {len(source):,} source but {len(target):,} target "
+            "sentences; delete the prepared folder and prepare it again."
+        )
+    return PairStore(source, target, source_language, target_language)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check `manifest.json` of a prepared folder.
+
+    Args:
+        folder: The prepared folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: If it is missing, unreadable, or of another format version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no {MANIFEST_NAME}; make it with `infoxlm prepare`.") from None
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not readable JSON ({error}); delete the folder and prepare it again."
+        ) from None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {manifest.get('format_version')}, expected {FORMAT_VERSION}; "
+            "delete the folder and prepare it again."
+        )
+    return manifest

@@ -1,0 +1,439 @@
+"""Sources: from files as users name them to where their sentences and pairs lie, in which languages.
+
+`parse_bitext_sources` and `parse_mono_sources` turn what is typed into sources; `readers` streams them.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from modeling_infoxlm.data.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+HUB_PREFIX = "hub:"
+_FORMATS = {
+    ".txt": "text",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+_COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+_KNOWN_FILES = (
+    f"a known file ends in {', '.join(_FORMATS)} or .LANGUAGE (one side of two files), "
+    f"with or without {', '.join(_COMPRESSIONS)}"
+)
+# What a user writes out may be any code; what is guessed from a file name must look more like one, or
+# `raw.txt` and `data.csv` would be in the languages `raw` and `csv`.
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
+_PAIR_SIDE = re.compile(r"[A-Za-z]{2,3}(_[A-Za-z0-9]+)*")
+_SUBTAG = r"(?:_[A-Z][a-z]{3}|_[A-Z]{2})"
+_GUESSED_LANGUAGE = rf"[a-z]{{2}}{_SUBTAG}?|[a-z]{{3}}{_SUBTAG}"
+_GUESSED_SIDE = rf"[a-z]{{2,3}}{_SUBTAG}?"
+_GUESSED_PAIR = re.compile(rf"(?:^|[._-])({_GUESSED_SIDE})-({_GUESSED_SIDE})(?=[.]|$)")
+_LAST_LANGUAGE = re.compile(rf"(?:^|[._-])({_GUESSED_LANGUAGE})$")
+
+T = TypeVar("T")
+
+
+def check_language(code: str) -> str:
+    """A language code in the form used for folders and flags, with `_` between its parts.
+
+    Args:
+        code: Such as `de`, `pt-BR`, `zh_Hans`.
+
+    Returns:
+        The code with `-` replaced by `_`, since `-` separates the two languages of a pair.
+
+    Raises:
+        DataError: If it is no language code. This also keeps `../` and the like out of folder names.
+    """
+    if not _LANGUAGE.fullmatch(code):
+        raise DataError(
+            f"{code!r} is not a language code; expected 2 or 3 letters as in de, ceb, pt_BR, zh_Hans."
+        )
+    return code.replace("-", "_")
+
+
+def check_pair(pair: str) -> tuple[str, str]:
+    """The two languages of a pair code.
+
+    Args:
+        pair: Such as `en-de` or `zh_Hans-en`.
+
+    Returns:
+        Source and target language.
+
+    Raises:
+        DataError: If it is not two different language codes joined by one hyphen.
+    """
+    sides = pair.split("-")
+    if len(sides) != 2 or not all(_PAIR_SIDE.fullmatch(side) for side in sides):
+        raise DataError(
+            f"{pair!r} is not a language pair; expected two codes and one hyphen as in en-de, "
+            "scripts and regions with an underscore as in zh_Hans-en."
+        )
+    if sides[0] == sides[1]:
+        raise DataError(f"pair {pair!r} names one language twice; a pair needs two languages.")
+    return sides[0], sides[1]
+
+
+@dataclass(frozen=True)
+class BitextSource:
+    """One origin of aligned sentences: a file with both sides, two aligned files, or a dataset on the Hub.
+
+    Attributes:
+        source_language: Language of the first side.
+        target_language: Language of the second side.
+        locations: One path, two paths (one a side), or one `hub:NAME[:CONFIG[:SPLIT]]`.
+    """
+
+    source_language: str
+    target_language: str
+    locations: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the languages, which become folder names."""
+        check_pair(self.pair)
+
+    @property
+    def pair(self) -> str:
+        """Such as `en-de`."""
+        return f"{self.source_language}-{self.target_language}"
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Source and target language."""
+        return self.source_language, self.target_language
+
+
+@dataclass(frozen=True)
+class MonoSource:
+    """One origin of sentences of one language: a file, or a dataset on the Hub.
+
+    Attributes:
+        language: Its language.
+        locations: One path or one `hub:NAME[:CONFIG[:SPLIT]]`.
+    """
+
+    language: str
+    locations: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the language, which becomes a folder name."""
+        if check_language(self.language) != self.language:
+            raise DataError(f"language {self.language!r}: write {check_language(self.language)!r}.")
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The one language."""
+        return (self.language,)
+
+
+def describe(source: BitextSource | MonoSource) -> str:
+    """The locations of a source as they stand in messages."""
+    return " + ".join(source.locations)
+
+
+def is_hub(source: BitextSource | MonoSource) -> bool:
+    """Whether the source is a dataset on the Hub and not a file."""
+    return source.locations[0].startswith(HUB_PREFIX)
+
+
+def hub_parts(location: str) -> tuple[str, str | None, str]:
+    """`hub:NAME[:CONFIG[:SPLIT]]` -> name, config, split (`train` if none is given)."""
+    name, *rest = location.removeprefix(HUB_PREFIX).split(":")
+    if not name or len(rest) > 2:
+        raise DataError(f"{location!r}: expected hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
+    config, split = (*rest, "", "")[:2]
+    return name, config or None, split or "train"
+
+
+def parse_bitext_sources(specs: Iterable[str]) -> list[BitextSource]:
+    """Turn what was typed behind `--bitext_files` into sources.
+
+    Each spec is `LOCATION` or `SOURCE-TARGET=LOCATION`. A location is a file (`en-de.tsv.xz`), two files
+    (`x.en,x.fr` or `x.{en,fr}`), a folder (every file in it that is recognised), a glob, or
+    `hub:NAME[:CONFIG[:SPLIT]]`. Without `SOURCE-TARGET=` the file's name (or the dataset's config) must carry
+    the languages. The first language is that of the first side.
+
+    Args:
+        specs: What was typed.
+
+    Returns:
+        The sources in the order given, files of one folder or glob sorted by name, each once.
+
+    Raises:
+        DataError: If a spec names nothing that can be read.
+    """
+    return _unique(source for spec in specs for source in _parse_bitext(*_split_spec(spec)))
+
+
+def parse_mono_sources(specs: Iterable[str]) -> list[MonoSource]:
+    """Turn what was typed behind `--mono_files` into sources.
+
+    Each spec is `LOCATION` or `LANGUAGE=LOCATION`; a location is a file (`de.txt.xz`, `news.de.txt`), a
+    folder, a glob, or `hub:NAME[:CONFIG[:SPLIT]]`.
+
+    Args:
+        specs: What was typed.
+
+    Returns:
+        The sources in the order given, files of one folder or glob sorted by name, each once.
+
+    Raises:
+        DataError: If a spec names nothing that can be read.
+    """
+    return _unique(source for spec in specs for source in _parse_mono(*_split_spec(spec)))
+
+
+def _unique(sources: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(sources))
+
+
+def _split_spec(spec: str) -> tuple[str | None, str]:
+    """`de=path` -> (`de`, `path`); a path that merely contains `=` stays whole."""
+    languages, equals, location = spec.partition("=")
+    if not equals or "/" in languages or languages.startswith(HUB_PREFIX) or Path(spec).exists():
+        return None, spec
+    if not location:
+        raise DataError(f"{spec!r} names languages but no file; write LANGUAGES=PATH.")
+    return languages, location
+
+
+def _parse_bitext(pair: str | None, location: str) -> list[BitextSource]:
+    languages = check_pair(pair) if pair is not None else None
+    if location.startswith(HUB_PREFIX):
+        config = hub_parts(location)[1] or ""
+        return [BitextSource(*(languages or _required_pair(config, location)), (location,))]
+    braces = re.fullmatch(r"(.*)\{([^{},]+),([^{},]+)\}(.*)", location)
+    if braces:
+        before, first, second, after = braces.groups()
+        languages = languages or check_pair(f"{first}-{second}")
+        return [_two_files(before + first + after, before + second + after, languages)]
+    first, comma, second = location.partition(",")
+    if comma and not Path(location).exists():
+        return [_two_files(first, second, languages or _two_languages(first, second))]
+    paths = _expand(location)
+    if Path(location).expanduser().is_dir():
+        return _required(_bitext_in_folder(paths, languages), location)
+    return _bitext_among(paths, languages)
+
+
+def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
+    if language is not None:
+        if _GUESSED_PAIR.fullmatch(language):
+            raise DataError(
+                f"{language!r} is a pair; text of one language wants LANGUAGE=PATH as in de={location}."
+            )
+        language = check_language(language)
+    if location.startswith(HUB_PREFIX):
+        config = hub_parts(location)[1] or ""
+        return [MonoSource(language or _required_language(config, location), (location,))]
+    paths = _expand(location)
+    if Path(location).expanduser().is_dir():
+        paths = _required([path for path in paths if _is_mono_file(path, language)], location)
+    return [_mono_file(path, language) for path in paths]
+
+
+def _required(found: list[T], location: str) -> list[T]:
+    if not found:
+        raise DataError(
+            f"folder {location} holds no file to read; {_KNOWN_FILES}, and its name carries the language."
+        )
+    return found
+
+
+def _expand(location: str) -> list[Path]:
+    """The files meant by a path, a folder or a glob, sorted by name."""
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return sorted(child for child in path.iterdir() if child.is_file())
+    if path.exists():
+        return [path]
+    if not glob.has_magic(location):
+        raise DataError(f"{location}: no such file or folder.")
+    matches = sorted(match for match in map(Path, glob.glob(str(path), recursive=True)) if match.is_file())
+    if not matches:
+        raise DataError(f"no file matches {location}")
+    return matches
+
+
+# ------------------------------------------------------------------------------------------ what a name says
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A file's name taken apart: `news.de.txt.gz` is stem `news.de`, format `text`, compression `.gz`."""
+
+    stem: str
+    format: str | None
+    compression: str
+
+
+def take_apart(path: Path) -> FileName:
+    """Stem, format and compression of a file, by its name alone."""
+    stem, compression = path.name, ""
+    if Path(stem).suffix in _COMPRESSIONS:
+        compression = Path(stem).suffix
+        stem = stem.removesuffix(compression)
+    suffix = Path(stem).suffix
+    if suffix in _FORMATS:
+        return FileName(stem.removesuffix(suffix), _FORMATS[suffix], compression)
+    return FileName(stem, None, compression)
+
+
+def format_of(path: Path, language: str | None) -> str:
+    """The format of a file; `x.de` is text of the language `de`."""
+    name = take_apart(path)
+    if name.format is not None:
+        return name.format
+    stem, _, suffix = name.stem.rpartition(".")
+    if Path(stem).suffix in _FORMATS:
+        raise DataError(f"{path}: unknown compression .{suffix}; expected one of {', '.join(_COMPRESSIONS)}.")
+    if stem and (suffix == language or re.fullmatch(_GUESSED_LANGUAGE, suffix)):
+        return "text"
+    raise DataError(f"{path}: unknown kind of file; {_KNOWN_FILES}.")
+
+
+def _pair_in(name: str) -> tuple[str, str] | None:
+    """The pair that a name carries in a part of its own: `news.en-de` -> (`en`, `de`)."""
+    for match in reversed(list(_GUESSED_PAIR.finditer(name))):
+        sides = match[1], match[2]
+        # `top-ten` is not a pair: at least one side must be an ordinary two-letter code or carry a script.
+        if sides[0] != sides[1] and any(len(side) != 3 for side in sides):
+            return sides
+    return None
+
+
+def _language_in(name: str) -> str | None:
+    """The language that a name ends with: `news.de` -> `de`; none if it ends with a pair."""
+    if _GUESSED_PAIR.search(name.rpartition(".")[2]):
+        return None
+    match = _LAST_LANGUAGE.search(name)
+    return match[1] if match else None
+
+
+def _required_pair(name: str, location: str) -> tuple[str, str]:
+    pair = _pair_in(name)
+    if pair is None:
+        raise DataError(f"{location}: its name carries no language pair; write for example en-de={location}")
+    return pair
+
+
+def _required_language(name: str, location: str) -> str:
+    language = _language_in(name)
+    if language is None:
+        raise DataError(f"{location}: its name carries no language; write for example de={location}")
+    return language
+
+
+def _mono_file(path: Path, language: str | None) -> MonoSource:
+    language = language or _required_language(take_apart(path).stem, str(path))
+    format_of(path, language)
+    return MonoSource(language, (str(path),))
+
+
+def _is_mono_file(path: Path, language: str | None) -> bool:
+    """Whether a file found in a folder is text of one language (of `language`, if that is given)."""
+    name = take_apart(path)
+    found = _language_in(name.stem)
+    if name.format is None:  # `x.de` must be asked for, or README.md would be in the language `md`
+        return found is not None and found == language
+    if _pair_in(name.stem) and found is None:
+        return False
+    return found is not None if language is None else found in (None, language)
+
+
+def _two_languages(first: str, second: str) -> tuple[str, str]:
+    sides = [_required_language(take_apart(Path(path)).stem, path) for path in (first, second)]
+    return check_pair("-".join(sides))
+
+
+def _two_files(first: str, second: str, languages: tuple[str, str]) -> BitextSource:
+    for location, language in zip((first, second), languages, strict=True):
+        path = Path(location).expanduser()
+        if not path.is_file():
+            raise DataError(
+                f"{location}: no such file; two-file bitext {'-'.join(languages)} needs both sides."
+            )
+        if format_of(path, language) != "text":
+            raise DataError(
+                f"{location}: the two files of {'-'.join(languages)} must be plain text, a sentence a line."
+            )
+    paths = [Path(location).expanduser() for location in (first, second)]
+    if paths[0].samefile(paths[1]):
+        raise DataError(
+            f"both sides of {'-'.join(languages)} are the same file {first}; give its translation too."
+        )
+    return BitextSource(*languages, (str(paths[0]), str(paths[1])))
+
+
+def _bitext_file(path: Path, languages: tuple[str, str] | None) -> BitextSource:
+    languages = languages or _required_pair(take_apart(path).stem, str(path))
+    if format_of(path, None) == "text":
+        raise DataError(
+            f"{path} is plain text and has one side only; give two files as in x.en,x.fr or a .tsv file."
+        )
+    return BitextSource(*languages, (str(path),))
+
+
+def _sides(paths: Iterable[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
+    """One-language text files grouped by what they share: {(folder, `x.`): {`en`: x.en, `fr`: x.fr}}."""
+    groups: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
+    for path in paths:
+        name = take_apart(path)
+        language = _language_in(name.stem) if name.format in (None, "text") else None
+        if language is not None:
+            groups[path.parent, name.stem.removesuffix(language)][language] = path
+    return groups
+
+
+def _ordered_sides(base: str, languages: Iterable[str]) -> tuple[str, str]:
+    """Which language comes first: as in the shared name (`de-en.`), else English, else alphabetical."""
+    named = _pair_in(base.rstrip("."))
+    if named and set(named) == set(languages):
+        return named
+    first, second = sorted(languages, key=lambda language: (language != "en", language))
+    return first, second
+
+
+def _bitext_among(paths: Sequence[Path], languages: tuple[str, str] | None) -> list[BitextSource]:
+    """Sources of files that the user named one by one or by a glob: each of them must be used."""
+    sources = []
+    rest = set(paths)
+    for (_, base), sides in _sides(paths).items():
+        if len(sides) == 2:
+            order = languages if languages and set(languages) == set(sides) else _ordered_sides(base, sides)
+            sources.append(_two_files(str(sides[order[0]]), str(sides[order[1]]), languages or order))
+            rest -= set(sides.values())
+    sources += [_bitext_file(path, languages) for path in sorted(rest)]
+    return sorted(sources, key=lambda source: source.locations)
+
+
+def _bitext_in_folder(paths: Sequence[Path], languages: tuple[str, str] | None) -> list[BitextSource]:
+    """Sources among the files of a folder; what is not bitext (a licence, a README) is passed over."""
+    wanted = set(languages) if languages else None
+    chosen: list[Path] = []
+    for sides in _sides(paths).values():
+        if len(sides) == 2 and wanted in (None, set(sides)):
+            chosen += sides.values()
+    for path in paths:
+        name = take_apart(path)
+        found = _pair_in(name.stem)
+        # With the languages given, a file whose name carries none is taken, one of other languages is not.
+        fits = found is not None if wanted is None else found is None or set(found) == wanted
+        if name.format in ("tsv", "jsonl", "parquet") and fits:
+            chosen.append(path)
+    for path in sorted(set(paths) - set(chosen)):
+        logger.info("%s is not bitext of %s and is passed over", path, "-".join(languages or ("any pair",)))
+    return _bitext_among(chosen, languages)

@@ -1,0 +1,209 @@
+"""Masking: what is chosen, how often, what becomes of it, and that it hangs on nothing but tokens and key."""
+
+from collections import Counter
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_infoxlm.data.masking import MAX_SEQUENCE_LENGTH, Masked, concatenate_ranges, mask_tokens
+from modeling_infoxlm.data.sampling import hash64, random64, uniform
+from modeling_infoxlm.data.shards import SpecialTokens
+
+# <mask> stands in the middle here and not only at the end, so that drawing around it is tested too.
+SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=9, vocab_size=20, all_ids=(0, 1, 2, 3, 9))
+ORDINARY = [token for token in range(20) if token not in SPECIAL.all_ids]
+BATCHES = st.lists(st.lists(st.integers(0, 19), max_size=40), min_size=1, max_size=12)
+PROBABILITIES = st.one_of(st.sampled_from([0.0, 0.15, 1.0]), st.floats(0, 1))
+
+
+def mask(sequences: list[list[int]], keys: np.ndarray, **options: Any) -> Masked:
+    """Mask ragged lists."""
+    tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.uint32)
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    return mask_tokens(tokens, lengths, keys, special=SPECIAL, **options)
+
+
+def mask_equal(num_sequences: int, length: int, **options: Any) -> tuple[np.ndarray, Masked]:
+    """Mask many sequences of `length` ordinary tokens; returns them and the result."""
+    tokens = np.resize(np.array(ORDINARY, dtype=np.uint32), num_sequences * length)
+    keys = hash64("equal", np.arange(num_sequences))
+    return tokens, mask_tokens(tokens, np.full(num_sequences, length), keys, special=SPECIAL, **options)
+
+
+def test_concatenate_ranges() -> None:
+    """Three ranges, one of them empty."""
+    assert concatenate_ranges(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
+
+
+@settings(deadline=None)
+@given(sequences=BATCHES, seed=st.integers(0, 2**32), probability=PROBABILITIES)
+def test_only_chosen_ordinary_positions_change(
+    sequences: list[list[int]], seed: int, probability: float
+) -> None:
+    """Rows ascend without repeats, labels are the originals, special tokens stay, all other tokens stay."""
+    tokens = np.array(sum(sequences, []), dtype=np.uint32)
+    masked = mask(sequences, hash64(seed, np.arange(len(sequences))), probability=probability)
+    assert np.all(np.diff(masked.rows) > 0)
+    assert masked.labels.tolist() == tokens[masked.rows].tolist()
+    assert not set(masked.labels.tolist()) & set(SPECIAL.all_ids)
+    assert masked.input_ids.dtype == np.uint32
+    restored = masked.input_ids.copy()
+    restored[masked.rows] = masked.labels
+    assert restored.tolist() == tokens.tolist()
+    assert set(masked.input_ids[masked.rows].tolist()) <= {*ORDINARY, SPECIAL.mask}
+
+
+@settings(deadline=None)
+@given(sequences=BATCHES, seed=st.integers(0, 2**32), probability=PROBABILITIES)
+def test_number_chosen_is_the_rounded_share(
+    sequences: list[list[int]], seed: int, probability: float
+) -> None:
+    """floor(p m + u) for each sequence, u from its own key: never two more or less than the share."""
+    keys = hash64(seed, np.arange(len(sequences)))
+    rows = mask(sequences, keys, probability=probability).rows
+    ends = np.cumsum([len(sequence) for sequence in sequences])
+    draws = uniform(hash64(keys, "count"))
+    for sequence, end, draw in zip(sequences, ends, draws, strict=True):
+        num_ordinary = sum(token in ORDINARY for token in sequence)
+        num_chosen = np.sum((rows >= end - len(sequence)) & (rows < end))
+        assert num_chosen == int(np.floor(probability * num_ordinary + draw))
+
+
+@settings(deadline=None)
+@given(sequences=BATCHES, seed=st.integers(0, 2**32), probability=PROBABILITIES, special=st.booleans())
+def test_choice_equals_a_slow_loop_that_sorts_every_ticket(
+    sequences: list[list[int]], seed: int, probability: float, special: bool
+) -> None:
+    """Sorting only the likely tokens is a short cut and must not change a single choice."""
+    keys = hash64(seed, np.arange(len(sequences)))
+    masked = mask(sequences, keys, probability=probability, mask_special_tokens=special)
+    expected, start = [], 0
+    for sequence, key in zip(sequences, keys, strict=True):
+        allowed = [i for i, token in enumerate(sequence) if special or token in ORDINARY]
+        num_chosen = int(np.floor(probability * len(allowed) + uniform(hash64(key, "count"))))
+        ticket = {i: (int(random64(hash64(key, "position"), i)) >> 36, i) for i in allowed}
+        expected += sorted(start + i for i in sorted(allowed, key=ticket.__getitem__)[:num_chosen])
+        start += len(sequence)
+    assert masked.rows.tolist() == expected
+
+
+@settings(deadline=None)
+@given(sequences=BATCHES, seed=st.integers(0, 2**32))
+def test_a_sequence_is_masked_alike_alone_and_in_any_batch(sequences: list[list[int]], seed: int) -> None:
+    """Resume, other batch sizes and other worker counts put the same example among other neighbours."""
+    keys = hash64(seed, np.arange(len(sequences)))
+    alone = [mask([sequence], keys[i : i + 1]) for i, sequence in enumerate(sequences)]
+    together = mask(sequences, keys)
+    backwards = mask(sequences[::-1], keys[::-1])
+    joined = [result.input_ids.tolist() for result in alone]
+    assert together.input_ids.tolist() == sum(joined, [])
+    assert backwards.input_ids.tolist() == sum(joined[::-1], [])
+    assert together.labels.tolist() == sum((result.labels.tolist() for result in alone), [])
+
+
+def test_share_chosen_and_what_becomes_of_it() -> None:
+    """15 % of the tokens; of these 80 % <mask>, 10 % random (1 in 15 the old token), 10 % kept."""
+    tokens, masked = mask_equal(4000, 100)
+    inputs, num_chosen = masked.input_ids[masked.rows], len(masked.rows)
+    assert num_chosen / len(tokens) == pytest.approx(0.15, abs=0.0005)
+    num_masked, num_kept = np.sum(inputs == SPECIAL.mask), np.sum(inputs == masked.labels)
+    assert num_masked / num_chosen == pytest.approx(0.8, abs=0.006)
+    assert num_kept / num_chosen == pytest.approx(0.1 + 0.1 / 15, abs=0.005)
+    assert (num_chosen - num_masked - num_kept) / num_chosen == pytest.approx(0.1 * 14 / 15, abs=0.005)
+
+
+def test_expected_number_is_exact_for_short_sequences_too() -> None:
+    """3 tokens at 15 %: 0.45 chosen on average; always rounding down would never choose one."""
+    _, masked = mask_equal(100_000, 3)
+    assert len(masked.rows) / 100_000 == pytest.approx(0.45, abs=0.006)
+
+
+def test_every_subset_is_equally_likely() -> None:
+    """2 of 5 positions: ten subsets, chi-square over 10,000 draws (99.9 % point for 9 degrees is 27.9)."""
+    _, masked = mask_equal(10_000, 5, probability=0.4)
+    subsets = Counter(map(tuple, (masked.rows.reshape(-1, 2) % 5).tolist()))
+    assert set(subsets) == set(combinations(range(5), 2))
+    assert sum((count - 1000) ** 2 / 1000 for count in subsets.values()) < 27.9
+
+
+def test_positions_of_long_sequences_are_chosen_evenly() -> None:
+    """512 positions over 2,000 sequences; chi-square as for free draws, which is an upper bound here."""
+    _, masked = mask_equal(2000, 512)
+    counts = np.bincount(masked.rows % 512, minlength=512)
+    assert (
+        np.sum((counts - counts.mean()) ** 2 / counts.mean()) < 613
+    )  # 99.9 % point for 511 degrees of freedom
+
+
+def test_random_tokens_are_uniform_over_the_ordinary_ones() -> None:
+    """Each of the 15 ordinary ids, none of the special ones (99.9 % point for 14 degrees is 36.1)."""
+    _, masked = mask_equal(3000, 50, probability=1.0, mask_share=0.0, random_share=1.0)
+    counts = np.bincount(masked.input_ids, minlength=20)
+    expected = len(masked.input_ids) / len(ORDINARY)
+    assert not counts[list(SPECIAL.all_ids)].any()
+    assert np.sum((counts[ORDINARY] - expected) ** 2 / expected) < 36.1
+
+
+def test_shares_switch_off() -> None:
+    """No share for mask and random: everything is kept, and still predicted."""
+    tokens, masked = mask_equal(10, 20, probability=1.0, mask_share=0.0, random_share=0.0)
+    assert masked.input_ids.tolist() == tokens.tolist()
+    assert len(masked.rows) == 200
+
+
+def test_special_tokens_are_chosen_only_on_request() -> None:
+    """The released code masks <s> and </s> like any token."""
+    sequences = [[0, 5, 2]] * 50
+    keys = hash64(np.arange(50))
+    assert set(mask(sequences, keys, probability=1.0).labels.tolist()) == {5}
+    everything = mask(sequences, keys, probability=1.0, mask_special_tokens=True)
+    assert everything.labels.tolist() == [0, 5, 2] * 50
+
+
+def test_other_keys_give_other_masks() -> None:
+    """Masks are dynamic: a new epoch brings a new key."""
+    sequence = [ORDINARY[i % 15] for i in range(100)]
+    first, second = (mask([sequence], hash64([key])).rows.tolist() for key in (1, 2))
+    assert first != second
+
+
+def test_input_is_not_changed() -> None:
+    """Tokens may be a read-only view of a shard."""
+    tokens = np.array([5, 6, 7, 8], dtype=np.uint32)
+    tokens.flags.writeable = False
+    mask_tokens(
+        tokens, np.array([4]), hash64([1]), special=SPECIAL, probability=1.0, mask_share=1.0, random_share=0.0
+    )
+    assert tokens.tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_keys", "options", "message"),
+    [
+        ([2, 2], 1, {}, "1 keys, 2 lengths with sum 4, 4 tokens"),
+        ([2, 1], 2, {}, "2 keys, 2 lengths with sum 3, 4 tokens"),
+        ([4], 1, {"probability": 1.1}, "found 1.1"),
+        ([4], 1, {"mask_share": 0.9, "random_share": 0.2}, "found 0.9, 0.2"),
+        ([4], 1, {"random_share": -0.1}, "found 0.8, -0.1"),
+    ],
+)
+def test_refuses_what_does_not_fit(
+    lengths: list[int], num_keys: int, options: dict[str, Any], message: str
+) -> None:
+    """A length that is off by one would shift every later sequence without a word."""
+    tokens = np.array([5, 6, 7, 8], dtype=np.uint32)
+    with pytest.raises(ValueError, match=message):
+        mask_tokens(tokens, np.array(lengths), hash64(np.arange(num_keys)), special=SPECIAL, **options)
+
+
+def test_refuses_a_sequence_whose_positions_do_not_fit_into_a_ticket() -> None:
+    """Position 65,536 would spill into the random bits and choose wrong tokens silently."""
+    tokens = np.full(MAX_SEQUENCE_LENGTH + 1, 5, dtype=np.uint32)
+    with pytest.raises(ValueError, match="the longest of 65537 tokens"):
+        mask_tokens(tokens, np.array([len(tokens)]), hash64([1]), special=SPECIAL)
+    longest = mask_tokens(tokens[1:], np.array([MAX_SEQUENCE_LENGTH]), hash64([1]), special=SPECIAL)
+    assert len(longest.rows) == pytest.approx(0.15 * MAX_SEQUENCE_LENGTH, abs=1)

@@ -1,0 +1,451 @@
+"""Readers: every format gives the same sentences, and every kind of bad input its own clear line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import logging
+import lzma
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from modeling_infoxlm.data import readers
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
+from modeling_infoxlm.data.sources import (
+    BitextSource,
+    MonoSource,
+    check_language,
+    parse_bitext_sources,
+    parse_mono_sources,
+)
+
+PAIRS = [("one", "eins"), ("two", "zwei"), ("", "drei")]
+TSV = "".join(f"{a}\t{b}\n" for a, b in PAIRS).encode()
+
+
+def pairs_of(*specs: str | Path, **options: Any) -> list[tuple[str, str]]:
+    return [
+        pair for source in parse_bitext_sources(map(str, specs)) for pair in read_pairs(source, **options)
+    ]
+
+
+def sentences_of(*specs: str | Path, **options: Any) -> list[str]:
+    sources = parse_mono_sources(map(str, specs))
+    return [sentence for source in sources for sentence in read_sentences(source, **options)]
+
+
+def zstd(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstd,
+}
+
+
+# ---------------------------------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_every_compression_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"en-de.tsv{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](TSV))
+    assert pairs_of(path) == PAIRS
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_several_members_in_one_file_are_all_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"en-de.tsv{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](TSV) + COMPRESSORS[suffix](TSV))
+    assert pairs_of(path) == PAIRS * 2
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_a_file_cut_short_is_noticed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"de.txt{suffix}"
+    whole = COMPRESSORS[suffix](b"".join(b"%d ein Satz\n" % (i * i * 7919) for i in range(20_000)))
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}: cannot be read beyond line .* damaged"):
+        sentences_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_a_file_that_is_not_compressed_at_all_is_noticed(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"de.txt{suffix}").write_bytes(b"plain text\n" * 100)
+    with pytest.raises(DataError, match="cannot be read beyond line 0"):
+        sentences_of(tmp_path / f"de.txt{suffix}")
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    path = tmp_path / "de.txt"
+    path.write_bytes("\ufeffa\u2028b\u0085c\x0bd\r\n\ufeffzwei\r\n\nlast".encode())
+    assert sentences_of(path) == ["a\u2028b\u0085c\x0bd", "\ufeffzwei", "", "last"]
+
+
+def test_jsonl_by_language_names_and_as_translations(tmp_path: Path) -> None:
+    path = tmp_path / "en-de.jsonl"
+    records: list[dict[str, Any]] = [
+        {"en": "one", "de": "eins", "id": 3},
+        {"translation": {"de": "zwei", "en": "two"}},
+        {"en": None, "de": "drei"},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert pairs_of(path) == PAIRS
+    assert pairs_of(f"de-en={path}") == [(b, a) for a, b in PAIRS]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    columns = {"en": [a for a, _ in PAIRS], "de": [b for _, b in PAIRS]}
+    parquet.write_table(pyarrow.table({**columns, "id": [1, 2, 3]}), tmp_path / "en-de.parquet")
+    records = [{"en": a, "de": b} for a, b in PAIRS]
+    parquet.write_table(pyarrow.table({"translation": records}), tmp_path / "x.en-de.parquet")
+    parquet.write_table(pyarrow.table({"text": ["eins\nzwei", None]}), tmp_path / "de.parquet")
+    assert pairs_of(tmp_path / "en-de.parquet") == PAIRS
+    assert pairs_of(tmp_path / "x.en-de.parquet") == PAIRS
+    assert sentences_of(tmp_path / "de.parquet") == ["eins", "zwei", ""]
+    with pytest.raises(DataError, match="missing columns translation / en / fr; found text"):
+        pairs_of(f"en-fr={tmp_path / 'de.parquet'}")
+    with pytest.raises(DataError, match="row 1: missing column 'fr'; found en"):
+        pairs_of(f"en-fr={tmp_path / 'en-de.parquet'}")
+    (tmp_path / "en-fr.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        pairs_of(tmp_path / "en-fr.parquet")
+
+
+def test_mono_jsonl_and_tsv(tmp_path: Path) -> None:
+    (tmp_path / "de.jsonl").write_text('{"text": "eins\\nzwei"}\n')
+    (tmp_path / "fr.tsv").write_text("news\tun\nnews\tdeux\n")
+    assert sentences_of(tmp_path / "de.jsonl") == ["eins", "zwei"]
+    assert sentences_of(tmp_path / "fr.tsv") == ["un", "deux"]
+
+
+def test_hub_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    calls = []
+
+    def load_dataset(name: str, config: str | None, **options: Any) -> list[dict[str, Any]]:
+        calls.append((name, config, options))
+        return [{"translation": {"en": a, "de": b}} for a, b in PAIRS]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (source,) = parse_bitext_sources(["hub:someone/books:en-de:test"])
+    assert source == BitextSource("en", "de", ("hub:someone/books:en-de:test",))
+    assert list(read_pairs(source, revision="abc")) == PAIRS
+    options = {"split": "test", "streaming": True, "revision": "abc"}
+    assert calls == [("someone/books", "en-de", options)]
+    assert parse_mono_sources(["hub:cc100:de"]) == [MonoSource("de", ("hub:cc100:de",))]
+    assert parse_mono_sources(["sw=hub:someone/text"])[0].language == "sw"
+    with pytest.raises(
+        DataError, match="carries no language pair; write for example en-de=hub:someone/books"
+    ):
+        parse_bitext_sources(["hub:someone/books"])
+    with pytest.raises(DataError, match="expected hub:NAME"):
+        parse_mono_sources(["de=hub:a:b:c:d"])
+
+
+def test_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise ConnectionError("no route\nmany more lines")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+    with pytest.raises(DataError, match=r"hub:x:de: cannot be read beyond row 0 \(no route\)"):
+        sentences_of("hub:x:de")
+    with pytest.raises(DataError, match=r"hub:x:de: dataset not reachable on the Hub \(no route\)"):
+        readers.hub_revision("hub:x:de")
+    info = SimpleNamespace(sha="c0ffee")
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda self, name: info if name == "x" else None
+    )
+    assert readers.hub_revision("hub:x:de") == "c0ffee"
+
+
+# ---------------------------------------------------------------------------------------------------- columns
+
+
+def test_more_than_two_columns_take_the_last_two_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("en-de.tsv", "en-fr.tsv"):
+        (tmp_path / name).write_text("bible\tone\teins\nbible\ttwo\tzwei\n")
+    sources = parse_bitext_sources([str(tmp_path)])
+    assert list(read_pairs(sources[0])) == PAIRS[:2]
+    assert list(read_pairs(sources[0], columns=(2, 0))) == [("eins", "bible"), ("zwei", "bible")]
+    with caplog.at_level(logging.WARNING):
+        warn_of_extra_columns(sources, (1, 2))
+        assert not caplog.records
+        warn_of_extra_columns(sources, None)
+    assert len(caplog.records) == 1
+    assert "--bitext_columns" in caplog.text and "en-de.tsv has 3" in caplog.text
+
+
+def test_missing_and_extra_columns_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "en-de.tsv"
+    path.write_text("one\teins\ntwo\n\nthree\tdrei\tx\n")
+    with pytest.raises(DataError, match=r"en-de.tsv, line 2: missing columns: 2 needed, 1 found"):
+        pairs_of(path)
+    with pytest.raises(DataError, match=r"line 1: missing columns: 4 needed, 2 found"):
+        pairs_of(path, columns=(0, 3))
+    skip = SkipBadLines()
+    assert pairs_of(path, on_bad_line=skip) == [("one", "eins"), ("", "")]
+    assert skip.count == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "found list, expected an object"),
+        ('{"en": "a", "fr": "b"}', "missing column 'de'; found en, fr"),
+        ('{"en": "a", "de": 3}', "column 'de' holds int, expected text"),
+    ],
+)
+def test_bad_json_lines(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "en-de.jsonl"
+    path.write_text('{"en": "a", "de": "b"}\n' + line)
+    with pytest.raises(DataError, match=f"en-de.jsonl, line 2: {re.escape(complaint)}.*--on_bad_line skip"):
+        pairs_of(path)
+
+
+# -------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(("num_source", "num_target"), [(3, 5), (5, 3), (1204, 1203)])
+def test_unequal_line_counts_name_both_counts_and_files(
+    tmp_path: Path, num_source: int, num_target: int
+) -> None:
+    (tmp_path / "x.en").write_text("a\n" * num_source)
+    (tmp_path / "x.fr").write_text("b\n" * num_target)
+    with pytest.raises(DataError) as error:
+        pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr")
+    assert f"bitext en-fr has {num_source:,} source lines ({tmp_path}/x.en)" in str(error.value)
+    assert f"but {num_target:,} target lines ({tmp_path}/x.fr)" in str(error.value)
+
+
+def test_invalid_utf8_names_file_and_line_or_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "x.en").write_bytes(b"one\nt\xffo\nthree\nf\xfeur\n")
+    (tmp_path / "x.de").write_bytes(b"eins\nzwei\ndrei\nvier\n")
+    spec = f"{tmp_path}/x.{{en,de}}"
+    with pytest.raises(
+        DataError, match=r"x.en, line 2: invalid UTF-8, byte 0xff at position 1.*--on_bad_line skip"
+    ):
+        pairs_of(spec)
+    skip = SkipBadLines()
+    assert pairs_of(spec, on_bad_line=skip) == [("one", "eins"), ("three", "drei")]  # both sides are skipped
+    assert skip.count == 2
+    assert len(caplog.records) == 1 and "line 2" in caplog.text
+    with pytest.raises(DataError, match="x.en, line 2: invalid UTF-8"):
+        sentences_of(tmp_path / "x.en")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "de.txt").touch()
+    (tmp_path / "fr.txt.gz").write_bytes(gzip.compress(b""))
+    for name in ("de.txt", "fr.txt.gz"):
+        with pytest.raises(DataError, match=f"{name} is empty"):
+            sentences_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["de.txt.lz4", "de.txt.br", "de.tsv.zip"])
+def test_unknown_compression(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"unknown compression \.\w+; expected one of .gz, .xz, .bz2, .zst"):
+        sentences_of(f"de={tmp_path / name}")
+
+
+@pytest.mark.parametrize("name", ["de.pdf", "x.csv", "de"])
+def test_unknown_kind_of_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match="unknown kind of file; a known file ends in .txt, .tsv"):
+        sentences_of(f"de={tmp_path / name}")
+    with pytest.raises(DataError, match="unknown kind of file"):
+        pairs_of(f"en-de={tmp_path / name}")
+
+
+def test_missing_files_and_globs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file matches .*/x-\\*.tsv"):
+        pairs_of(f"en-de={tmp_path}/x-*.tsv")
+    with pytest.raises(DataError, match="no such file or folder"):
+        sentences_of(f"de={tmp_path}/none.txt")
+    (tmp_path / "x.en").write_text("a\n")
+    with pytest.raises(DataError, match="x.fr: no such file; two-file bitext en-fr needs both sides"):
+        pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr")
+    with pytest.raises(DataError, match="holds no file to read"):
+        pairs_of(tmp_path)
+    with pytest.raises(DataError, match="names languages but no file"):
+        pairs_of("en-de=")
+
+
+def test_one_file_as_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "x.en").write_text("a\n")
+    os.symlink(tmp_path / "x.en", tmp_path / "x.fr")
+    with pytest.raises(DataError, match="both sides of en-fr are the same file"):
+        pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr")
+
+
+def test_plain_text_is_not_bitext(tmp_path: Path) -> None:
+    (tmp_path / "en-de.txt").write_text("a\n")
+    with pytest.raises(DataError, match="has one side only; give two files"):
+        pairs_of(tmp_path / "en-de.txt")
+
+
+# ------------------------------------------------------------------------------------------ names and
+# languages
+
+
+@pytest.mark.parametrize("code", ["de", "ceb", "zh_Hans", "pt-BR", "sr_Latn_RS"])
+def test_language_codes(code: str) -> None:
+    assert check_language(code) == code.replace("-", "_")
+
+
+@pytest.mark.parametrize("code", ["", "d", "deutsch", "../de", "de/..", "de_", "d.e", "de\n", "de fr"])
+def test_what_is_no_language_code_never_becomes_a_folder(code: str) -> None:
+    with pytest.raises(DataError):
+        MonoSource(code, ("x.txt",))
+    with pytest.raises(DataError):
+        BitextSource("en", code, ("x.tsv",))
+
+
+def test_languages_typed_wrongly(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.touch()
+    for spec, complaint in {
+        f"en={path}": "'en' is not a language pair",
+        f"zh-Hans-en={path}": "underscore as in zh_Hans-en",
+        f"en-en={path}": "names one language twice",
+        f"../../evil={path}": "no such file",
+    }.items():
+        with pytest.raises(DataError, match=complaint):
+            parse_bitext_sources([spec])
+    for spec, complaint in {
+        f"en-de={path}": "is a pair; text of one language wants",
+        f"german={path}": "'german' is not a language code",
+    }.items():
+        with pytest.raises(DataError, match=complaint):
+            parse_mono_sources([spec])
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        ("en-de.tsv.xz", "en-de"),
+        ("news.de-en.tsv", "de-en"),
+        ("corpus_zh_Hans-en.jsonl.gz", "zh_Hans-en"),
+        ("train.en-ceb.parquet", "en-ceb"),
+        ("v1-en-de.tsv", "en-de"),
+        ("top-ten.tsv", None),
+        ("pairs.tsv", None),
+    ],
+)
+def test_pair_in_the_name(tmp_path: Path, name: str, pair: str | None) -> None:
+    (tmp_path / name).touch()
+    if pair is None:
+        with pytest.raises(DataError, match="carries no language pair; write for example en-de="):
+            parse_bitext_sources([str(tmp_path / name)])
+    else:
+        assert parse_bitext_sources([str(tmp_path / name)])[0].pair == pair
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [
+        ("de.txt.xz", "de"),
+        ("news.de.txt", "de"),
+        ("news-2020_de.txt.gz", "de"),
+        ("cc.zh_Hans.jsonl", "zh_Hans"),
+        ("eng_Latn.txt", "eng_Latn"),
+        ("news.de", "de"),
+        ("raw.txt", None),
+        ("SOURCE.txt", None),
+        ("en-de.txt", None),
+    ],
+)
+def test_language_in_the_name(tmp_path: Path, name: str, language: str | None) -> None:
+    (tmp_path / name).touch()
+    if language is None:
+        with pytest.raises(DataError, match="carries no language; write for example de="):
+            parse_mono_sources([str(tmp_path / name)])
+    else:
+        assert parse_mono_sources([str(tmp_path / name)])[0].language == language
+
+
+def names(sources: list[Any]) -> list[tuple[str, ...]]:
+    return [("-".join(s.languages), *(Path(location).name for location in s.locations)) for s in sources]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in (
+        "en-fr.tsv",
+        "en-de.tsv.gz",
+        "x.en",
+        "x.sw",
+        "tatoeba.de-en.en",
+        "tatoeba.de-en.de",
+        "multi.en.txt",
+        "multi.de.txt",
+        "multi.fr.txt",
+        "SOURCE.txt",
+        "README.md",
+        "LICENSE",
+        "it.txt",
+    ):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_bitext_folder_takes_what_it_recognises(folder: Path) -> None:
+    assert names(parse_bitext_sources([str(folder)])) == [
+        ("en-de", "en-de.tsv.gz"),
+        ("en-fr", "en-fr.tsv"),
+        ("de-en", "tatoeba.de-en.de", "tatoeba.de-en.en"),
+        ("en-sw", "x.en", "x.sw"),
+    ]
+    assert names(parse_bitext_sources([f"en-de={folder}"])) == [
+        ("en-de", "en-de.tsv.gz"),
+        ("en-de", "tatoeba.de-en.en", "tatoeba.de-en.de"),
+    ]
+
+
+def test_mono_folder_takes_what_it_recognises(folder: Path) -> None:
+    found = names(parse_mono_sources([str(folder)]))
+    assert ("it", "it.txt") in found and ("de", "multi.de.txt") in found
+    assert not {"SOURCE.txt", "README.md", "LICENSE", "en-fr.tsv", "en-de.tsv.gz"} & {
+        name for _, name in found
+    }
+    assert ("it", "SOURCE.txt") in names(parse_mono_sources([f"it={folder}"]))
+    assert ("it", "multi.de.txt") not in names(parse_mono_sources([f"it={folder}"]))
+
+
+def test_globs_braces_and_duplicates(folder: Path) -> None:
+    assert names(parse_bitext_sources([f"{folder}/en-*", f"{folder}/en-fr.tsv"])) == [
+        ("en-de", "en-de.tsv.gz"),
+        ("en-fr", "en-fr.tsv"),
+    ]
+    assert names(parse_bitext_sources([f"{folder}/multi.{{fr,de}}.txt"])) == [
+        ("fr-de", "multi.fr.txt", "multi.de.txt")
+    ]
+    assert names(parse_bitext_sources([f"{folder}/x.*"])) == [("en-sw", "x.en", "x.sw")]
+    with pytest.raises(DataError, match="LICENSE: its name carries no language pair"):
+        parse_bitext_sources([f"{folder}/L*"])

@@ -1,0 +1,181 @@
+"""Token shards: what is written is read back, and half-written files never pass for whole ones."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modeling_infoxlm.data import shards
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.shards import Corpus, TokenStore, TokenStoreWriter
+
+SEQUENCES = [[5, 6, 7], [], [2**32 - 1], [8, 9], [10]]
+
+
+def write(prefix: Path, sequences: list[list[int]]) -> Path:
+    with TokenStoreWriter(prefix) as writer:
+        for sequence in sequences:
+            writer.append(sequence)
+    return prefix
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TokenStore:
+    return TokenStore([write(tmp_path / "x.0", SEQUENCES[:2]), write(tmp_path / "x.1", SEQUENCES[2:])])
+
+
+def test_shards_are_one_list_in_order(store: TokenStore) -> None:
+    assert len(store) == 5
+    assert [store[i].tolist() for i in range(5)] == SEQUENCES
+    assert store[-1].tolist() == [10]
+    assert store[0].dtype == np.uint32
+
+
+def test_index_beyond_the_end_is_refused(store: TokenStore) -> None:
+    for index in (5, -6):
+        with pytest.raises(IndexError, match="5 sequences"):
+            store[index]
+    with pytest.raises(IndexError):
+        store.gather(np.array([0, 5]))
+    with pytest.raises(IndexError):
+        store.lengths(np.array([-1]))
+
+
+def test_gather_across_shards_keeps_the_order_asked(store: TokenStore) -> None:
+    tokens, lengths = store.gather(np.array([3, 0, 1, 3]))
+    assert tokens.tolist() == [8, 9, 5, 6, 7, 8, 9]
+    assert lengths.tolist() == [2, 3, 0, 2]
+    assert (tokens.dtype, lengths.dtype) == (np.uint32, np.int64)
+
+
+def test_gather_of_nothing(store: TokenStore) -> None:
+    tokens, lengths = store.gather(np.array([], dtype=np.int64))
+    assert (len(tokens), len(lengths)) == (0, 0)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_gather_equals_a_loop(tmp_path: Path, data: st.DataObject) -> None:
+    sequence = st.lists(st.integers(0, 2**32 - 1), max_size=5)
+    groups = data.draw(st.lists(st.lists(sequence, max_size=4), min_size=1, max_size=4))
+    store = TokenStore([write(tmp_path / str(number), group) for number, group in enumerate(groups)])
+    flat = [sequence for group in groups for sequence in group]
+    assert len(store) == len(flat)
+    indices = data.draw(st.lists(st.integers(0, len(flat) - 1), max_size=8)) if flat else []
+    tokens, lengths = store.gather(np.array(indices, dtype=np.int64))
+    assert tokens.tolist() == [token for index in indices for token in flat[index]]
+    assert lengths.tolist() == [len(flat[index]) for index in indices]
+    assert store.lengths(np.array(indices, dtype=np.int64)).tolist() == lengths.tolist()
+
+
+def test_store_travels_to_workers_as_paths_only(store: TokenStore) -> None:
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 1000
+    assert [pickle.loads(pickled)[i].tolist() for i in range(5)] == SEQUENCES
+
+
+def test_writer_takes_arrays_and_flushes_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_FLUSH_TOKENS", 4)
+    with TokenStoreWriter(tmp_path / "x") as writer:
+        for start in range(0, 30, 3):
+            writer.append(np.arange(start, start + 3))
+        assert (len(writer), writer.num_tokens) == (10, 30)
+    store = TokenStore([tmp_path / "x"])
+    assert store.gather(np.arange(10))[0].tolist() == list(range(30))
+
+
+def test_nothing_is_visible_before_the_end_and_nothing_left_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), TokenStoreWriter(tmp_path / "x") as writer:
+        writer.append([1, 2])
+        assert not (tmp_path / "x.tokens").exists()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_to_reach_the_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "fsync_file", full)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "x", SEQUENCES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "x.tokens.partial").write_bytes(b"garbage of a killed run, longer than the shard" * 9)
+    write(tmp_path / "x", SEQUENCES)
+    assert TokenStore([tmp_path / "x"]).gather(np.arange(5))[0].tolist() == sum(SEQUENCES, [])
+
+
+def test_cut_and_missing_shards_are_refused(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "x", SEQUENCES)
+    with open(tmp_path / "x.tokens", "r+b") as file:
+        file.truncate(8)
+    with pytest.raises(DataError, match="holds 2 tokens but its offsets say 7"):
+        TokenStore([prefix])
+    (tmp_path / "x.tokens").unlink()
+    with pytest.raises(DataError, match="missing"):
+        TokenStore([prefix])
+
+
+def manifest(tmp_path: Path, **changes: object) -> None:
+    special = {
+        "bos": 0,
+        "pad": 1,
+        "eos": 2,
+        "unk": 3,
+        "mask": 9,
+        "vocab_size": 10,
+        "all_ids": [0, 1, 2, 3, 9],
+    }
+    content = {
+        "format_version": 1,
+        "tokenizer": {"special": special},
+        "settings": {"max_length": 16},
+        "mono": {"de": {"shards": ["mono/de/a", "mono/de/b"]}},
+        "bitext": {"zh_Hans-en": {"shards": ["bitext/zh_Hans-en/a"]}},
+        "heldout": {"zh_Hans-en": {"shards": ["heldout/zh_Hans-en"]}},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, **changes}))
+    write(tmp_path / "mono/de/a", [[0, 5, 2]])
+    write(tmp_path / "mono/de/b", [[0, 6, 2]])
+    for prefix in ("bitext/zh_Hans-en/a", "heldout/zh_Hans-en"):
+        write(tmp_path / f"{prefix}.source", [[5], [6]])
+        write(tmp_path / f"{prefix}.target", [[7, 7], [8]])
+    (tmp_path / "heldout/zh_Hans-en.tsv").write_text("一\u2028\tone\n二\ttwo\n", encoding="utf-8")
+
+
+def test_corpus_opens_all_its_stores(tmp_path: Path) -> None:
+    manifest(tmp_path)
+    corpus = Corpus.open(tmp_path)
+    assert [corpus.mono["de"][index].tolist() for index in range(2)] == [[0, 5, 2], [0, 6, 2]]
+    pairs = corpus.bitext["zh_Hans-en"]
+    assert (pairs.source_language, pairs.target_language, len(pairs)) == ("zh_Hans", "en", 2)
+    assert pairs.target[0].tolist() == [7, 7]
+    assert corpus.heldout_text("zh_Hans-en") == [("一\u2028", "one"), ("二", "two")]
+    assert (corpus.max_length, corpus.special.mask, corpus.special.all_ids) == (16, 9, (0, 1, 2, 3, 9))
+
+
+def test_corpus_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="infoxlm prepare"):
+        Corpus.open(tmp_path)
+    manifest(tmp_path, format_version=7)
+    with pytest.raises(DataError, match="format version 7, expected 1"):
+        Corpus.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="not readable JSON"):
+        Corpus.open(tmp_path)
+
+
+def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
+    manifest(tmp_path)
+    write(tmp_path / "bitext/zh_Hans-en/a.target", [[7]])
+    with pytest.raises(DataError, match="2 source but 1 target"):
+        Corpus.open(tmp_path)
