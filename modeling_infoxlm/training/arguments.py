@@ -1,0 +1,459 @@
+"""The flags of pre-training, in four dataclasses by reason to change: model, data, contrast, training.
+
+Where nothing else is said a default is the paper's (InfoXLM, arXiv 2007.07834). "Released code" means the
+folder infoxlm/ of microsoft/unilm; "README" the commands given there. Every check raises ValueError with what
+was expected, what was found and what to do.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from modeling_infoxlm.data.batches import ConcatenatePairs, StreamSettings
+from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.momentum import MomentumSchedule
+
+
+def _flag(default: Any, text: str, **metadata: Any) -> Any:
+    """A dataclass field whose help is `text`; argparse formats helps with %, so a literal one is doubled."""
+    return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
+
+
+def _files(text: str) -> Any:
+    return field(default_factory=list, metadata={"help": text.replace("%", "%%")})
+
+
+def _at_least(low: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise ValueError(f"{name} must be at least {low:g}, found {value:g}.")
+
+
+def _in_range(low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be in {low:g}..{high:g}, found {value:g}.")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained: a checkpoint, or a new one of a given shape."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = _flag(
+        None,
+        "Checkpoint to start from, a Hub name or a folder: XLM-R, InfoXLM or our own. Unset: random weights.",
+    )
+    config_name: str | None = _flag(
+        None, "Configuration of a model from scratch, a Hub name or a folder. Unset: XLM-R base's shape."
+    )
+    tokenizer_name: str | None = _flag(
+        None, "Fast tokenizer, a Hub name or a folder. Unset: that of model_name_or_path."
+    )
+    cache_dir: str | None = _flag(None, "Folder for files from the Hub. Unset: the Hub client's own.")
+    model_revision: str = _flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
+    # repr=False: a printed or logged instance must not show the secret.
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
+    )
+    num_hidden_layers: int | None = _flag(
+        None, "Layers of a model from scratch. Unset: the configuration's (base 12)."
+    )
+    hidden_size: int | None = _flag(
+        None, "Width of a model from scratch. Unset: the configuration's (base 768)."
+    )
+    num_attention_heads: int | None = _flag(
+        None, "Heads of a model from scratch. Unset: the configuration's (base 12)."
+    )
+    intermediate_size: int | None = _flag(
+        None, "Feed-forward width of a model from scratch. Unset: the configuration's (base 3072)."
+    )
+    max_position_embeddings: int | None = _flag(
+        None,
+        "Positions of a model from scratch, two more than its longest sequence. "
+        "Unset: the configuration's (514).",
+    )
+
+    hidden_dropout_prob: float = _flag(0.0, "Dropout of hidden states while training (README: 0).")
+    attention_probs_dropout_prob: float = _flag(
+        0.0, "Dropout of attention weights while training (README: 0)."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that cannot be, and one for a checkpoint that has its own."""
+        shape = self.shape_overrides()
+        _at_least(1, **shape)
+        for name, value in self.dropout_overrides().items():
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, found {value:g}.")
+        if shape and self.model_name_or_path is not None:
+            raise ValueError(
+                f"{', '.join(shape)} describe a model from scratch, but model_name_or_path is "
+                f"{self.model_name_or_path}, which has its own shape; give one or the other."
+            )
+        if self.hidden_size and self.num_attention_heads and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size} and num_attention_heads {self.num_attention_heads}; "
+                "the width must be a multiple of the number of heads."
+            )
+
+    def dropout_overrides(self) -> dict[str, float]:
+        """Return the configuration fields of dropout, for any model: checkpoints of XLM-R come with 0.1."""
+        return {
+            "hidden_dropout_prob": self.hidden_dropout_prob,
+            "attention_probs_dropout_prob": self.attention_probs_dropout_prob,
+        }
+
+    def shape_overrides(self) -> dict[str, int]:
+        """Return the configuration fields that were given, for a model from scratch."""
+        shape = {
+            "num_hidden_layers": self.num_hidden_layers,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_attention_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+        }
+        return {name: value for name, value in shape.items() if value is not None}
+
+
+@dataclass
+class PrepareArguments:
+    """Which text is read, and how it is checked, tokenised and held out: what `infoxlm prepare` does."""
+
+    _argument_group_name = "data"
+
+    bitext_files: list[str] = _files(
+        "Translated text for TLM and XlCo: files (en-de.tsv.xz), two files with a comma (x.en,x.de), "
+        "folders, globs or Hub datasets (hub:NAME:CONFIG:SPLIT); "
+        "en-de=PATH if the name does not say the languages."
+    )
+    mono_files: list[str] = _files(
+        "Text for MLM, one sentence a line: files (de.txt.xz), folders, globs or Hub datasets "
+        "(hub:NAME:CONFIG:SPLIT); de=PATH if the name does not say the language."
+    )
+    bitext_columns: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Two columns of TSV bitext, counted from 0: source and target. Unset: the last two."
+        },
+    )
+    prepared_data: str | None = _flag(
+        None,
+        "Folder of token shards: read if it is there, else written from the files. "
+        "Unset: `data` in output_dir.",
+    )
+    preprocessing_num_workers: int | None = _flag(None, "Processes that tokenise. Unset: one a core.")
+    max_seq_length: int = _flag(
+        512, "Longest sequence in tokens, for MLM blocks and for joined pairs (README: 512)."
+    )
+    max_side_length: int | None = _flag(
+        None,
+        "Longest side of a pair in tokens without special ones; longer pairs are dropped. "
+        "Unset: half a sequence, 254 of 512.",
+    )
+    min_length: int = _flag(
+        1, "Shortest side of a pair and shortest sentence in tokens; shorter ones are dropped (ours)."
+    )
+    max_length_ratio: float = _flag(
+        9.0, "A pair is dropped if one side has this many times the other's tokens (ours)."
+    )
+    deduplicate: bool = _flag(
+        True, "Drop repeated sentences and pairs: as negatives they would be false ones (ours)."
+    )
+    mono_from_bitext: bool = _flag(False, "Use the sides of the bitext as MLM text too (ours).")
+    heldout_fraction: float = _flag(
+        0.0,
+        "Share of the sentences of heldout_language whose pairs are kept out of training, "
+        "in all languages at once.",
+    )
+    heldout_language: str = _flag("en", "Language whose sentences decide, by hash, which pairs are held out.")
+    heldout_max_pairs: int = _flag(
+        1000, "Most held-out pairs kept for evaluation, for each language pair; the rest is unused."
+    )
+    prepare_seed: int = _flag(
+        0,
+        "Seed of the preparation (what is held out). "
+        "Apart from --seed, so that runs with other seeds share one corpus.",
+    )
+    on_bad_line: Literal["fail", "skip"] = _flag(
+        "fail", "What to do with a line that cannot be read: fail, or skip and count it."
+    )
+    tokenizer_vocab_size: int = _flag(
+        8000, "Tokens of the tokenizer trained from the text when none is named (ours; XLM-R: 250,002)."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        _at_least(5, max_seq_length=self.max_seq_length)  # the smallest joined pair: `<s> a </s> b </s>`
+        _at_least(1, preprocessing_num_workers=self.preprocessing_num_workers)
+        if len(self.bitext_columns) not in (0, 2):
+            raise ValueError(
+                f"bitext_columns names {len(self.bitext_columns)} columns; name two, of source and target."
+            )
+        self.prepare_settings()  # makes its own checks
+
+    def prepare_settings(self) -> PrepareSettings:
+        """Return what `prepare` needs."""
+        return PrepareSettings(
+            max_length=self.max_seq_length,
+            max_side_length=self.max_side_length,
+            min_length=self.min_length,
+            max_length_ratio=self.max_length_ratio,
+            deduplicate=self.deduplicate,
+            mono_from_bitext=self.mono_from_bitext,
+            heldout_fraction=self.heldout_fraction,
+            heldout_language=self.heldout_language,
+            heldout_max_pairs=self.heldout_max_pairs,
+            seed=self.prepare_seed,
+            on_bad_line=self.on_bad_line,
+            bitext_columns=(self.bitext_columns[0], self.bitext_columns[1]) if self.bitext_columns else None,
+        )
+
+
+@dataclass
+class DataArguments(PrepareArguments):
+    """What is read, how it is prepared, and what a batch is made of."""
+
+    _argument_group_name = "data"
+
+    objectives: str = _flag(
+        "mlm,tlm,xlco", "Objectives to train, separated by commas: any of mlm, tlm, xlco."
+    )
+    mlm_examples: int = _flag(1, "MLM blocks in one item of a batch (README: as many of each objective).")
+    tlm_examples: int = _flag(1, "TLM pairs in one item of a batch (README: as many of each objective).")
+    xlco_examples: int = _flag(1, "XlCo examples in one item of a batch (README: as many of each objective).")
+    sampling_alpha: float = _flag(
+        0.7, "Exponent of the language probabilities, p ~ n^alpha; 1 is as they come, 0 all alike."
+    )
+    pair_sampling_alpha: float = _flag(
+        0.7, "The same for language pairs (the paper gives the formula, but no exponent for pairs)."
+    )
+    mask_probability: float = _flag(
+        0.15, "Share of the tokens that are masked: 80% <mask>, 10% random, 10% kept."
+    )
+    mask_special_tokens: bool = _flag(
+        False, "Mask <s> and </s> like other tokens, as the released code does."
+    )
+    xlco_masking: bool = _flag(True, "Mask the inputs of XlCo too, as the released code does.")
+    concatenate_pairs: ConcatenatePairs = _flag(
+        "random",
+        "Second pair that is joined to each XlCo example: a random one, the adjacent one (released code), "
+        "a random one with both languages on each side (the paper's text), or none.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        super().__post_init__()
+        self.stream_settings(seed=0)  # makes its own checks
+
+    def objective_names(self) -> tuple[Any, ...]:
+        """Return the objectives in the order in which they were given, such as ("mlm", "tlm", "xlco")."""
+        return tuple(name.strip() for name in self.objectives.split(","))
+
+    def stream_settings(self, *, seed: int) -> StreamSettings:
+        """Return what `JointDataset` needs, with the seed of order and masks."""
+        return StreamSettings(
+            objectives=self.objective_names(),
+            mlm_examples=self.mlm_examples,
+            tlm_examples=self.tlm_examples,
+            xlco_examples=self.xlco_examples,
+            sampling_alpha=self.sampling_alpha,
+            pair_sampling_alpha=self.pair_sampling_alpha,
+            mask_probability=self.mask_probability,
+            mask_special_tokens=self.mask_special_tokens,
+            xlco_masking=self.xlco_masking,
+            concatenate_pairs=self.concatenate_pairs,
+            seed=seed,
+        )
+
+
+@dataclass
+class ContrastArguments:
+    """The cross-lingual contrast: which vectors, against which negatives, and how keys are made."""
+
+    _argument_group_name = "contrast"
+
+    xlco_layer: int | None = _flag(
+        None,
+        "Layer whose sentence vector is contrasted, from 1 to the number of layers. "
+        "Unset: 8 of 12 layers (README), 12 of 24.",
+    )
+    # Unset fields are the checkpoint's, so that a run goes on with the contrast its model was trained with.
+    xlco_pooling: Literal["cls", "mean"] | None = _flag(
+        None,
+        "Sentence vector: that of <s>, or the mean over all tokens. "
+        "Unset: the checkpoint's, else cls (paper).",
+    )
+    xlco_similarity: Literal["dot", "cosine"] | None = _flag(
+        None,
+        "Score of two vectors: dot product or cosine. Unset: the checkpoint's, else dot (released code).",
+    )
+    xlco_temperature: float | None = _flag(
+        None, "Divides the scores. Unset: the checkpoint's, else 0.25 (released code; the paper has none)."
+    )
+    xlco_use_projection: bool | None = _flag(
+        None,
+        "Project vectors by one bias-free matrix. Unset: the checkpoint's, else true (paper: linear head).",
+    )
+    xlco_in_batch_negatives: bool | None = _flag(
+        None,
+        "Contrast with the other keys of the batch too. "
+        "Unset: the checkpoint's, else false (paper: the queue alone).",
+    )
+    xlco_symmetric: bool | None = _flag(
+        None,
+        "Contrast each key with the batch's queries too. "
+        "Unset: the checkpoint's, else false (paper: one direction).",
+    )
+    queue_size: int = _flag(
+        131072, "Keys of earlier batches that serve as negatives (paper). Empty slots are left out."
+    )
+    queue_prefill: bool = _flag(False, "Fill the queue before the first step, as the released code does.")
+    momentum: float = _flag(
+        0.9999,
+        "Share of itself that the key encoder keeps at each optimiser step "
+        "(paper: base 0.9999, large 0.999).",
+    )
+    momentum_schedule: MomentumSchedule = _flag(
+        "constant",
+        "How momentum is reached: constant, linear from momentum_start, or exponential, 1 - step^-exponent.",
+    )
+    momentum_start: float = _flag(
+        0.99,
+        "First momentum of the linear schedule, smallest of the exponential one "
+        "(ours; released examples: 0.999, 0).",
+    )
+    momentum_warmup_steps: int = _flag(
+        10000, "Optimiser steps of the linear schedule (ours: those of the learning rate)."
+    )
+    momentum_exponent: float = _flag(
+        0.51, "Exponent of the exponential schedule (example in the released code)."
+    )
+    xlco_enqueue: Literal["step", "microbatch"] = _flag(
+        "step",
+        "When keys enter the queue: once an optimiser step, "
+        "or after each micro-batch as in the released code.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        _at_least(1, xlco_layer=self.xlco_layer, queue_size=self.queue_size)
+        _at_least(1, momentum_warmup_steps=self.momentum_warmup_steps)
+        _in_range(0, 1, momentum=self.momentum, momentum_start=self.momentum_start)
+        if self.xlco_temperature is not None and self.xlco_temperature <= 0:
+            raise ValueError(
+                f"xlco_temperature must be above 0, found {self.xlco_temperature:g}; "
+                "the released code has 0.25."
+            )
+        if self.momentum_exponent <= 0:
+            raise ValueError(f"momentum_exponent must be above 0, found {self.momentum_exponent:g}.")
+        if self.momentum_schedule != "constant" and self.momentum_start > self.momentum:
+            raise ValueError(
+                f"momentum_start is {self.momentum_start:g}, above momentum {self.momentum:g}; "
+                f"the {self.momentum_schedule} schedule rises from the one to the other."
+            )
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Return the given fields of `InfoXLMConfig` that define the contrast."""
+        fields = {
+            "xlco_layer": self.xlco_layer,
+            "xlco_pooling": self.xlco_pooling,
+            "xlco_similarity": self.xlco_similarity,
+            "xlco_temperature": self.xlco_temperature,
+            "xlco_use_projection": self.xlco_use_projection,
+            "xlco_in_batch_negatives": self.xlco_in_batch_negatives,
+            "xlco_symmetric": self.xlco_symmetric,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass
+class ObjectiveArguments:
+    """Our part of the training arguments: how losses are summed, and what is evaluated while training."""
+
+    mlm_weight: float = _flag(1.0, "Weight of the MLM loss (paper: plain sum).")
+    tlm_weight: float = _flag(1.0, "Weight of the TLM loss (paper: plain sum).")
+    xlco_weight: float = _flag(1.0, "Weight of the XlCo loss (paper: plain sum; README: lambda 1).")
+    loss_normalization: Literal["per_objective", "per_item"] = _flag(
+        "per_objective",
+        "What a loss is divided by: its own number of items (the paper's sum of means), or the items "
+        "of all objectives together (released code: XlCo is then about 1% of the whole).",
+    )
+    overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that holds a run, which is lost.")
+    eval_layer: int | None = _flag(
+        None,
+        "Layer whose vectors are compared in held-out retrieval; 0 is the embeddings. "
+        "Unset: that of the contrast.",
+    )
+    eval_pooling: Literal["cls", "mean"] = _flag(
+        "mean",
+        "Sentence vector in held-out retrieval: that of <s>, "
+        "or the mean over all tokens (the paper's Tatoeba).",
+    )
+    eval_max_pairs: int = _flag(300, "Candidates in held-out retrieval, for each language pair (ours).")
+
+
+# The second base makes our fields the first in --help: dataclass fields are collected from the last base on.
+@dataclass
+class PretrainingArguments(TrainingArguments, ObjectiveArguments):
+    """transformers' training arguments with the paper's defaults, and our own ahead of them."""
+
+    _argument_group_name = "training"
+
+    learning_rate: float = _flag(2e-4, "Peak learning rate (paper: base 2e-4, large 1e-4).")
+    warmup_steps: float = _flag(10000, "Steps of linear warm-up (paper); below 1 a share of all steps.")
+    max_steps: int = _flag(150000, "Optimiser steps (paper: base 150k, large 200k).")
+    lr_scheduler_type: str = _flag("linear", "Schedule after the warm-up: linear decay to 0 (paper).")
+    adam_beta1: float = _flag(0.9, "Adam's first decay rate (README).")
+    adam_beta2: float = _flag(0.98, "Adam's second decay rate (README).")
+    adam_epsilon: float = _flag(1e-6, "Adam's epsilon (README).")
+    weight_decay: float = _flag(
+        0.01, "Decoupled weight decay, not on biases and norms (README: 0.01 on all weights)."
+    )
+    max_grad_norm: float = _flag(1.0, "Norm to which gradients are clipped (README).")
+    save_steps: float = _flag(
+        5000, "Optimiser steps between checkpoints (README); below 1 a share of all steps."
+    )
+    dataloader_drop_last: bool = _flag(
+        True, "Drop an incomplete last batch: ranks must gather equally many keys."
+    )
+    remove_unused_columns: bool = _flag(
+        False, "Must stay off: the parts of a joint batch are no arguments of forward."
+    )
+    ddp_find_unused_parameters: bool | None = _flag(
+        False, "Search for parameters without gradient on several GPUs; the joint forward uses every one."
+    )
+
+    def __post_init__(self) -> None:
+        """Check our own fields before transformers sets up devices, and warn of a warm-up that never ends."""
+        weights = {
+            "mlm_weight": self.mlm_weight,
+            "tlm_weight": self.tlm_weight,
+            "xlco_weight": self.xlco_weight,
+        }
+        _at_least(0, **weights, eval_layer=self.eval_layer)
+        _at_least(1, eval_max_pairs=self.eval_max_pairs)
+        if not any(weights.values()):
+            raise ValueError(
+                f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."
+            )
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns is true, which would drop every part of a joint batch; leave it false."
+            )
+        super().__post_init__()
+        self._warn_of_endless_warmup()
+
+    def _warn_of_endless_warmup(self) -> None:
+        if self.max_steps > 0 and self.warmup_steps >= max(1, self.max_steps):
+            warnings.warn(
+                f"warmup_steps is {self.warmup_steps:g} but the run has {self.max_steps} steps, "
+                "so the learning rate never reaches its peak; "
+                "lower --warmup_steps (a value below 1 is a share of all steps).",
+                stacklevel=3,
+            )

@@ -1,0 +1,261 @@
+"""Recipes: a YAML or JSON file that holds a whole run, overridden by flags of the command line.
+
+Every entry of a recipe becomes the flag of the same name, put before the flags that were typed. So a value
+means the same in a recipe as on the command line (`2e-4` is a float, `131_072` an int, a wrong choice is
+refused), and the last one given wins.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; its message is one clear line."""
+
+
+def parse_args_with_config(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Build the dataclasses from `--config recipe.yaml` and the flags that override it.
+
+    Instead of `--config FILE` the file may come first: `run_pretraining.py recipe.yaml --max_steps 10`.
+    Every usage error (unknown flag or key, wrong value, unreadable recipe) ends the process with exit code 2
+    and one line on standard error.
+
+    Args:
+        dataclass_types: Dataclasses whose fields are the flags, in the order in which `--help` shows them.
+        argv: Arguments without the program's name, as in `sys.argv[1:]`.
+
+    Returns:
+        One instance of each dataclass, in the same order.
+
+    Example:
+        >>> parse_args_with_config([DataArguments], ["--config", "recipes/demo.yaml", "--mlm_examples", "4"])
+    """
+    parser = _RecipeParser(dataclass_types)
+    try:
+        path, flags = _split_off_config(argv)
+        recipe = {} if path is None else read_recipe(path)
+        arguments = parser.add_recipe(recipe, source=str(path)) + flags
+        parser.refuse_unknown_flags(flags)
+        # look_for_args_file: a stray `run_pretraining.args` beside the script would be read in silence.
+        parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError as error:  # RecipeError, or raised by the dataclasses' own checks
+        parser.error(str(error))
+    return parsed[: len(dataclass_types)]  # without the namespace that holds `config`
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe file; scalars of YAML other than true, false and null stay the text that was written.
+
+    Raises:
+        RecipeError: If the file is missing, is no YAML or JSON, is no mapping, or names a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            content = json.loads(text, object_pairs_hook=_unique_keys)
+        else:
+            content = yaml.load(text, Loader=_RecipeLoader)
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not valid UTF-8 at byte {error.start:,}.") from error
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise RecipeError(f"recipe {path} is malformed: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"recipe {path} must be a mapping of flag names to values, not a {type(content).__name__}."
+        )
+    return content
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML without YAML 1.1's surprises.
+
+    There `no` (Norwegian), `on` and `y` are booleans, `2e-4` is a string, `010` is 8 and `12:30` is 750. Here
+    only true, false and null are resolved; what every other scalar means is left to the type of its flag.
+    """
+
+    # Replaced, not changed in place: the table of the base class is shared by all loaders.
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping; a key given twice is refused (PyYAML would keep the last one in silence)."""
+        mapping = super().construct_mapping(node, deep=deep)
+        _unique_keys([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+        return mapping
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF")
+)
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$", re.I), ["n", "N", "~", ""]
+)
+
+
+def _unique_keys(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise RecipeError(f"the key {key} is given twice; keep one.")
+        result[key] = value
+    return result
+
+
+def _split_off_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Take the recipe's path out of the arguments, given as a leading file name or by --config."""
+    flags = list(argv)
+    paths: list[str] = []
+    if flags and not flags[0].startswith("-") and flags[0].endswith(RECIPE_SUFFIXES):
+        paths.append(flags.pop(0))
+    while (position := next((i for i, flag in enumerate(flags) if _is_config(flag)), None)) is not None:
+        flag = flags.pop(position)
+        if "=" in flag:
+            paths.append(flag.partition("=")[2])
+        elif position < len(flags):
+            paths.append(flags.pop(position))
+        else:
+            raise RecipeError("--config needs a file: --config recipes/demo.yaml")
+    if len(paths) > 1:
+        raise RecipeError(
+            f"give one recipe, not {len(paths)} ({', '.join(paths)}); flags override its values."
+        )
+    return (Path(paths[0]) if paths else None), flags
+
+
+def _is_config(flag: str) -> bool:
+    return flag == "--config" or flag.startswith("--config=")
+
+
+class _RecipeParser(HfArgumentParser):
+    """HfArgumentParser that accepts a recipe, suggests names and reports usage errors in one line."""
+
+    def __init__(self, dataclass_types: Sequence[Any]) -> None:
+        # allow_abbrev: `--config_n` or `--learn` would be guessed.
+        super().__init__(
+            tuple(dataclass_types), allow_abbrev=False, usage="%(prog)s [--config FILE] [--FLAG VALUE ...]"
+        )
+        self.add_argument(
+            "--config", metavar="FILE", help="recipe (YAML or JSON) whose values the flags override"
+        )
+        self.hints = {
+            field.name: get_type_hints(dataclass_type)[field.name]
+            for dataclass_type in dataclass_types
+            for field in dataclasses.fields(dataclass_type)
+            if field.init
+        }
+        self.recipe: dict[str, Any] = {}
+        self.recipe_source = ""
+        self.typed_flags: set[str] = set()
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line; argparse would print a usage of some 200 flags first."""
+        self.exit(2, f"{self.prog}: error: {self._where(message)}{' '.join(message.split())}\n")
+
+    def _where(self, message: str) -> str:
+        """Name the recipe if the flag that is complained about came from there."""
+        named = re.match(r"argument --(\w+)", message)
+        in_recipe = named is not None and named[1] in self.recipe and named[1] not in self.typed_flags
+        return f"recipe {self.recipe_source}: " if in_recipe else ""
+
+    def add_recipe(self, recipe: Mapping[str, Any], *, source: str) -> list[str]:
+        """Return the recipe's values as flags; values that no flag can express become defaults.
+
+        Raises:
+            RecipeError: If a key is unknown or a value has a form that its flag cannot take.
+        """
+        flags: list[str] = []
+        for name, value in recipe.items():
+            if name not in self.hints:
+                raise RecipeError(f"recipe {source}: unknown key {name}{self._suggestion(str(name))}")
+            try:
+                flags += self._as_flags(name, value)
+            except RecipeError as error:
+                raise RecipeError(f"recipe {source}: {error}") from error
+        self.recipe, self.recipe_source = dict(recipe), source
+        return flags
+
+    def _as_flags(self, name: str, value: Any) -> list[str]:
+        alternatives = get_args(self.hints[name]) or (self.hints[name],)
+        if value is None:
+            return self._as_null(name, alternatives)
+        if isinstance(value, list):
+            return self._as_list(name, value, alternatives)
+        if isinstance(value, dict):
+            return self._as_mapping(name, value, alternatives)
+        return [f"--{name}={value}"]
+
+    def _as_null(self, name: str, alternatives: tuple[Any, ...]) -> list[str]:
+        if type(None) not in alternatives:
+            raise RecipeError(f"{name} must have a value; remove the line to keep its default.")
+        self.set_defaults(**{name: None})
+        return []
+
+    def _as_list(self, name: str, value: list[Any], alternatives: tuple[Any, ...]) -> list[str]:
+        hint = self.hints[name]
+        if not any(get_origin(form) is list for form in (hint, *alternatives)):
+            raise RecipeError(f"{name} takes one value, not a list of {len(value)}.")
+        if any(isinstance(item, list | dict) or item is None for item in value):
+            raise RecipeError(f"{name} takes a flat list of values.")
+        # Empty, or `str | list[str]`, whose flag takes one value only: no flag can say it.
+        if not value or str in alternatives:
+            self.set_defaults(**{name: value})
+            return []
+        return [f"--{name}", *map(str, value)]
+
+    def _as_mapping(self, name: str, value: dict[str, Any], alternatives: tuple[Any, ...]) -> list[str]:
+        if not any(form is dict or get_origin(form) is dict for form in alternatives):
+            raise RecipeError(f"{name} takes a value, not a mapping.")
+        return [f"--{name}={json.dumps(_typed(value))}"]
+
+    def refuse_unknown_flags(self, flags: Sequence[str]) -> None:
+        """End with exit code 2 if a typed argument belongs to no flag (HfArgumentParser: a traceback)."""
+        self.typed_flags = {self._flag_name(flag) for flag in flags if flag.startswith("--")}
+        _, unknown = self.parse_known_args(list(flags))
+        if not unknown:
+            return
+        first = unknown[0]
+        if first.startswith("--"):
+            self.error(
+                f"unknown flag {first.partition('=')[0]}{self._suggestion(self._flag_name(first), '--')}"
+            )
+        self.error(
+            f"unexpected argument {first!r}; "
+            "a flag that takes one value was given several, or its name is missing."
+        )
+
+    @staticmethod
+    def _flag_name(flag: str) -> str:
+        return flag.partition("=")[0].lstrip("-").replace("-", "_")
+
+    def _suggestion(self, name: str, prefix: str = "") -> str:
+        nearest = difflib.get_close_matches(name, self.hints, n=1)
+        return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; --help lists every flag."
+
+
+def _typed(value: Any) -> Any:
+    """Turn the texts inside a mapping into numbers where they are some: no flag's type says it for them."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

@@ -1,0 +1,95 @@
+"""The model and tokenizer of a run: loaded from a checkpoint, or built from scratch around a tokenizer."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.packed import max_sequence_length
+from modeling_infoxlm.training.arguments import ContrastArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the arguments name.
+
+    Raises:
+        ValueError: If none is named, or it is not a fast one with `<s>`, `</s>`, `<pad>`, `<mask>`.
+    """
+    name = arguments.tokenizer_name or arguments.model_name_or_path
+    if name is None:
+        raise ValueError(
+            "no tokenizer: give --model_name_or_path, or --tokenizer_name for a model from scratch."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(arguments))
+    missing = [
+        token
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
+        if getattr(tokenizer, token) is None
+    ]
+    if missing or not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer {name} must be a fast one in XLM-R's layout; "
+            f"missing: {', '.join(missing) or 'a fast version'}. `infoxlm train-tokenizer` makes one."
+        )
+    return tokenizer
+
+
+def build_model(
+    arguments: ModelArguments, contrast: ContrastArguments, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> InfoXLMForPreTraining:
+    """Load the model in fp32, or build it from scratch with weights that depend on the seed alone.
+
+    Raises:
+        ValueError: If the tokenizer's vocabulary is larger than the model's.
+    """
+    set_seed(seed)  # what the checkpoint lacks (the projection, or all) is drawn now
+    # Checkpoints of XLM-R come with a dropout of 0.1, which would stay on while training.
+    overrides = {**contrast.config_overrides(), **arguments.dropout_overrides()}
+    if arguments.model_name_or_path is None:
+        model = InfoXLMForPreTraining(_scratch_config(arguments, tokenizer, overrides))
+    else:
+        # Checkpoints may be stored in half precision; the masters of training are fp32.
+        model = InfoXLMForPreTraining.from_pretrained(
+            arguments.model_name_or_path, dtype=torch.float32, **overrides, **_hub_options(arguments)
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model's table {model.config.vocab_size:,}; "
+            "use the tokenizer that belongs to the model."
+        )
+    return model
+
+
+def check_lengths(model: InfoXLMForPreTraining, max_length: int) -> None:
+    """Refuse data whose sequences are longer than the model's positions.
+
+    Raises:
+        ValueError: With both lengths.
+    """
+    if max_length > max_sequence_length(model.config):
+        raise ValueError(
+            f"the prepared data has sequences of up to {max_length} tokens, "
+            f"the model positions for {max_sequence_length(model.config)}; "
+            f"prepare it anew with --max_seq_length {max_sequence_length(model.config)}."
+        )
+
+
+def _scratch_config(
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, Any]
+) -> InfoXLMConfig:
+    """XLM-R base, or `config_name`, with the shapes given, around the tokenizer."""
+    shape = arguments.shape_overrides()
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    fields = {**shape, **overrides, **ids, "vocab_size": len(tokenizer)}
+    if arguments.config_name is not None:
+        return InfoXLMConfig.from_pretrained(arguments.config_name, **fields, **_hub_options(arguments))
+    return InfoXLMConfig(**fields)
+
+
+def _hub_options(arguments: ModelArguments) -> dict[str, Any]:
+    return {"cache_dir": arguments.cache_dir, "revision": arguments.model_revision, "token": arguments.token}

@@ -1,0 +1,145 @@
+"""`run.json`: what a run is and how it came to be; and the check that a folder holds no other run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_infoxlm.training.arguments import (
+    ContrastArguments,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+)
+
+RUN_FILE = "run.json"
+_RUN_FOLDERS = ("data", "tokenizer", ".saving")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+)
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+# Training arguments that change what is computed; others
+# (workers, logging, where to push) may differ on resumption.
+_COMPUTED = (
+    "seed learning_rate lr_scheduler_type warmup_steps max_steps "
+    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
+    "bf16 fp16 mlm_weight tlm_weight xlco_weight loss_normalization"
+).split()
+
+
+class OutputFolderError(ValueError):
+    """The output folder holds something that this run would mix with or destroy."""
+
+
+def run_identity(
+    model: ModelArguments, data: DataArguments, contrast: ContrastArguments, args: PretrainingArguments
+) -> dict[str, Any]:
+    """Everything that changes what a run computes; two runs with the same are the same run."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    identity = {**asdict(model), **asdict(data), **asdict(contrast), "total_train_batch_size": batch}
+    for name in ("token", "cache_dir", "preprocessing_num_workers"):
+        del identity[name]
+    return identity | {name: getattr(args, name) for name in _COMPUTED}
+
+
+def write_run_record(
+    output_dir: Path, *, argv: Sequence[str], identity: Mapping[str, Any], details: Mapping[str, Any]
+) -> None:
+    """Write `run.json` with command, versions, commit, what the run is (`identity`) and other `details`.
+
+    Secrets that look like Hub tokens are blotted out of the command.
+    """
+    record = {
+        "command": [_SECRET.sub("<token>", argument) for argument in argv],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "identity": dict(identity),
+        **details,
+    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    partial = output_dir / f"{RUN_FILE}.partial"
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    partial.replace(output_dir / RUN_FILE)
+
+
+def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite: bool) -> str | None:
+    """Return the last checkpoint of this very run in the folder, or None to start anew.
+
+    Args:
+        output_dir: Folder of the run.
+        identity: What the run is: all settings that change what is computed.
+        overwrite: Start anew: an earlier run in the folder is removed, other files are left alone.
+
+    Raises:
+        OutputFolderError: If the folder holds a different run, or files of something else.
+    """
+    if overwrite:
+        _remove_run(output_dir)
+        return None
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return None
+    record = output_dir / RUN_FILE
+    if not record.is_file():
+        raise OutputFolderError(
+            f"{output_dir} is not empty and holds no {RUN_FILE} of a run; give another --output_dir, "
+            "or --overwrite_output_dir true."
+        )
+    found = json.loads(record.read_text(encoding="utf-8"))["identity"]
+    expected = json.loads(json.dumps(dict(identity), default=str))
+    differing = [
+        name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)
+    ]
+    if differing:
+        name = differing[0]
+        more = f" (and {len(differing) - 1} more: {', '.join(differing[1:6])})" if len(differing) > 1 else ""
+        raise OutputFolderError(
+            f"{output_dir} holds a different run: "
+            f"{name} was {found.get(name)!r}, is now {expected.get(name)!r}{more}. "
+            "Give another --output_dir, or --overwrite_output_dir true to start anew."
+        )
+    return get_last_checkpoint(str(output_dir))
+
+
+def _remove_run(output_dir: Path) -> None:
+    """Remove what an earlier run wrote; its checkpoints would else be taken for this one's."""
+    checkpoints = list(output_dir.glob("checkpoint-*"))
+    if (output_dir / RUN_FILE).is_file():
+        for path in [
+            *checkpoints,
+            *(output_dir / name for name in _RUN_FOLDERS if (output_dir / name).exists()),
+        ]:
+            shutil.rmtree(path)
+        (output_dir / RUN_FILE).unlink()
+    elif checkpoints:
+        raise OutputFolderError(
+            f"{output_dir} holds {checkpoints[0].name} but no {RUN_FILE}, so nobody knows of which run; "
+            "remove it, or give another --output_dir."
+        )
+
+
+def _commit() -> str | None:
+    """Commit of the code, None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

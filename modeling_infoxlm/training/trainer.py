@@ -1,0 +1,459 @@
+"""InfoXLMTrainer: the joint MLM + TLM + XlCo step (arXiv 2007.07834) on top of transformers' Trainer."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
+from modeling_infoxlm.key_queue import KeyQueue
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
+from modeling_infoxlm.objectives import combine_losses
+from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.meter import ContrastAlarm, LossMeter
+from modeling_infoxlm.training.throughput import count_tokens, useful_flops
+
+logger = logging.getLogger(__name__)
+
+MOMENTUM_STATE_NAME = "momentum_state.safetensors"
+TRAINING_ARGS_JSON = "training_args.json"
+
+
+class InfoXLMTrainer(Trainer):
+    """Trains `InfoXLMForPreTraining` jointly; owns the momentum encoder and the queue of keys.
+
+    The loop is the Trainer's. This class adds, in the order of a step: keys by the momentum encoder, one
+    forward pass for all losses, their combination over the global batch, enqueueing after the backward pass,
+    the momentum step after the optimiser's; and their logs and checkpoints. A checkpoint is a model folder
+    that the auto classes load, written under another name first and renamed when it is complete.
+
+    Args:
+        model: Model to train.
+        args: Training arguments.
+        contrast: Queue and momentum.
+        train_dataset: Joint examples by number; nothing is shuffled here, example i already is a random one.
+        eval_dataset: The same of held-out text, for losses in `evaluate()`.
+        evaluator: Called with the model in `evaluate()`; returns metrics by name, such as retrieval accuracy.
+        matmul_peak: Floating point operations per second of one
+            device, to log the share of it that a step uses (`mfu`).
+        kwargs: Further arguments of `transformers.Trainer`.
+
+    Raises:
+        ValueError: If the run is sharded (FSDP, DeepSpeed ZeRO-3) or uses DataParallel: neither is supported.
+    """
+
+    args: PretrainingArguments
+    train_dataset: JointDataset
+
+    # The loss is normalised over the whole accumulated batch here; the Trainer must not divide once more.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: InfoXLMForPreTraining,
+        args: PretrainingArguments,
+        *,
+        contrast: ContrastArguments,
+        train_dataset: JointDataset,
+        eval_dataset: JointDataset | None = None,
+        evaluator: Callable[[InfoXLMForPreTraining], dict[str, float]] | None = None,
+        matmul_peak: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.objectives = tuple(train_dataset.streams)
+        model.freeze_unused(self.objectives)
+        kwargs.setdefault("data_collator", PretrainingCollator())
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or args.n_gpu > 1:
+            raise ValueError(
+                "InfoXLMTrainer runs on one device or under DDP; "
+                "FSDP, DeepSpeed and DataParallel are not supported. Start it with "
+                "`torchrun --nproc_per_node N run_pretraining.py ...`, without --fsdp or --deepspeed."
+            )
+        if args.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end is not supported: pre-training ends with its last step.")
+        self.contrast = contrast
+        self.evaluator = evaluator
+        self.matmul_peak = matmul_peak
+        self.meter = LossMeter(model.config.vocab_size)
+        self.momentum_encoder: MomentumEncoder | None = None
+        self.queue: KeyQueue | None = None
+        self._momentum_at = momentum_schedule(
+            contrast.momentum_schedule,
+            momentum=contrast.momentum,
+            start=contrast.momentum_start,
+            warmup_steps=contrast.momentum_warmup_steps,
+            exponent=contrast.momentum_exponent,
+        )
+        self._new_keys: list[Tensor] = []
+        self._restored: dict[str, Tensor] = {}
+        self._staging: str | None = None
+        self._speed = _Speedometer()
+        self._alarm = ContrastAlarm()
+        self.add_callback(_AfterOptimizerStep(self))
+
+    @property
+    def joint_weights(self) -> dict[str, float]:
+        """Weight of each objective."""
+        return {"mlm": self.args.mlm_weight, "tlm": self.args.tlm_weight, "xlco": self.args.xlco_weight}
+
+    # --- the step -------------------------------------------------------------------------------------------
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Joint loss of one micro-batch: its share of the mean over the global batch.
+
+        Args:
+            model: The (wrapped) model.
+            inputs: Joint batch.
+            return_outputs: Not supported; the Trainer's own evaluation loop is not used.
+            num_items_in_batch: Items of each objective over all ranks and accumulation steps.
+        """
+        if return_outputs or num_items_in_batch is None:
+            raise ValueError(
+                "InfoXLMTrainer.compute_loss needs num_items_in_batch and returns the loss alone."
+            )
+        keys = negatives = None
+        if "xlco" in inputs:
+            encoder, queue = self._contrast_state()
+            with self.accelerator.autocast():
+                keys = encoder.encode(inputs["xlco"]["key"])
+            negatives = queue.negatives()
+            self._new_keys.append(keys)
+        losses = model(inputs, keys=keys, negatives=negatives)
+        self.meter.add(losses)
+        self._speed.add(count_tokens(inputs), self.floating_point_ops(inputs))
+        loss = combine_losses(losses, num_items_in_batch, self.joint_weights, self.args.loss_normalization)
+        # DDP averages gradients over ranks; the loss is a sum over them.
+        return loss * self.accelerator.num_processes
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward, backward, then enqueue: the loss keeps a view of the queue, so no write comes before."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.contrast.xlco_enqueue == "microbatch" or self.accelerator.sync_gradients:
+            self._enqueue_new_keys()
+        return loss
+
+    def _enqueue_new_keys(self) -> None:
+        """Enqueue the keys of all ranks, in the order of one process with the whole batch."""
+        for keys in self._new_keys:
+            self._contrast_state()[1].enqueue(self.accelerator.gather(keys))
+        self._new_keys.clear()
+
+    def update_momentum(self) -> None:
+        """Move the momentum encoder towards the model, after each optimiser step that was not skipped."""
+        if self.momentum_encoder is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.momentum_encoder.update(self._plain_model(), self._momentum_at(self.state.global_step + 1))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """Items of each objective, by name, over the micro-batches of this update and all ranks."""
+        counts = [0] * len(self.objectives)
+        for batch in batch_samples:
+            for i, name in enumerate(self.objectives):
+                counts[i] += len(batch[name]["query"]["lengths"] if name == "xlco" else batch[name]["labels"])
+        total = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float64).to(device), reduction="sum")
+        return dict(zip(self.objectives, total.float(), strict=True))
+
+    # --- momentum encoder and queue -------------------------------------------------------------------------
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Build the momentum encoder from the model as loaded, on its device, and restore a saved one."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if "xlco" in self.objectives:
+            model = self._plain_model()
+            self.momentum_encoder = MomentumEncoder(model)
+            self.queue = KeyQueue(self.contrast.queue_size, model.config.hidden_size, device=self.args.device)
+        if resume_from_checkpoint is not None:
+            self._load_momentum_state(Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME)
+        elif self.queue is not None and self.contrast.queue_prefill:
+            self._prefill_queue()
+        return prepared
+
+    def _prefill_queue(self) -> None:
+        """Fill the queue before step 1, as the released code does, with examples the run does not meet."""
+        encoder, queue = self._contrast_state()
+        stream = self.train_dataset.streams["xlco"]
+        count = self.args.per_device_train_batch_size * stream.examples_per_item
+        first = len(self.train_dataset) * stream.examples_per_item + self.args.process_index * count
+        hidden = not self.args.should_log
+        with tqdm(total=queue.size, desc="filling the queue", unit="key", delay=2, disable=hidden) as bar:
+            while queue.num_filled < queue.size:
+                before = queue.num_filled
+                batch = self.data_collator([{"xlco": stream.pack(np.arange(first, first + count))}])
+                with self.accelerator.autocast():
+                    keys = encoder.encode(cast(Any, self._prepare_inputs(batch))["xlco"]["key"])
+                queue.enqueue(self.accelerator.gather(keys))
+                first += count * self.args.world_size
+                bar.update(queue.num_filled - before)
+
+    def _contrast_state(self) -> tuple[MomentumEncoder, KeyQueue]:
+        if self.momentum_encoder is None or self.queue is None:
+            raise ValueError(
+                "the momentum encoder exists only during train(); a batch with an xlco part came before."
+            )
+        return self.momentum_encoder, self.queue
+
+    def _plain_model(self) -> InfoXLMForPreTraining:
+        model: InfoXLMForPreTraining = self.accelerator.unwrap_model(self.model)
+        return model
+
+    # --- data -----------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of consecutive numbers.
+
+        Ranks take them in turn, and a resumed run skips to its own in O(1) memory.
+        """
+        return self._dataloader(self.train_dataset, self._train_batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of the held-out dataset, in order."""
+        return self._dataloader(
+            cast(JointDataset, eval_dataset or self.eval_dataset), self.args.eval_batch_size
+        )
+
+    def _dataloader(self, dataset: JointDataset, batch_size: int) -> DataLoader:
+        loader = DataLoader(
+            dataset,
+            batch_sampler=cast(Any, _ConsecutiveBatches(len(dataset), batch_size)),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        prepared: DataLoader = self.accelerator.prepare(loader)
+        return prepared
+
+    # --- logs -----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the losses, metrics and speed since the last entry to the Trainer's own training logs."""
+        if "loss" in logs:
+            logs.update(self.meter.pop(self.accelerator))
+            if self.queue is not None:
+                logs["xlco/queue_filled"] = self.queue.num_filled / self.queue.size
+                logs["xlco/momentum"] = self._momentum_at(self.state.global_step)
+            logs.update(self._speed.pop(self.accelerator.num_processes, self.matmul_peak))
+            for warning in self._alarm.check(logs):
+                logger.warning("step %d: %s", self.state.global_step, warning)
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
+        """Useful floating point operations of a micro-batch, the momentum encoder's included."""
+        filled = 0 if self.queue is None else self.queue.num_filled
+        return useful_flops(self._plain_model().config, inputs, queue_size=filled)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count real tokens; the Trainer would look for a padded `input_ids`."""
+        self.state.num_input_tokens_seen += count_tokens(inputs) * self.args.world_size
+
+    # --- held-out evaluation --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out loss of each objective, and whatever `evaluator` measures.
+
+        Args:
+            eval_dataset: Other held-out examples than those of the constructor.
+            ignore_keys: Not used; kept for the Trainer.
+            metric_key_prefix: Put before each name: `eval_loss`, `eval_loss/mlm`, `eval_retrieval/mean`.
+        """
+        model = self._plain_model()
+        was_training = model.training
+        model.eval()
+        metrics = self._heldout_losses(model, self.get_eval_dataloader(eval_dataset))
+        if self.evaluator is not None:
+            metrics.update(self.evaluator(model))
+        model.train(was_training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _heldout_losses(
+        self, model: InfoXLMForPreTraining, batches: Iterator[dict[str, Any]] | DataLoader
+    ) -> dict[str, float]:
+        meter = LossMeter(model.config.vocab_size)
+        for batch in batches:
+            batch = cast(dict[str, Any], self._prepare_inputs(batch))
+            keys = negatives = None
+            with self.accelerator.autocast():
+                if "xlco" in batch:
+                    encoder, queue = self._contrast_state()
+                    keys, negatives = encoder.encode(batch["xlco"]["key"]), queue.negatives()
+                meter.add(model(batch, keys=keys, negatives=negatives))
+        logs = meter.pop(self.accelerator)
+        names = ("loss/", "information/", "xlco/accuracy", "xlco/in_batch_accuracy")
+        logs = {name: value for name, value in logs.items() if name.startswith(names)}
+        logs["loss"] = sum(self.joint_weights[name] * logs[f"loss/{name}"] for name in self.objectives)
+        return logs
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """While a checkpoint is being written: the folder it is written in before it gets its name."""
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint under `.saving/` and rename it when complete: a kill leaves no half of one."""
+        run_dir = super()._get_output_dir(trial)
+        name = f"checkpoint-{self.state.global_step}"
+        self._staging = os.path.join(run_dir, ".saving")
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)  # left by a kill
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._save_momentum_state(Path(self._staging) / name / MOMENTUM_STATE_NAME)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                _publish(Path(self._staging) / name, Path(run_dir) / name)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=run_dir, save_total_limit=self.args.save_total_limit, use_mtime=True
+            )
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(os.path.join(run_dir, name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push only what has its final name; the Trainer calls this while the checkpoint is being written."""
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the model, the tokenizer and the arguments as JSON; the Trainer would write a pickle."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        self._plain_model().save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _save_momentum_state(self, path: Path) -> None:
+        """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""
+        state = {f"meter.{name}": value for name, value in self.meter.state_dict().items()}
+        state["log.loss"] = self._tr_loss.double()
+        state["log.last_step"] = torch.tensor(self._globalstep_last_logged)
+        if self.momentum_encoder is not None and self.queue is not None:
+            state |= {f"momentum.{name}": value for name, value in self.momentum_encoder.state_dict().items()}
+            state |= {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+    def _load_momentum_state(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: not a checkpoint of InfoXLMTrainer. Start a new run from its model."
+            )
+        state = load_file(path, device=str(self.args.device))
+        if self.momentum_encoder is not None and self.queue is not None:
+            self.momentum_encoder.load_state_dict(_with_prefix(state, "momentum."))
+            self.queue.load_state_dict(_with_prefix(state, "queue."))
+        self.meter.load_state_dict(_with_prefix(state, "meter."))
+        self._restored = _with_prefix(state, "log.")
+
+    def restore_log_state(self) -> None:
+        """Go on with the log entry of the checkpoint; called when the Trainer has reset its own sums."""
+        if self._restored:
+            self._tr_loss += self._restored["loss"].to(self._tr_loss)
+            self._globalstep_last_logged = int(self._restored["last_step"])
+            self._restored = {}
+        self._speed = _Speedometer()
+
+
+class _AfterOptimizerStep(TrainerCallback):
+    """Tells the trainer when the optimiser has stepped and when training begins."""
+
+    def __init__(self, trainer: InfoXLMTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.restore_log_state()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.update_momentum()
+
+
+class _ConsecutiveBatches(Sampler[Sequence[int]]):
+    """Batches of consecutive numbers as ranges: a resumed run skips a million in a fraction of a second."""
+
+    drop_last = True
+
+    def __init__(self, num_rows: int, batch_size: int) -> None:
+        self.num_rows, self.batch_size = num_rows, batch_size
+
+    def __len__(self) -> int:
+        return self.num_rows // self.batch_size
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        for first in range(0, len(self) * self.batch_size, self.batch_size):
+            yield range(first, first + self.batch_size)
+
+
+class _Speedometer:
+    """Tokens and useful floating point operations per second since the last log entry."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._tokens, self._flops, self._start = 0, 0.0, time.perf_counter()
+
+    def add(self, tokens: int, flops: float) -> None:
+        """Count a micro-batch."""
+        self._tokens += tokens
+        self._flops += flops
+
+    def pop(self, num_processes: int, peak: float | None) -> dict[str, float]:
+        """Return `tokens_per_second` of all ranks and `mfu`, the share of the matmul peak; begin anew."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        logs = {"tokens_per_second": num_processes * self._tokens / seconds}
+        if peak is not None:
+            logs["mfu"] = self._flops / seconds / peak
+        self._restart()
+        return logs
+
+
+def _publish(staged: Path, final: Path) -> None:
+    """Make all files durable, then give the checkpoint its name."""
+    for path in [*staged.rglob("*"), staged]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if final.exists():  # the same step saved once more
+        shutil.rmtree(final)
+    staged.rename(final)
+    staged.parent.rmdir()
+
+
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

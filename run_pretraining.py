@@ -1,0 +1,110 @@
+r"""Pre-train InfoXLM with the joint MLM + TLM + XlCo loss (arXiv 2007.07834).
+
+    python run_pretraining.py --config recipes/continue_xlmr_base.yaml \
+        --bitext_files 'bitext/*.tsv.gz' --output_dir out
+    torchrun --nproc_per_node 8 run_pretraining.py --config recipes/infoxlm_base.yaml \
+        --prepared_data corpus --output_dir out
+
+Every entry of a recipe is a flag of the same name; flags override. Run the same command again to go on
+after a kill.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from modeling_infoxlm.data.batches import JointDataset
+from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval, heldout_corpus
+from modeling_infoxlm.training.arguments import (
+    ContrastArguments,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+)
+from modeling_infoxlm.training.config_file import parse_args_with_config
+from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
+from modeling_infoxlm.training.model_setup import build_model, check_lengths
+from modeling_infoxlm.training.process import Interrupted, configure_process, run_main
+from modeling_infoxlm.training.run_record import find_checkpoint, run_identity, write_run_record
+from modeling_infoxlm.training.signals import StopOnSignal
+from modeling_infoxlm.training.throughput import matmul_peak
+from modeling_infoxlm.training.trainer import InfoXLMTrainer
+
+EVAL_BATCHES = 8  # of each rank, for held-out losses
+
+
+def pretrain(argv: list[str]) -> None:
+    """Prepare the data, build the model, train it, and write the run's record, results and final model."""
+    argument_types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
+    model_args, data_args, contrast_args, args = parse_args_with_config(argument_types, argv)
+    configure_process()
+    output_dir = Path(args.output_dir)
+    identity = run_identity(model_args, data_args, contrast_args, args)
+    with args.main_process_first(desc="preparing the data"):
+        # The other ranks come later: what they find is this run's already.
+        overwrite = args.overwrite_output_dir and args.should_save
+        checkpoint = find_checkpoint(output_dir, identity, overwrite=overwrite)
+        if args.should_save:
+            write_run_record(output_dir, argv=argv, identity=identity, details={})
+        tokenizer = find_tokenizer(model_args, data_args, output_dir)
+        corpus = open_or_prepare(data_args, tokenizer, output_dir)
+
+    model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
+    check_lengths(model, corpus.max_length)
+    settings = data_args.stream_settings(seed=args.seed)
+    items = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    train_dataset = JointDataset(corpus, settings, items)
+    evaluator = eval_dataset = None
+    if not corpus.heldout and args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy is {args.eval_strategy.value} but {corpus.folder} holds out no pair; "
+            "prepare it with --heldout_fraction above 0, or give --eval_strategy no."
+        )
+    if corpus.heldout:
+        layer = model.xlco_layer if args.eval_layer is None else args.eval_layer
+        evaluator = HeldoutRetrieval(
+            corpus, layer=layer, pooling=args.eval_pooling, max_pairs=args.eval_max_pairs
+        )
+        eval_dataset = JointDataset(
+            heldout_corpus(corpus), settings, args.eval_batch_size * EVAL_BATCHES * args.world_size
+        )
+    details = {
+        "corpus": corpus.manifest,
+        "streams": train_dataset.describe(),
+        "num_parameters": model.num_parameters(),
+    }
+    if args.should_save:
+        write_run_record(output_dir, argv=argv, identity=identity, details=details)
+
+    stop = StopOnSignal()
+    trainer = InfoXLMTrainer(
+        model,
+        args,
+        contrast=contrast_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        evaluator=evaluator,
+        matmul_peak=matmul_peak(args.device, torch.bfloat16 if args.bf16 else torch.float32),
+        processing_class=tokenizer,
+        callbacks=[stop],
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.received is not None and trainer.state.global_step < args.max_steps:
+        raise Interrupted(
+            f"checkpoint-{trainer.state.global_step} is saved; run the same command again to go on."
+        )
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    if evaluator is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; see `run_main` for the exit codes."""
+    return run_main(pretrain, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""A tiny joint pre-training run, as a program.
+
+The tests start it in processes of its own, kill it and compare what it leaves.
+
+    python tests/tiny_run.py OUTPUT_DIR --max_steps 40 --kill_after 20 ...
+
+Every argument after OUTPUT_DIR is a field of PretrainingArguments or ContrastArguments, apart from
+--kill_after N (SIGKILL to itself when step N is over and saved) and --objectives.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
+from modeling_infoxlm.data.batches import JointDataset, StreamSettings
+from modeling_infoxlm.data.shards import PairStore, SpecialTokens, TokenStore, TokenStoreWriter
+from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.config_file import parse_args_with_config
+from modeling_infoxlm.training.trainer import InfoXLMTrainer
+
+VOCAB = 60
+SPECIAL = SpecialTokens(
+    bos=0, pad=1, eos=2, unk=3, mask=VOCAB - 1, vocab_size=VOCAB, all_ids=(0, 1, 2, 3, VOCAB - 1)
+)
+
+
+def tiny_corpus(folder: Path, *, num_pairs: int = 60) -> SimpleNamespace:
+    """Two languages that are each other's mirror: token t of one is 59 - t of the other."""
+    rng = np.random.default_rng(7)
+    sentences = [rng.integers(4, 31, rng.integers(2, 12)) for _ in range(num_pairs)]
+    sides = {"source": sentences, "target": [VOCAB - 2 - ids for ids in sentences]}
+    mono = [np.concatenate([[0], ids, [2]]) for ids in sentences]
+    for name, sequences in {**sides, "mono": mono}.items():
+        with TokenStoreWriter(folder / name) as writer:
+            for ids in sequences:
+                writer.append(ids)
+    store = {name: TokenStore([folder / name]) for name in ("source", "target", "mono")}
+    pair = PairStore(store["source"], store["target"], "en", "xx")
+    return SimpleNamespace(
+        mono={"en": store["mono"]},
+        bitext={"en-xx": pair},
+        heldout={"en-xx": pair},
+        special=SPECIAL,
+        max_length=64,
+    )
+
+
+def tiny_model(**overrides: object) -> InfoXLMForPreTraining:
+    """A model of three layers, contrast at the second; the same weights every time."""
+    set_seed(3)
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    defaults = {
+        "vocab_size": VOCAB,
+        "xlco_layer": 2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return InfoXLMForPreTraining(InfoXLMConfig(**{**shape, **defaults, **overrides}))
+
+
+class KillAfter(TrainerCallback):
+    """Ends the process as a power cut would: no handler runs."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN201
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(argv: list[str]) -> None:
+    folder, argv = Path(argv[0]), argv[1:]
+    own = {"--kill_after": None, "--objectives": "mlm,tlm,xlco", "--dropout": "0"}
+    for flag in own:
+        if flag in argv:
+            at = argv.index(flag)
+            own[flag] = argv[at + 1]
+            del argv[at : at + 2]
+    defaults = (
+        "--use_cpu true --learning_rate 1e-2 --warmup_steps 0 "
+        "--logging_steps 3 --save_steps 20 --disable_tqdm true"
+    )
+    given = ["--output_dir", str(folder), "--momentum", "0.9", "--queue_size", "24", *defaults.split(), *argv]
+    args, contrast = parse_args_with_config([PretrainingArguments, ContrastArguments], given)
+    torch.set_num_threads(1)
+    settings = StreamSettings(objectives=tuple(own["--objectives"].split(",")), xlco_examples=2, seed=5)
+    # Two ranks write the same bytes at the same time; each has its own folder.
+    corpus = tiny_corpus(folder / f"corpus-{os.environ.get('RANK', '0')}")
+    items = (
+        args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    dropout = float(own["--dropout"])
+    trainer = InfoXLMTrainer(
+        tiny_model(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout),
+        args,
+        contrast=contrast,
+        train_dataset=JointDataset(corpus, settings, items),
+        callbacks=[KillAfter(int(own["--kill_after"]))] if own["--kill_after"] else [],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,285 @@
+"""Flags of pre-training: defaults of the paper, checks that name the value, and recipes that parse."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from modeling_infoxlm import InfoXLMConfig
+from modeling_infoxlm.data.batches import StreamSettings
+from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.training.arguments import (
+    ContrastArguments,
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    PretrainingArguments,
+)
+from modeling_infoxlm.training.config_file import parse_args_with_config
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+ALL = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
+
+
+@pytest.fixture
+def pretraining(tmp_path: Path) -> Callable[..., PretrainingArguments]:
+    def build(**values: Any) -> PretrainingArguments:
+        return PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, **values)
+
+    return build
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_parses_and_every_value_arrives(path, tmp_path):
+    # A machine without GPU can parse the GPU recipes too: bf16 is refused there unless the CPU is asked for.
+    flags = ["--config", str(path), "--use_cpu", "--output_dir", str(tmp_path)]
+    arrived = {
+        name: value for part in parse_args_with_config(ALL, flags) for name, value in vars(part).items()
+    }
+    recipe = yaml.safe_load(path.read_text()) | {"use_cpu": True, "output_dir": str(tmp_path)}
+    for name, written in recipe.items():
+        value = getattr(arrived[name], "value", arrived[name])  # some of transformers' are enums
+        assert value == (float(written) if isinstance(value, float) else written), name
+
+
+def test_there_are_the_recipes_that_the_documentation_names():
+    assert [path.stem for path in RECIPES] == [
+        "continue_xlmr_base",
+        "demo",
+        "infoxlm_base",
+        "infoxlm_base_released",
+        "infoxlm_large",
+        "mlm",
+        "mlm_tlm",
+    ]
+    text = (RECIPES[0].parents[1] / "docs" / "recipes.md").read_text()
+    assert [path.name for path in RECIPES if f"`{path.name}`" not in text] == []
+
+
+def test_table_of_differences_shows_what_the_recipes_hold():
+    table = (RECIPES[0].parents[1] / "docs" / "recipes.md").read_text().partition("## Where they differ")[2]
+    header, _, *rows = [line.strip("| ").split("|") for line in table.splitlines() if line.startswith("|")]
+    names = [cell.strip(" `") for cell in header if cell.strip()]
+    checked = 0
+    for name, *cells in rows:
+        if "`" not in name:
+            continue
+        for recipe, cell in zip(names, [cell.strip() for cell in cells], strict=False):
+            values = yaml.safe_load((RECIPES[0].parent / f"{recipe}.yaml").read_text())
+            if cell and name.strip(" `") in values:
+                shown = cell.replace(",", "") if cell[0].isdigit() else cell
+                shown = str(float(shown[:-1]) / 100) if shown.endswith("%") else shown.split(" of ")[0]
+                assert yaml.safe_load(shown) == values[name.strip(" `")], (recipe, name)
+                checked += 1
+    assert checked > 50
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_value_of_a_recipe_says_where_it_is_from(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    if path.stem == "demo":  # says so once, at its top
+        return
+    values = [line for line in text.split("# Logs and checkpoints")[0].splitlines() if line[:1].isalpha()]
+    bare = [line for line in values if "  # " not in line and " # " not in line]
+    allowed = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps")
+    assert [line for line in bare if not line.startswith(allowed)] == []
+
+
+def test_defaults_are_the_papers(pretraining):
+    args = pretraining()
+    assert (args.learning_rate, args.warmup_steps, args.max_steps) == (2e-4, 10000, 150000)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.98, 1e-6)
+    assert (args.weight_decay, args.max_grad_norm, args.lr_scheduler_type) == (0.01, 1.0, "linear")
+    assert (args.mlm_weight, args.tlm_weight, args.xlco_weight) == (1, 1, 1)
+    assert args.loss_normalization == "per_objective"
+    contrast = ContrastArguments()
+    assert (contrast.queue_size, contrast.momentum, contrast.xlco_temperature) == (131072, 0.9999, 0.25)
+
+
+def test_defaults_that_the_joint_batch_needs(pretraining):
+    args = pretraining()
+    assert args.remove_unused_columns is False
+    assert args.ddp_find_unused_parameters is False
+    assert args.dataloader_drop_last is True
+
+
+def test_every_field_of_ours_is_explained():
+    ours = {field.name for field in fields(PretrainingArguments)} - {
+        field.name for field in fields(TrainingArguments)
+    }
+    assert ours == {field.name for field in fields(ObjectiveArguments)}
+    for part in (ModelArguments, DataArguments, ContrastArguments, ObjectiveArguments):
+        assert [
+            field.name for field in fields(part) if not field.metadata.get("help", "").endswith(".")
+        ] == []
+
+
+def test_help_shows_our_flags_before_those_of_transformers(capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args_with_config(ALL, ["--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    order = [
+        "--config FILE",
+        "\nmodel:",
+        "\ndata:",
+        "\ncontrast:",
+        "\ntraining:",
+        "--xlco_weight",
+        "--output_dir",
+    ]
+    positions = [text.index(part) for part in order]
+    assert positions == sorted(positions)
+    assert "about 1% of the whole" in " ".join(text.split())
+
+
+def test_stream_settings_have_the_same_defaults_and_carry_every_value():
+    assert DataArguments().stream_settings(seed=1) == StreamSettings()
+    data = DataArguments(
+        objectives="mlm, tlm",
+        mlm_examples=2,
+        tlm_examples=3,
+        xlco_examples=4,
+        sampling_alpha=0.5,
+        pair_sampling_alpha=0.3,
+        mask_probability=0.3,
+        mask_special_tokens=True,
+        xlco_masking=False,
+        concatenate_pairs="none",
+    )
+    expected = StreamSettings(("mlm", "tlm"), 2, 3, 4, 0.5, 0.3, 0.3, True, False, "none", 7)
+    assert data.stream_settings(seed=7) == expected
+
+
+def test_contrast_overrides_are_fields_of_the_configuration_with_its_defaults():
+    overrides = ContrastArguments().config_overrides()
+    assert InfoXLMConfig(**overrides).to_dict() == InfoXLMConfig().to_dict()
+    assert overrides.keys() == {name for name in InfoXLMConfig().to_dict() if name.startswith("xlco_")}
+    assert InfoXLMConfig(**ContrastArguments(xlco_pooling="mean").config_overrides()).xlco_pooling == "mean"
+
+
+def test_model_overrides_are_what_was_given():
+    assert ModelArguments().shape_overrides() == {}
+    shape = {
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "num_attention_heads": 4,
+        "intermediate_size": 16,
+        "max_position_embeddings": 34,
+    }
+    assert ModelArguments(**shape).shape_overrides() == shape
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2}
+    assert ModelArguments().dropout_overrides() == dict.fromkeys(dropout, 0.0)
+    assert ModelArguments(**dropout).dropout_overrides() == dropout
+    assert InfoXLMConfig(**shape, **dropout).to_dict().items() >= {**shape, **dropout}.items()
+
+
+def test_prepare_settings_have_the_same_defaults_and_carry_every_value():
+    assert DataArguments().prepare_settings() == PrepareSettings()
+    values = {
+        "max_side_length": 20,
+        "min_length": 2,
+        "max_length_ratio": 3.0,
+        "deduplicate": False,
+        "mono_from_bitext": True,
+        "heldout_fraction": 0.1,
+        "heldout_language": "de",
+        "heldout_max_pairs": 7,
+        "on_bad_line": "skip",
+    }
+    data = DataArguments(max_seq_length=64, prepare_seed=5, bitext_columns=[2, 1], **values)
+    assert data.prepare_settings() == PrepareSettings(max_length=64, seed=5, bitext_columns=(2, 1), **values)
+
+
+def test_token_is_not_shown():
+    assert "secret" not in repr(ModelArguments(token="secret"))
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: ContrastArguments(queue_size=0), "queue_size must be at least 1, found 0."),
+        (lambda: ContrastArguments(momentum=1.5), "momentum must be in 0..1, found 1.5."),
+        (lambda: ContrastArguments(momentum=-0.1), "momentum must be in 0..1, found -0.1."),
+        (lambda: ContrastArguments(momentum_start=2), "momentum_start must be in 0..1, found 2."),
+        (lambda: ContrastArguments(xlco_temperature=0), "xlco_temperature must be above 0, found 0"),
+        (lambda: ContrastArguments(xlco_layer=-1), "xlco_layer must be at least 0, found -1."),
+        (
+            lambda: ContrastArguments(momentum_warmup_steps=0),
+            "momentum_warmup_steps must be at least 1, found 0.",
+        ),
+        (lambda: ContrastArguments(momentum_exponent=0), "momentum_exponent must be above 0, found 0."),
+        (
+            lambda: ContrastArguments(momentum=0.9, momentum_schedule="linear"),
+            "momentum_start is 0.99, above momentum 0.9",
+        ),
+        (lambda: DataArguments(objectives="mlm,xlcoo"), "xlcoo"),
+        (lambda: DataArguments(objectives=""), "objectives must name one or more"),
+        (lambda: DataArguments(mlm_examples=0), "mlm_examples must be at least 1"),
+        (lambda: DataArguments(mask_probability=1.5), "mask_probability must be in"),
+        (
+            lambda: DataArguments(heldout_fraction=1.0),
+            "heldout_fraction is 1.0; it must be in [0, 1).",
+        ),
+        (lambda: DataArguments(max_seq_length=4), "max_seq_length must be at least 5, found 4."),
+        (lambda: DataArguments(max_side_length=0), "max_side_length is 0; it must be at least min_length"),
+        (lambda: DataArguments(max_length_ratio=0.5), "max_length_ratio is 0.5; it must be at least 1."),
+        (
+            lambda: DataArguments(preprocessing_num_workers=0),
+            "preprocessing_num_workers must be at least 1, found 0.",
+        ),
+        (lambda: DataArguments(bitext_columns=[1]), "bitext_columns names 1 columns"),
+        (lambda: ModelArguments(num_hidden_layers=0), "num_hidden_layers must be at least 1, found 0."),
+        (
+            lambda: ModelArguments(hidden_dropout_prob=1),
+            "hidden_dropout_prob must be at least 0 and below 1, found 1.",
+        ),
+        (
+            lambda: ModelArguments(model_name_or_path="x/y", hidden_size=64),
+            "hidden_size describe a model from scratch, but model_name_or_path is x/y",
+        ),
+        (
+            lambda: ModelArguments(hidden_size=10, num_attention_heads=3),
+            "hidden_size is 10 and num_attention_heads 3",
+        ),
+    ],
+)
+def test_bad_value_is_named(build, message):
+    with pytest.raises(ValueError) as error:
+        build()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"mlm_weight": -1}, "mlm_weight must be at least 0, found -1."),
+        ({"xlco_weight": -0.5}, "xlco_weight must be at least 0, found -0.5."),
+        ({"mlm_weight": 0, "tlm_weight": 0, "xlco_weight": 0}, "all weights are 0"),
+        ({"eval_layer": -1}, "eval_layer must be at least 0, found -1."),
+        ({"eval_max_pairs": 0}, "eval_max_pairs must be at least 1, found 0."),
+        ({"remove_unused_columns": True}, "remove_unused_columns is true"),
+    ],
+)
+def test_bad_training_value_is_named(pretraining, values, message):
+    with pytest.raises(ValueError) as error:
+        pretraining(**values)
+    assert message in str(error.value)
+
+
+def test_momentum_of_either_end_is_valid():
+    assert ContrastArguments(momentum=0).momentum == 0
+    assert ContrastArguments(momentum=1).momentum == 1
+
+
+def test_warmup_longer_than_the_run_warns_and_shares_do_not(pretraining, recwarn):
+    pretraining(max_steps=300, warmup_steps=0.05)
+    pretraining(max_steps=300, warmup_steps=299)
+    assert not [warning for warning in recwarn if "warmup_steps" in str(warning.message)]
+    with pytest.warns(UserWarning, match="warmup_steps is 10000 but the run has 300 steps"):
+        pretraining(max_steps=300)

@@ -1,0 +1,153 @@
+"""The record of a run, and the guard that keeps two runs from sharing a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_infoxlm.training.arguments import (
+    ContrastArguments,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+)
+from modeling_infoxlm.training.run_record import (
+    PACKAGES,
+    OutputFolderError,
+    find_checkpoint,
+    run_identity,
+    write_run_record,
+)
+
+IDENTITY = {"seed": 1, "xlco_layer": 8, "bitext_files": ["a.tsv"], "queue_size": 64, "optim": "adamw"}
+
+
+def identity(tmp_path: Path, *, token: str | None = None, **training: Any) -> dict[str, Any]:
+    model = ModelArguments(token=token, cache_dir=str(tmp_path))
+    args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **training)
+    return run_identity(model, DataArguments(), ContrastArguments(), args)
+
+
+def write(folder: Path, identity: dict[str, Any], argv: list[str] | None = None, **details: Any) -> None:
+    write_run_record(folder, argv=argv or [], identity=identity, details=details)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
+
+
+# --------------------------------------------------------------------------------------------- what a run is
+
+
+def test_what_changes_the_result_is_part_of_the_run(tmp_path: Path) -> None:
+    plain = identity(tmp_path)
+    for change in ({"seed": 7}, {"learning_rate": 1.0}, {"xlco_weight": 2.0}, {"max_steps": 3}):
+        assert identity(tmp_path, **change) != plain, change
+
+
+def test_what_does_not_change_the_result_may_differ_on_resumption(tmp_path: Path) -> None:
+    plain = identity(tmp_path)
+    assert identity(tmp_path / "elsewhere", token="hf_abcdefghijkl", dataloader_num_workers=3) == plain
+    assert identity(tmp_path, logging_steps=1, save_steps=7, eval_strategy="steps", eval_steps=5) == plain
+
+
+def test_a_batch_may_be_cut_up_otherwise(tmp_path: Path) -> None:
+    whole = identity(tmp_path, per_device_train_batch_size=8)
+    halves = identity(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert halves == whole and whole["total_train_batch_size"] == 8
+    assert identity(tmp_path, per_device_train_batch_size=4) != whole
+
+
+def test_identity_survives_the_file(tmp_path: Path) -> None:
+    """Tuples, enums and None are read back as something else; they must still compare equal."""
+    folder = tmp_path / "out"
+    write(folder, identity(tmp_path))
+    assert find_checkpoint(folder, identity(tmp_path), overwrite=False) is None
+
+
+# --------------------------------------------------------------------------------------------- the other run
+
+
+def test_an_empty_or_missing_folder_starts_anew(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path, IDENTITY, overwrite=False) is None
+    assert find_checkpoint(tmp_path / "missing", IDENTITY, overwrite=False) is None
+
+
+def test_the_same_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    for step in (5, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert find_checkpoint(tmp_path, IDENTITY, overwrite=False) == str(tmp_path / "checkpoint-100")
+
+
+def test_another_run_is_refused_with_name_and_both_values(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    with pytest.raises(OutputFolderError) as error:
+        find_checkpoint(tmp_path, {**IDENTITY, "xlco_layer": 4}, overwrite=False)
+    assert str(error.value) == (
+        f"{tmp_path} holds a different run: xlco_layer was 8, is now 4. "
+        "Give another --output_dir, or --overwrite_output_dir true to start anew."
+    )
+
+
+def test_all_differences_are_counted_and_named(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    changed = {**IDENTITY, "xlco_layer": 4, "seed": 2, "queue_size": 1}
+    with pytest.raises(OutputFolderError, match=r"queue_size was 64, is now 1 \(and 2 more: seed, xlco_layer"):
+        find_checkpoint(tmp_path, changed, overwrite=False)
+
+
+def test_a_setting_that_one_of_the_two_does_not_know_is_a_difference(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    with pytest.raises(OutputFolderError, match="new_setting was None, is now 3"):
+        find_checkpoint(tmp_path, {**IDENTITY, "new_setting": 3}, overwrite=False)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputFolderError, match=r"is not empty and holds no run\.json of a run"):
+        find_checkpoint(tmp_path, IDENTITY, overwrite=False)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_overwriting_removes_all_of_the_old_run_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    for name in ("checkpoint-5", "checkpoint-900", "data", "tokenizer", ".saving", "figures"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("old")
+    (tmp_path / "notes.txt").write_text("keep")
+    assert find_checkpoint(tmp_path, {"seed": 2}, overwrite=True) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "notes.txt"]
+
+
+def test_overwriting_a_folder_that_is_no_run_removes_nothing_of_it(tmp_path: Path) -> None:
+    """`--output_dir . --overwrite_output_dir true` must not delete the user's own `data`."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.tsv").write_text("irreplaceable")
+    find_checkpoint(tmp_path, IDENTITY, overwrite=True)
+    assert (tmp_path / "data" / "corpus.tsv").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the record
+
+
+def test_record_says_what_ran_and_with_what(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY, ["--seed", "1"], corpus={"pairs": 3})
+    found = record(tmp_path)
+    assert found["command"] == ["--seed", "1"]
+    assert found["identity"] == IDENTITY
+    assert found["corpus"] == {"pairs": 3}
+    assert set(found["versions"]) == set(PACKAGES) and all(found["versions"].values())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("secret", ["hf_AbCdEfGhIjKlMnOp", "hf_oauth_eyJhbGciOi.eyJzdWIi-x"])
+@pytest.mark.parametrize("form", ["--token {}", "--token={}", "--hub_token {}", "--hub_token={}"])
+def test_no_token_reaches_the_record(tmp_path: Path, form: str, secret: str) -> None:
+    argv = ["--seed", "1", *form.format(secret).split(), "--max_steps", "3"]
+    write(tmp_path, identity(tmp_path, token=secret), argv)
+    text = (tmp_path / "run.json").read_text()
+    assert secret not in text and secret[-8:] not in text
+    assert record(tmp_path)["command"][-2:] == ["--max_steps", "3"]
