@@ -1,0 +1,108 @@
+"""Configuration of InfoXLM models: XLM-R's architecture plus what defines the cross-lingual contrast."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import XLMRobertaConfig
+
+# Every class that a folder with custom code must offer to the auto classes; `save_pretrained` keeps this map.
+AUTO_MAP = {
+    "AutoConfig": "configuration_infoxlm.InfoXLMConfig",
+    "AutoModel": "modeling_infoxlm.InfoXLMModel",
+    "AutoModelForPreTraining": "modeling_infoxlm.InfoXLMForPreTraining",
+    "AutoModelForMaskedLM": "modeling_infoxlm.InfoXLMForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_infoxlm.InfoXLMForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_infoxlm.InfoXLMForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_infoxlm.InfoXLMForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling_infoxlm.InfoXLMForMultipleChoice",
+}
+
+# The layer whose sentence vector is contrasted, by number of
+# layers: released command (12 layers: 8), paper (24: 12).
+XLCO_LAYER_BY_DEPTH = {12: 8, 24: 12}
+
+
+@strict
+class InfoXLMConfig(XLMRobertaConfig):
+    r"""Configuration of an InfoXLM encoder (arXiv 2007.07834): XLM-R's, and what defines the contrast.
+
+    The defaults are the published base model's. A folder of plain XLM-R (`model_type: xlm-roberta`, as
+    `microsoft/infoxlm-base` is) loads as an InfoXLM configuration.
+
+    Args:
+        xlco_layer: Layer whose sentence vector is contrasted, counted from 1: `hidden_states[xlco_layer]`.
+            None means 8 for 12 layers (released command) and 12 for 24 layers (paper).
+        xlco_pooling: `"cls"` takes the vector of `<s>` (paper),
+            `"mean"` the mean over all tokens of the sentence.
+        xlco_use_projection: Project the sentence vector by one
+            bias-free matrix before the contrast (paper, section 4).
+        xlco_similarity: `"dot"` product (released code) or `"cosine"`.
+        xlco_temperature: Softmax temperature; 0.25 is the released code's.
+        xlco_in_batch_negatives: Also contrast with the other keys
+            of the batch; the released code uses the queue alone.
+        xlco_symmetric: Average with the contrast of each key against the queries of the batch.
+
+    Example:
+        >>> InfoXLMConfig(xlco_layer=8).hidden_size
+        768
+    """
+
+    model_type = "infoxlm"
+
+    vocab_size: int = 250002
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    xlco_layer: int | None = None
+    xlco_pooling: str = "cls"
+    xlco_use_projection: bool = True
+    xlco_similarity: str = "dot"
+    xlco_temperature: float | int = 0.25
+    xlco_in_batch_negatives: bool = False
+    xlco_symmetric: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Offer every class of this package to the auto classes of a folder with custom code."""
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a configuration; one of plain XLM-R is taken as InfoXLM's, which has the same architecture.
+
+        Without this the loaded configuration would keep `model_type == "xlm-roberta"` and warn about it.
+        """
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type") == "xlm-roberta":
+            config = {**config, "model_type": cls.model_type}
+        return config, kwargs
+
+    def resolved_xlco_layer(self) -> int:
+        """Return the layer of the contrast, with the default for 12 and 24 layers filled in.
+
+        Not checked on construction: `from_pretrained(path, xlco_layer=2)`
+        sets its overrides after the checks.
+
+        Raises:
+            ValueError: If none is given and the depth has no published default, or it does not exist.
+        """
+        layer = (
+            XLCO_LAYER_BY_DEPTH.get(self.num_hidden_layers) if self.xlco_layer is None else self.xlco_layer
+        )
+        if layer is None:
+            raise ValueError(
+                f"xlco_layer has no default for a model of {self.num_hidden_layers} layers; "
+                f"give one from 1 to {self.num_hidden_layers} "
+                "(about two thirds of the depth: the paper takes 8 of 12)."
+            )
+        if not 1 <= layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"xlco_layer is {layer} but the model has {self.num_hidden_layers} layers; "
+                f"give a layer from 1 to {self.num_hidden_layers}."
+            )
+        return layer
+
+
+__all__ = ["InfoXLMConfig"]

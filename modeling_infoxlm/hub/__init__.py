@@ -1,0 +1,1 @@
+"""Releases: what a trained model is turned into for others to load."""

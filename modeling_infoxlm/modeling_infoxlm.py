@@ -1,0 +1,400 @@
+"""InfoXLM models: XLM-R with a packed pass, sentence vectors and the pre-training objectives.
+
+Parameter names are XLM-R's: every XLM-R and InfoXLM checkpoint loads into each class, and every checkpoint
+of these classes is XLM-R plus its head. This file travels to Hub repositories with custom code: it imports
+torch, transformers and its flat siblings alone.
+
+Shapes: B sequences, L padded length, T packed tokens, M masked tokens, Q queued keys, D hidden, V vocabulary.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaModel,
+    XLMRobertaPreTrainedModel,
+)
+from transformers.activations import gelu
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaEmbeddings,
+    XLMRobertaEncoder,
+    XLMRobertaLayer,
+    XLMRobertaLMHead,
+    XLMRobertaPooler,
+)
+
+from .configuration_infoxlm import InfoXLMConfig
+from .objectives import CrossLingualContrast, LossOutput, MaskedLM
+from .packed import (
+    EncodeRequest,
+    PackedAttention,
+    encode,
+    first_rows,
+    matmul_dtype,
+    sequence_means,
+    take_rows,
+)
+
+POOLINGS = ("cls", "mean")
+MASKED_OBJECTIVES = ("mlm", "tlm")
+
+
+class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
+    """Base of all InfoXLM models: weights initialised as XLM-R's, parameter names are XLM-R's."""
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+
+
+class InfoXLMLayer(XLMRobertaLayer):
+    """XLM-R layer that also runs over packed rows, and can go on with selected rows alone."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        packed: PackedAttention | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Padded (B, L, D) to (B, L, D) as in XLM-R; with `packed`, rows (T, D) to selected rows (R, D)."""
+        if packed is not None:
+            return self._forward_packed(hidden_states, packed)
+        output: Tensor = super().forward(
+            hidden_states,
+            attention_mask,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            **kwargs,
+        )
+        return output
+
+    def _forward_packed(self, hidden: Tensor, packed: PackedAttention) -> Tensor:
+        """Keys and values of all rows; queries, residual and feed-forward of the selected rows only."""
+        attention: Any = self.attention.self
+        # Cast once for all three products: autocast would cast the fp32 rows anew for each, and back.
+        inputs = hidden.to(matmul_dtype(hidden))
+        selected = hidden if packed.rows is None else take_rows(hidden, packed.rows)
+        context = packed(
+            attention.query(inputs if packed.rows is None else take_rows(inputs, packed.rows)),
+            attention.key(inputs),
+            attention.value(inputs),
+            heads=attention.num_attention_heads,
+            scaling=attention.scaling,
+            dropout=attention.dropout.p if self.training else 0.0,
+        )
+        output: Tensor = self.feed_forward_chunk(self.attention.output(context, selected))
+        return output
+
+
+class InfoXLMEncoder(XLMRobertaEncoder):
+    """XLM-R's stack of layers, of `InfoXLMLayer`."""
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.layer = nn.ModuleList(
+            [InfoXLMLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)]
+        )
+
+
+class InfoXLMModel(XLMRobertaModel, InfoXLMPreTrainedModel):
+    """InfoXLM encoder (arXiv 2007.07834): XLM-R's, with sentence vectors of any layer.
+
+    It has no pooler by default: no InfoXLM objective trains one, so it would be random.
+
+    Args:
+        config: Configuration.
+        add_pooling_layer: Add XLM-R's pooler, for checkpoints that have a trained one.
+    """
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+    _no_split_modules = ["XLMRobertaEmbeddings", "InfoXLMLayer"]
+    _keys_to_ignore_on_load_unexpected = [r"pooler\."]
+
+    def __init__(self, config: InfoXLMConfig, add_pooling_layer: bool = False) -> None:
+        # XLMRobertaModel's own constructor is left out: it would
+        # build and initialise layers that are then replaced.
+        XLMRobertaPreTrainedModel.__init__(self, config)
+        self.gradient_checkpointing = False
+        self.embeddings = XLMRobertaEmbeddings(config)
+        self.encoder = InfoXLMEncoder(config)
+        self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def sentence_vectors(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        layer: int | None = None,
+        pooling: str | None = None,
+    ) -> Tensor:
+        """Sentence vectors of any layer, not normalised; runs no layer above it and no padding.
+
+        The paper's retrieval (Tatoeba) takes layer 7 of the base model and the mean.
+
+        Args:
+            input_ids: Tokens, (B, L).
+            attention_mask: 1 for tokens, 0 for padding, (B, L); None for no padding.
+            layer: 0 is the embedding output; None is the layer of the contrast,
+                `config.resolved_xlco_layer()`.
+            pooling: `"mean"` over all tokens, `<s>` and `</s>` included, or `"cls"` for the vector of `<s>`;
+                None is `config.xlco_pooling`.
+
+        Returns:
+            (B, D), fp32 for mean pooling.
+
+        Raises:
+            ValueError: If the layer or the pooling does not exist, or a sentence has no token.
+        """
+        layer = self.config.resolved_xlco_layer() if layer is None else layer
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = mask.sum(dim=1).tolist()
+        return pooled_vectors(
+            self, input_ids[mask.bool()], lengths, layer, pooling or self.config.xlco_pooling
+        )
+
+
+def pooled_vectors(
+    encoder: nn.Module, input_ids: Tensor, lengths: list[int], layer: int, pooling: str
+) -> Tensor:
+    """Sentence vectors (B, D) of packed sequences: tokens (T,) and B lengths.
+
+    See `InfoXLMModel.sentence_vectors`.
+    """
+    (rows,) = encode(encoder, [_sentence_request(input_ids, lengths, layer, pooling)])
+    return _pool(rows, lengths, pooling)
+
+
+def _sentence_request(input_ids: Tensor, lengths: list[int], layer: int, pooling: str) -> EncodeRequest:
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {POOLINGS}, found {pooling!r}.")
+    rows = first_rows(lengths).to(input_ids.device, non_blocking=True) if pooling == "cls" else None
+    return EncodeRequest(input_ids, lengths, layer, rows)
+
+
+def _pool(rows: Tensor, lengths: list[int], pooling: str) -> Tensor:
+    return rows if pooling == "cls" else sequence_means(rows, lengths)
+
+
+class InfoXLMLMHead(XLMRobertaLMHead):
+    """XLM-R's language model head, split into features and output table for the fused loss."""
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """Features that the output table is applied to, (M, D) to (M, D)."""
+        features: Tensor = self.layer_norm(gelu(self.dense(rows)))
+        return features
+
+    def output_table(self) -> tuple[Tensor, Tensor]:
+        """Weight (V, D), tied to the word embeddings, and bias (V,)."""
+        return self.decoder.weight, self.decoder.bias
+
+
+class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
+    """Encoder, language model head and objectives: one forward pass computes every loss of a joint batch.
+
+    The momentum encoder and the queue are no part of it;
+    whoever trains holds them and gives `keys` and `negatives`.
+
+    Args:
+        config: Configuration; its `xlco_*` fields define the contrast.
+
+    Raises:
+        ValueError: If `config.xlco_layer` or another field of the contrast is out of range.
+    """
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+    _tied_weights_keys = {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        super().__init__(config)
+        if config.xlco_pooling not in POOLINGS:
+            raise ValueError(f"xlco_pooling must be one of {POOLINGS}, found {config.xlco_pooling!r}.")
+        self.xlco_layer = config.resolved_xlco_layer()
+        self.roberta = InfoXLMModel(config)
+        self.lm_head = InfoXLMLMHead(config)
+        contrast = CrossLingualContrast(
+            config.hidden_size,
+            use_projection=config.xlco_use_projection,
+            temperature=config.xlco_temperature,
+            similarity=config.xlco_similarity,  # type: ignore[arg-type]  # checked by the objective
+            in_batch_negatives=config.xlco_in_batch_negatives,
+            symmetric=config.xlco_symmetric,
+        )
+        self.objectives = nn.ModuleDict({"mlm": MaskedLM(), "tlm": MaskedLM(), "xlco": contrast})
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output table, tied to the word embeddings."""
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the output table."""
+        self.lm_head.decoder = new_embeddings
+
+    def sentence_vectors(self, *args: Any, **kwargs: Any) -> Tensor:
+        """See `InfoXLMModel.sentence_vectors`; the projection of the contrast is not applied."""
+        return self.roberta.sentence_vectors(*args, **kwargs)
+
+    def forward(
+        self, batch: Mapping[str, Any], keys: Tensor | None = None, negatives: Tensor | None = None
+    ) -> dict[str, LossOutput]:
+        """Compute the losses of all objectives in the batch by one pass over its packed rows.
+
+        Args:
+            batch: `mlm` and `tlm`: `input_ids` (T,), `lengths` (B numbers), `masked_rows` (M,), `labels`
+                (M,); `xlco`: `query` with `input_ids` and `lengths`. Objectives may be absent.
+                `PretrainingCollator` makes it.
+            keys: Projected sentence vectors of the translations by
+                the momentum encoder, (B, D); needed for `xlco`.
+            negatives: Queued keys, (Q, D); None for none.
+
+        Returns:
+            For each objective in the batch (`mlm`, `tlm`, `xlco`) the sum of its losses and their number;
+            `combine_losses` makes one loss of them.
+
+        Raises:
+            ValueError: If the batch has no known objective, or `xlco` without `keys`.
+        """
+        names = [name for name in self.objectives if name in batch]
+        if not names:
+            raise ValueError(
+                f"the batch has {sorted(batch)}; expected at least one of {list(self.objectives)}."
+            )
+        rows = encode(self.roberta, [self._request(name, batch[name]) for name in names])
+        losses: dict[str, LossOutput] = {}
+        for name, selected in zip(names, rows, strict=True):
+            if name in MASKED_OBJECTIVES:
+                losses[name] = self.objectives[name](selected, batch[name]["labels"], self.lm_head)
+            else:
+                losses[name] = self._contrast(selected, batch[name]["query"]["lengths"], keys, negatives)
+        return losses
+
+    def _request(self, name: str, part: Mapping[str, Any]) -> EncodeRequest:
+        if name in MASKED_OBJECTIVES:
+            last = self.config.num_hidden_layers
+            return EncodeRequest(part["input_ids"], part["lengths"], last, part["masked_rows"])
+        query = part["query"]
+        return _sentence_request(
+            query["input_ids"], query["lengths"], self.xlco_layer, self.config.xlco_pooling
+        )
+
+    def _contrast(
+        self, rows: Tensor, lengths: list[int], keys: Tensor | None, negatives: Tensor | None
+    ) -> LossOutput:
+        if keys is None:
+            raise ValueError(
+                "the batch has an xlco part but no keys; encode its `key` side with a MomentumEncoder."
+            )
+        contrast: Any = self.objectives["xlco"]
+        query = contrast.project(_pool(rows, lengths, self.config.xlco_pooling).to(rows.dtype))
+        output: LossOutput = contrast(query, keys, keys[:0] if negatives is None else negatives)
+        return output
+
+    def freeze_unused(self, objectives: Collection[str]) -> list[str]:
+        """Switch gradients off for parameters that no given objective trains; return their names.
+
+        So DDP finds a gradient for each parameter it waits for,
+        and weight decay does not shrink what is not trained.
+        """
+        masked = any(name in objectives for name in MASKED_OBJECTIVES)
+        unused: list[nn.Module] = []
+        if not masked:
+            unused += [
+                self.lm_head.dense,
+                self.lm_head.layer_norm,
+                *self.roberta.encoder.layer[self.xlco_layer :],
+            ]
+            self.lm_head.bias.requires_grad_(False)
+        if "xlco" not in objectives:
+            unused.append(self.objectives["xlco"])
+        for module in unused:
+            module.requires_grad_(False)
+        return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+
+class InfoXLMForMaskedLM(XLMRobertaForMaskedLM, InfoXLMPreTrainedModel):
+    """InfoXLM with XLM-R's language model head, for fill-mask."""
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        super().__init__(config)
+        self.roberta = InfoXLMModel(config)
+        self.post_init()
+
+
+class InfoXLMForSequenceClassification(XLMRobertaForSequenceClassification, InfoXLMPreTrainedModel):
+    """InfoXLM with XLM-R's classification head on `<s>`, for XNLI."""
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        super().__init__(config)
+        self.roberta = InfoXLMModel(config)
+        self.post_init()
+
+
+class InfoXLMForQuestionAnswering(XLMRobertaForQuestionAnswering, InfoXLMPreTrainedModel):
+    """InfoXLM with XLM-R's span head, for MLQA."""
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        super().__init__(config)
+        self.roberta = InfoXLMModel(config)
+        self.post_init()
+
+
+class InfoXLMForTokenClassification(XLMRobertaForTokenClassification, InfoXLMPreTrainedModel):
+    """InfoXLM with XLM-R's token classification head, for tagging."""
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        super().__init__(config)
+        self.roberta = InfoXLMModel(config)
+        self.post_init()
+
+
+class InfoXLMForMultipleChoice(XLMRobertaForMultipleChoice, InfoXLMPreTrainedModel):
+    """InfoXLM with XLM-R's multiple choice head, on the pooler, which is trained with it."""
+
+    config: InfoXLMConfig
+    config_class = InfoXLMConfig
+
+    def __init__(self, config: InfoXLMConfig) -> None:
+        super().__init__(config)
+        self.roberta = InfoXLMModel(config, add_pooling_layer=True)
+        self.post_init()
+
+
+__all__ = [
+    "InfoXLMForMaskedLM",
+    "InfoXLMForMultipleChoice",
+    "InfoXLMForPreTraining",
+    "InfoXLMForQuestionAnswering",
+    "InfoXLMForSequenceClassification",
+    "InfoXLMForTokenClassification",
+    "InfoXLMModel",
+    "InfoXLMPreTrainedModel",
+]

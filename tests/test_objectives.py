@@ -1,0 +1,399 @@
+"""The objectives and their sum against slow loops written from the paper and the released code."""
+
+import math
+from collections.abc import Mapping
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import combine as slow_combine
+from reference.contrast import contrast as slow_contrast
+from reference.contrast import project as slow_project
+from reference.masked_lm import lm_head_features
+from reference.masked_lm import masked_lm as slow_masked_lm
+from torch import Tensor, nn
+
+from modeling_infoxlm import InfoXLMConfig
+from modeling_infoxlm.modeling_infoxlm import InfoXLMLMHead
+from modeling_infoxlm.objectives import CrossLingualContrast, LossOutput, MaskedLM, combine_losses
+
+OPTIONS = [
+    {"similarity": similarity, "in_batch_negatives": in_batch, "symmetric": symmetric}
+    for similarity, in_batch, symmetric in product(["dot", "cosine"], [False, True], [False, True])
+]
+
+
+def option_name(options: Mapping[str, object]) -> str:
+    return "-".join(f"{value}" for value in options.values())
+
+
+def random_batch(batch: int, hidden: int, queue: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, hidden), (batch, hidden), (queue, hidden)]
+    query, key, negatives = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
+    return query, key, negatives
+
+
+def built(hidden: int, **options: object) -> CrossLingualContrast:
+    torch.manual_seed(3)
+    module = CrossLingualContrast(hidden, **options).double()
+    for weight in module.parameters():
+        # The published initialisation, N(0, 0.02), would make all logits alike and hide errors.
+        nn.init.normal_(weight, std=0.5)
+    return module
+
+
+def projection_of(module: CrossLingualContrast) -> Tensor | None:
+    return dict(module.named_parameters()).get("projection.weight")
+
+
+def assert_equals_oracle(
+    module: CrossLingualContrast, batch: tuple[Tensor, Tensor, Tensor], options: dict
+) -> None:
+    """Loss, accuracy and the gradients of queries and projection agree with the slow loop."""
+    vectors, key, negatives = batch
+    fast_vectors, slow_vectors = (vectors.clone().requires_grad_() for _ in range(2))
+    fast = module(module.project(fast_vectors), key, negatives)
+    fast.loss_sum.backward()
+
+    projection = projection_of(module)
+    weight = None if projection is None else projection.detach().clone().requires_grad_()
+    slow = slow_contrast(slow_project(slow_vectors, weight), key, negatives, **options)
+    slow.loss_sum.backward()
+
+    assert fast.num_items == len(vectors)
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(fast.loss_sum.double(), slow.loss_sum, **close)
+    torch.testing.assert_close(fast_vectors.grad, slow_vectors.grad, **close)
+    assert float(fast.metrics["accuracy"]) == pytest.approx(slow.accuracy, abs=1e-6)
+    if len(negatives) or options["in_batch_negatives"] or options["symmetric"]:
+        assert float(slow_vectors.grad.abs().max()) > 1e-3, "a test of zero gradients would prove nothing"
+    if weight is not None:
+        torch.testing.assert_close(projection.grad, weight.grad, **close)
+
+
+@pytest.mark.parametrize("queue", [0, 1, 7])
+@pytest.mark.parametrize("use_projection", [True, False], ids=["projected", "plain"])
+@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
+def test_contrast_equals_the_slow_loop(options: dict, use_projection: bool, queue: int) -> None:
+    module = built(5, use_projection=use_projection, temperature=0.25, **options)
+    assert_equals_oracle(module, random_batch(4, 5, queue), {"temperature": 0.25, **options})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 5),
+    hidden=st.integers(1, 6),
+    queue=st.integers(0, 6),
+    temperature=st.floats(0.05, 5.0),
+    options=st.sampled_from(OPTIONS),
+    use_projection=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_contrast_equals_the_slow_loop_for_any_shape(
+    batch: int, hidden: int, queue: int, temperature: float, options: dict, use_projection: bool, seed: int
+) -> None:
+    module = built(hidden, use_projection=use_projection, temperature=temperature, **options)
+    vectors = random_batch(batch, hidden, queue, seed)
+    with torch.no_grad():
+        query = slow_project(vectors[0], projection_of(module))
+        fast = module(module.project(vectors[0]), *vectors[1:])
+        slow = slow_contrast(query, *vectors[1:], temperature=temperature, **options)
+    torch.testing.assert_close(fast.loss_sum, slow.loss_sum, rtol=1e-6, atol=1e-6)
+
+
+def test_contrast_in_fp32_computes_fp32_logits() -> None:
+    query, key, negatives = (part.float() for part in random_batch(4, 5, 7))
+    module = CrossLingualContrast(5, use_projection=False, temperature=0.25)
+    loss = module(query, key, negatives).loss_sum
+    expected = slow_contrast(query.double(), key.double(), negatives.double(), temperature=0.25).loss_sum
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("queue", [0, 1, 9, 1000])
+def test_equal_vectors_give_log_of_the_number_of_candidates(similarity: str, queue: int) -> None:
+    vector = torch.tensor([0.3, -0.2, 0.5])
+    module = CrossLingualContrast(3, use_projection=False, similarity=similarity)
+    output = module(vector.expand(4, 3), vector.expand(4, 3), vector.expand(queue, 3))
+    assert float(output.loss_sum) / output.num_items == pytest.approx(math.log(1 + queue), abs=1e-5)
+
+
+def test_in_batch_negatives_join_the_queue() -> None:
+    vector = torch.ones(1, 3)
+    module = CrossLingualContrast(3, use_projection=False, in_batch_negatives=True)
+    output = module(vector.expand(4, 3), vector.expand(4, 3), vector.expand(6, 3))
+    assert float(output.loss_sum) / 4 == pytest.approx(math.log(4 + 6), abs=1e-5)
+
+
+def test_accuracy_counts_queries_whose_own_key_wins() -> None:
+    query = torch.eye(4)
+    key = torch.eye(4) * torch.tensor([[3.0], [3.0], [1.0], [-1.0]])
+    negatives = torch.full((2, 4), 2.0)
+    module = CrossLingualContrast(4, use_projection=False)
+    assert float(module(query, key, negatives).metrics["accuracy"]) == pytest.approx(0.5)
+
+
+def test_ties_are_no_hits() -> None:
+    """Where all vectors have collapsed into one, an accuracy of 100 % would be the opposite of the truth."""
+    ones = torch.ones(4, 2)
+    output = CrossLingualContrast(2, use_projection=False)(ones, ones, ones)
+    assert float(output.metrics["accuracy"]) == 0.0
+
+
+def test_accuracy_among_the_batch_leaves_the_queue_out() -> None:
+    query, key = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
+    output = CrossLingualContrast(4, use_projection=False)(query, key, torch.full((3, 4), 5.0))
+    assert float(output.metrics["in_batch_accuracy"]) == pytest.approx(0.5)
+    assert float(output.metrics["accuracy"]) == 0.0
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_norms_of_fresh_and_queued_keys_are_their_lengths(similarity: str) -> None:
+    module = CrossLingualContrast(2, use_projection=False, similarity=similarity)
+    key, negatives = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[6.0, 8.0]])
+    metrics = module(torch.ones(2, 2), key, negatives).metrics
+    assert float(metrics["key_norm"]) == pytest.approx(3.0)
+    assert float(metrics["queue_norm"]) == pytest.approx(10.0)
+
+
+def test_spread_is_zero_for_collapsed_vectors_and_one_for_random_directions() -> None:
+    """Lengths do not count: vectors of one direction and many lengths have collapsed too."""
+    torch.manual_seed(0)
+    collapsed = torch.rand(500, 1) * torch.randn(8)
+    metrics = CrossLingualContrast(8, use_projection=False)(
+        collapsed, torch.randn(500, 8), torch.ones(1, 8)
+    ).metrics
+    assert float(metrics["query_std"]) == pytest.approx(0.0, abs=1e-3)
+    assert float(metrics["key_std"]) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(("in_batch", "candidates"), [(False, 1 + 7), (True, 4 + 7)])
+def test_the_number_of_candidates_bounds_mutual_information(in_batch: bool, candidates: int) -> None:
+    module = CrossLingualContrast(5, use_projection=False, in_batch_negatives=in_batch)
+    metrics = module(*random_batch(4, 5, 7)).metrics
+    assert float(metrics["log_candidates"]) == pytest.approx(math.log(candidates))
+
+
+def test_metrics_carry_no_gradient() -> None:
+    query, key, negatives = random_batch(4, 5, 7)
+    metrics = CrossLingualContrast(5, use_projection=False)(query.requires_grad_(), key, negatives).metrics
+    assert not [name for name, value in metrics.items() if value.requires_grad]
+
+
+def test_temperature_divides_the_similarity() -> None:
+    query, key, negatives = random_batch(3, 4, 5)
+    cold = CrossLingualContrast(4, use_projection=False, temperature=0.1)(query, key, negatives).loss_sum
+    scaled = CrossLingualContrast(4, use_projection=False, temperature=1.0)(
+        query * 10, key, negatives
+    ).loss_sum
+    torch.testing.assert_close(cold, scaled)
+
+
+def test_cosine_does_not_see_the_length_of_vectors() -> None:
+    query, key, negatives = random_batch(3, 4, 5)
+    module = CrossLingualContrast(4, use_projection=False, similarity="cosine")
+    expected = module(query, key, negatives).loss_sum
+    torch.testing.assert_close(module(query * 7, key * 0.1, negatives * 30).loss_sum, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
+def test_keys_and_negatives_get_no_gradient(options: dict) -> None:
+    query, key, negatives = (part.requires_grad_() for part in random_batch(3, 4, 5))
+    CrossLingualContrast(4, use_projection=False, **options).double()(
+        query, key, negatives
+    ).loss_sum.backward()
+    assert query.grad is not None and float(query.grad.abs().max()) > 0
+    assert key.grad is None and negatives.grad is None
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
+def test_bf16_vectors_give_an_fp32_loss(options: dict) -> None:
+    query, key, negatives = (part.bfloat16() for part in random_batch(4, 5, 7))
+    module = CrossLingualContrast(5, use_projection=False, **options)
+    loss = module(query, key, negatives.float()).loss_sum
+    parts = [part.double() for part in (query, key, negatives)]
+    expected = slow_contrast(*parts, **{"temperature": 0.25, **options}).loss_sum
+    assert loss.dtype == torch.float32
+    # 1e-5 and not 1e-2: products of bf16 numbers are exact in fp32; only a bf16 matmul could be further off.
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_autocast_does_not_reach_the_logits() -> None:
+    query, key, negatives = (part.float() for part in random_batch(4, 5, 7))
+    module = CrossLingualContrast(5, use_projection=False)
+    expected = module(query, key, negatives).loss_sum
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module(query, key, negatives).loss_sum
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+
+
+def test_large_similarities_do_not_overflow() -> None:
+    query = torch.full((2, 4), 100.0)
+    output = CrossLingualContrast(4, use_projection=False)(query, query, -query)
+    assert float(output.loss_sum) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_projection_is_one_matrix_without_bias() -> None:
+    module = CrossLingualContrast(6)
+    assert {name: tuple(value.shape) for name, value in module.named_parameters()} == {
+        "projection.weight": (6, 6)
+    }
+    assert not list(CrossLingualContrast(6, use_projection=False).parameters())
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "negatives"),
+    [((4, 5), (3, 5), (7, 5)), ((4, 5), (4, 6), (7, 5)), ((4, 5), (4, 5), (7, 6))],
+    ids=["rows", "hidden size", "queue"],
+)
+def test_shapes_that_do_not_fit_are_refused(query: tuple, key: tuple, negatives: tuple) -> None:
+    module = CrossLingualContrast(5, use_projection=False)
+    with pytest.raises(ValueError, match=r"\d"):
+        module(torch.zeros(query), torch.zeros(key), torch.zeros(negatives))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"similarity": "euclid"}])
+def test_impossible_options_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        CrossLingualContrast(5, **options)
+
+
+# --- masked language model
+
+
+def lm_head(hidden: int = 6, vocab: int = 11) -> InfoXLMLMHead:
+    torch.manual_seed(1)
+    head = InfoXLMLMHead(InfoXLMConfig(hidden_size=hidden, vocab_size=vocab))
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    # A model ties the decoder's bias to the head's; a head on its own must do the same.
+    head.decoder.bias = head.bias
+    return head.double()
+
+
+def test_masked_lm_equals_the_slow_loop() -> None:
+    head = lm_head()
+    fast_rows = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    slow_rows = fast_rows.detach().clone().requires_grad_()
+    labels = torch.tensor([0, 10, 3, 3, 7])
+
+    fast = MaskedLM()(fast_rows, labels, head)
+    fast.loss_sum.backward()
+    fast_gradients = {name: value.grad.clone() for name, value in head.named_parameters()}
+    head.zero_grad()
+    features = [
+        lm_head_features(
+            row,
+            head.dense.weight,
+            head.dense.bias,
+            head.layer_norm.weight,
+            head.layer_norm.bias,
+            head.layer_norm.eps,
+        )
+        for row in slow_rows
+    ]
+    slow = slow_masked_lm(torch.stack(features), head.decoder.weight, head.bias, labels.tolist())
+    slow.backward()
+
+    assert fast.num_items == 5
+    torch.testing.assert_close(fast.loss_sum.double(), slow, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fast_rows.grad, slow_rows.grad, rtol=1e-6, atol=1e-6)
+    for name, value in head.named_parameters():
+        assert float(value.grad.abs().max()) > 1e-3, name
+        torch.testing.assert_close(fast_gradients[name], value.grad, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_masked_lm_of_no_rows_is_zero_and_keeps_the_graph() -> None:
+    head = lm_head()
+    rows = torch.zeros(0, 6, dtype=torch.float64, requires_grad=True)
+    output = MaskedLM()(rows, torch.zeros(0, dtype=torch.long), head)
+    output.loss_sum.backward()
+    assert output.num_items == 0 and float(output.loss_sum.detach()) == 0.0
+    assert all(float(value.grad.abs().max()) == 0.0 for value in head.parameters())
+
+
+def test_masked_lm_refuses_another_number_of_labels() -> None:
+    with pytest.raises(ValueError, match=r"5.*4|4.*5"):
+        MaskedLM()(torch.zeros(5, 6).double(), torch.zeros(4, dtype=torch.long), lm_head())
+
+
+# --- adding them up
+
+ITEMS = {"mlm": [3.0, 1.5, 2.5, 4.0], "tlm": [0.5, 2.0], "xlco": [6.0]}
+WEIGHTS = {"mlm": 1.0, "tlm": 0.5, "xlco": 2.0}
+SUBSETS = [("mlm",), ("mlm", "tlm"), ("mlm", "tlm", "xlco"), ("xlco",)]
+
+
+def as_losses(items: Mapping[str, list[float]]) -> dict[str, LossOutput]:
+    return {
+        name: LossOutput(loss_sum=torch.tensor(sum(losses)), num_items=len(losses), metrics={})
+        for name, losses in items.items()
+    }
+
+
+@pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("rule", ["per_objective", "per_item"])
+def test_combined_loss_equals_the_slow_loop(rule: str, subset: tuple[str, ...]) -> None:
+    items = {name: ITEMS[name] for name in subset}
+    total = combine_losses(as_losses(items), {name: len(items[name]) for name in subset}, WEIGHTS, rule)
+    assert total.shape == ()
+    assert float(total) == pytest.approx(getattr(slow_combine, rule)(items, WEIGHTS), rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["per_objective", "per_item"])
+def test_micro_batches_of_any_size_add_up_to_the_global_mean(rule: str) -> None:
+    """Each part divides by the global counts, so that accumulation and ranks change nothing."""
+    parts = [
+        {"mlm": ITEMS["mlm"][:3], "tlm": ITEMS["tlm"][:1], "xlco": []},
+        {"mlm": ITEMS["mlm"][3:], "tlm": ITEMS["tlm"][1:], "xlco": ITEMS["xlco"]},
+    ]
+    counts = {name: len(losses) for name, losses in ITEMS.items()}
+    total = sum(float(combine_losses(as_losses(part), counts, WEIGHTS, rule)) for part in parts)
+    assert total == pytest.approx(getattr(slow_combine, rule)(ITEMS, WEIGHTS), rel=1e-6)
+
+
+def test_the_two_rules_weigh_a_rare_objective_differently() -> None:
+    losses, counts = as_losses(ITEMS), {name: len(items) for name, items in ITEMS.items()}
+    ones = dict.fromkeys(ITEMS, 1.0)
+    assert float(combine_losses(losses, counts, ones, "per_objective")) == pytest.approx(2.75 + 1.25 + 6.0)
+    assert float(combine_losses(losses, counts, ones, "per_item")) == pytest.approx(19.5 / 7)
+
+
+@pytest.mark.parametrize("rule", ["per_objective", "per_item"])
+def test_an_objective_without_items_adds_nothing(rule: str) -> None:
+    items = {**ITEMS, "tlm": []}
+    counts = {name: len(losses) for name, losses in items.items()}
+    total = combine_losses(as_losses(items), counts, WEIGHTS, rule)
+    assert float(total) == pytest.approx(getattr(slow_combine, rule)(items, WEIGHTS), rel=1e-6)
+
+
+def test_gradients_carry_the_weight_and_the_global_count() -> None:
+    loss_sum = torch.tensor(5.0, requires_grad=True)
+    losses = {"xlco": LossOutput(loss_sum=loss_sum, num_items=2, metrics={})}
+    combine_losses(losses, {"xlco": 8}, {"xlco": 3.0}, "per_objective").backward()
+    assert float(loss_sum.grad) == pytest.approx(3.0 / 8)
+
+
+def test_an_unknown_rule_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="per_token"):
+        combine_losses(as_losses(ITEMS), {name: 1 for name in ITEMS}, WEIGHTS, "per_token")
+
+
+@pytest.mark.parametrize(("counts", "weights"), [({"mlm": 4}, WEIGHTS), ({"mlm": 4, "tlm": 2}, {"mlm": 1.0})])
+def test_an_objective_without_weight_or_count_is_refused_by_name(counts: dict, weights: dict) -> None:
+    losses = as_losses({"mlm": ITEMS["mlm"], "tlm": ITEMS["tlm"]})
+    with pytest.raises(ValueError, match="tlm"):
+        combine_losses(losses, counts, weights, "per_objective")
+
+
+def test_counts_may_be_tensors() -> None:
+    """Counts summed over ranks come as tensors; reading them back would wait for the device."""
+    counts = {name: torch.tensor(float(len(items))) for name, items in ITEMS.items()}
+    for rule in ("per_objective", "per_item"):
+        total = combine_losses(as_losses(ITEMS), counts, WEIGHTS, rule)
+        assert float(total) == pytest.approx(getattr(slow_combine, rule)(ITEMS, WEIGHTS), rel=1e-6)
