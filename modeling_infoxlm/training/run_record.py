@@ -33,7 +33,7 @@ PACKAGES = (
     "huggingface_hub",
     "numpy",
 )
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_SECRET = re.compile(r"hf_[\w.\-]{8,}")
 
 # Training arguments that change what is computed; others
 # (workers, logging, where to push) may differ on resumption.

@@ -204,7 +204,8 @@ class InfoXLMTrainer(Trainer):
                 batch = self.data_collator([{"xlco": stream.pack(np.arange(first, first + count))}])
                 with self.accelerator.autocast():
                     keys = encoder.encode(cast(Any, self._prepare_inputs(batch))["xlco"]["key"])
-                queue.enqueue(self.accelerator.gather(keys))
+                # Cut, so that the queue holds the same keys whatever the batch size.
+                queue.enqueue(self.accelerator.gather(keys)[: queue.size - before])
                 first += count * self.args.world_size
                 bar.update(queue.num_filled - before)
 

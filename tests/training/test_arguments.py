@@ -98,7 +98,9 @@ def test_defaults_are_the_papers(pretraining):
     assert (args.mlm_weight, args.tlm_weight, args.xlco_weight) == (1, 1, 1)
     assert args.loss_normalization == "per_objective"
     contrast = ContrastArguments()
-    assert (contrast.queue_size, contrast.momentum, contrast.xlco_temperature) == (131072, 0.9999, 0.25)
+    assert (contrast.queue_size, contrast.momentum) == (131072, 0.9999)
+    config = InfoXLMConfig()
+    assert (config.xlco_pooling, config.xlco_similarity, config.xlco_temperature) == ("cls", "dot", 0.25)
 
 
 def test_defaults_that_the_joint_batch_needs(pretraining):
@@ -156,11 +158,13 @@ def test_stream_settings_have_the_same_defaults_and_carry_every_value():
     assert data.stream_settings(seed=7) == expected
 
 
-def test_contrast_overrides_are_fields_of_the_configuration_with_its_defaults():
-    overrides = ContrastArguments().config_overrides()
-    assert InfoXLMConfig(**overrides).to_dict() == InfoXLMConfig().to_dict()
-    assert overrides.keys() == {name for name in InfoXLMConfig().to_dict() if name.startswith("xlco_")}
-    assert InfoXLMConfig(**ContrastArguments(xlco_pooling="mean").config_overrides()).xlco_pooling == "mean"
+def test_contrast_overrides_are_what_was_given():
+    """A flag that is not given must not change the contrast of the checkpoint that a run goes on with."""
+    assert ContrastArguments().config_overrides() == {}
+    given = {"xlco_layer": 3, "xlco_pooling": "mean", "xlco_similarity": "cosine", "xlco_temperature": 0.1}
+    given |= {"xlco_use_projection": False, "xlco_in_batch_negatives": True, "xlco_symmetric": True}
+    assert ContrastArguments(**given).config_overrides() == given
+    assert given.keys() == {name for name in InfoXLMConfig().to_dict() if name.startswith("xlco_")}
 
 
 def test_model_overrides_are_what_was_given():
@@ -208,7 +212,7 @@ def test_token_is_not_shown():
         (lambda: ContrastArguments(momentum=-0.1), "momentum must be in 0..1, found -0.1."),
         (lambda: ContrastArguments(momentum_start=2), "momentum_start must be in 0..1, found 2."),
         (lambda: ContrastArguments(xlco_temperature=0), "xlco_temperature must be above 0, found 0"),
-        (lambda: ContrastArguments(xlco_layer=-1), "xlco_layer must be at least 0, found -1."),
+        (lambda: ContrastArguments(xlco_layer=0), "xlco_layer must be at least 1, found 0."),
         (
             lambda: ContrastArguments(momentum_warmup_steps=0),
             "momentum_warmup_steps must be at least 1, found 0.",

@@ -1,0 +1,402 @@
+"""The entry point, in this process: from text files to a checkpoint, again, and every input it must refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
+from transformers import AutoModel, AutoTokenizer
+
+import run_pretraining
+from modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.data.shards import Corpus
+from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
+from modeling_infoxlm.training.signals import StopOnSignal
+
+SCRIPT = Path(run_pretraining.__file__)
+PAIRS = sentence_pairs(40)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of a process are for programs; and the peak need not be measured each time."""
+    monkeypatch.setattr(run_pretraining, "configure_process", lambda: None)
+    monkeypatch.setattr(run_pretraining, "matmul_peak", lambda device, dtype: 1e12)
+
+
+def flags(folder: Path, text: Path | None, *own: str) -> list[str]:
+    """A command; of a flag given twice the last one counts."""
+    files = [] if text is None else ["--bitext_files", str(text)]
+    shape = [*TINY_MODEL, *TINY_DATA, *TINY_RUN]
+    return [*files, "--output_dir", str(folder), "--mono_from_bitext", "true", "--max_steps", "6", *shape, *own]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "text" / "en-xx.tsv", PAIRS)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+# ------------------------------------------------------------------------------------- from text to a checkpoint
+
+FIT = (
+    "--max_steps 100 --learning_rate 2e-3 --per_device_train_batch_size 16 "
+    "--concatenate_pairs none --xlco_masking false --save_steps 100 --logging_steps 50"
+).split()
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run long enough to learn its 40 pairs by heart."""
+    folder = tmp_path_factory.mktemp("fitted")
+    text = write_pairs(folder / "text" / "en-xx.tsv", PAIRS)
+    assert run_pretraining.main(flags(folder / "out", text, *FIT)) == 0
+    return folder / "out"
+
+
+def retrieval_of_training_pairs(folder: Path, model: InfoXLMForPreTraining) -> float:
+    corpus = Corpus.open(folder / "data")
+    return HeldoutRetrieval(replace(corpus, heldout=corpus.bitext), layer=2)(model)["retrieval/mean"]
+
+
+def test_a_few_pairs_are_learnt_by_heart(fitted: Path) -> None:
+    model = InfoXLMForPreTraining.from_pretrained(fitted)
+    torch.manual_seed(1)
+    untrained = InfoXLMForPreTraining(model.config)
+    assert retrieval_of_training_pairs(fitted, untrained) < 0.2
+    assert retrieval_of_training_pairs(fitted, model) > 0.6
+    first, last = [entry for entry in state(fitted)["log_history"] if "loss" in entry]
+    for name in ("loss/mlm", "loss/tlm", "loss/xlco"):
+        assert last[name] < first[name]
+
+
+def state(folder: Path) -> dict[str, list[dict[str, float]]]:
+    content: dict[str, list[dict[str, float]]] = json.loads((folder / "trainer_state.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("place", [".", "checkpoint-100"])
+def test_the_result_and_every_checkpoint_load_as_they_are(fitted: Path, place: str) -> None:
+    model, report = AutoModel.from_pretrained(fitted / place, output_loading_info=True)
+    assert type(model).__name__ == "InfoXLMModel" and not report["missing_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(fitted / place)
+    inputs = tokenizer([source for source, _ in PAIRS[:3]], padding=True, return_tensors="pt")
+    assert model.sentence_vectors(**inputs, layer=2, pooling="mean").shape == (3, 32)
+    assert tokenizer.unk_token_id not in inputs["input_ids"]
+    assert "training_args.bin" not in [path.name for path in (fitted / place).iterdir()]
+
+
+def test_the_run_says_what_it_was(fitted: Path) -> None:
+    record = json.loads((fitted / "run.json").read_text())
+    assert record["command"][:1] == ["--bitext_files"] and record["identity"]["learning_rate"] == 2e-3
+    assert record["corpus"]["bitext"]["en-xx"]["num_examples"] == 40
+    assert len(record["corpus"]["sources"][0]["files"][0]["sha256"]) == 64
+    assert set(record["streams"]) == {"mlm", "tlm", "xlco"}
+    weights = load_file(fitted / "model.safetensors")
+    assert record["num_parameters"] == sum(value.numel() for value in weights.values())
+    results = json.loads((fitted / "all_results.json").read_text())
+    assert results["train_loss"] > 1 and results["train_runtime"] > 0.1
+
+
+def test_heldout_pairs_are_evaluated_while_training_and_at_the_end(text: Path, out: Path) -> None:
+    heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 3 --eval_max_pairs 10".split()
+    assert run_pretraining.main(flags(out, text, *heldout)) == 0
+    evaluated = [entry for entry in state(out)["log_history"] if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluated] == [3, 6]
+    results = json.loads((out / "all_results.json").read_text())
+    for name in ("eval_loss/mlm", "eval_loss/tlm", "eval_loss/xlco", "eval_retrieval/en-xx", "train_loss"):
+        assert name in results
+
+
+def test_a_recipe_first_and_flags_over_it(text: Path, out: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"bitext_files: [{text}]\nmax_steps: 50\nobjectives: tlm\n")
+    argv = [flag for flag in flags(out, None, "--max_steps", "2") if flag]
+    assert run_pretraining.main([str(recipe), *argv]) == 0
+    record = json.loads((out / "run.json").read_text())["identity"]
+    assert (record["objectives"], record["max_steps"]) == ("tlm", 2)
+    assert checkpoints(out) == ["checkpoint-2"]
+
+
+# ----------------------------------------------------------------------------------------------- the same again
+
+
+class StopInStep3(StopOnSignal):
+    """As if somebody typed Ctrl-C, or Slurm sent SIGTERM, while step 3 runs."""
+
+    def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    text: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = flags(out, text, "--hidden_dropout_prob", "0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_pretraining, "StopOnSignal", StopInStep3)
+        assert run_pretraining.main(argv) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "interrupted: checkpoint-3 is saved; run the same command again to go on."
+    )
+    assert checkpoints(out) == ["checkpoint-3"] and not (out / "model.safetensors").exists()
+    assert run_pretraining.main(argv) == 0
+    straight = tmp_path / "straight"
+    assert run_pretraining.main(flags(straight, text, "--hidden_dropout_prob", "0.1")) == 0
+    resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, straight))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_finished_run_is_left_as_it_is(text: Path, out: Path) -> None:
+    assert run_pretraining.main(flags(out, text)) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run_pretraining.main(flags(out, text)) == 0
+    changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+    # The record may say when it was last looked at; results and weights are those of the run.
+    assert set(changed) <= {"run.json", "trainer_state.json"}
+
+
+def test_what_does_not_change_the_result_may_be_given_anew(text: Path, out: Path) -> None:
+    assert run_pretraining.main(flags(out, text)) == 0
+    assert run_pretraining.main(flags(out, text, "--logging_steps", "1", "--save_steps", "2")) == 0
+
+
+def test_overwriting_starts_anew(text: Path, out: Path) -> None:
+    assert run_pretraining.main(flags(out, text)) == 0
+    assert checkpoints(out) == ["checkpoint-4", "checkpoint-6"]
+    other = flags(out, text, "--max_steps", "3", "--overwrite_output_dir", "true")
+    assert run_pretraining.main(other) == 0
+    assert checkpoints(out) == ["checkpoint-3"]
+
+
+def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> None:
+    argv = flags(out, text, "--max_steps", "60", "--save_steps", "20")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *argv], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoint-20").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    (last,) = [line for line in error.splitlines() if line.startswith("interrupted:")]
+    saved = last.split()[1]
+    assert saved in checkpoints(out) and 20 < int(saved.removeprefix("checkpoint-")) < 60
+    assert run_pretraining.main(argv) == 0
+    assert state(out)["global_step"] == 60
+    logged = [entry["step"] for entry in state(out)["log_history"] if "loss" in entry]
+    assert logged == sorted(set(logged)) and logged[-1] == 60
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line on standard error of a command that ends with 1 (or, a usage error, with 2)."""
+
+    def run(argv: list[str], *, code: int = 1) -> str:
+        capsys.readouterr()
+        try:
+            found = run_pretraining.main(argv)
+        except SystemExit as exit_:
+            found = exit_.code
+        error = capsys.readouterr().err
+        assert found == code, error
+        assert "Traceback" not in error
+        lines = [line for line in error.splitlines() if "error: " in line]
+        assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
+        return lines[0].partition("error: ")[2]
+
+    return run
+
+
+def test_another_run_in_the_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    assert run_pretraining.main(flags(out, text)) == 0
+    before = load_file(out / "model.safetensors")
+    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"))
+    assert f"{out} holds a different run: learning_rate was 0.005, is now 0.001 (and 1 more: seed)" in message
+    after = load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert checkpoints(out) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_folder_of_something_else(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text))
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_unequal_line_counts(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    source, target = tmp_path / "news.en", tmp_path / "news.xx"
+    source.write_text("".join(f"{line}\n" for line, _ in PAIRS))
+    target.write_text("".join(f"{line}\n" for _, line in PAIRS[:-1]))
+    message = refusal(flags(out, None, "--bitext_files", f"{source},{target}"))
+    assert message.startswith(f"bitext en-xx has 40 source lines ({source}) but 39 target lines ({target});")
+
+
+def test_invalid_utf8(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    lines = text.read_bytes().splitlines(keepends=True)
+    text.write_bytes(b"".join([*lines[:6], b"caf\xe9\tkaffee\n", *lines[6:]]))
+    message = refusal(flags(out, text))
+    assert message.startswith(f"{text}, line 7: invalid UTF-8, byte 0xe9 at position 3")
+    assert "--on_bad_line skip" in message
+    # Nothing of it may stand in the way of the way out that the message names.
+    assert run_pretraining.main(flags(out.with_name("second"), text, "--on_bad_line", "skip")) == 0
+    manifest = json.loads((out.with_name("second") / "data/manifest.json").read_text())
+    assert manifest["bitext"]["en-xx"]["dropped"] == {"bad_line": 1}
+
+
+def test_empty_file(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    text.write_text("")
+    assert refusal(flags(out, text)) == f"{text} is empty."
+
+
+def test_language_without_a_usable_line(text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    blank = write_pairs(tmp_path / "en-de.tsv", [("Haus", ""), ("", "house")])
+    message = refusal(flags(out, text, "--bitext_files", str(text), str(blank)))
+    assert message.startswith("no usable line in ") and "en-de (dropped: empty 2)" in message
+
+
+def test_two_sides_that_are_the_same(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    write_pairs(text, [(source, source) for source, _ in PAIRS])
+    message = refusal(flags(out, text))
+    assert message.startswith(f"{text}: both sides are the same in 40 of 40 pairs of en-xx")
+
+
+def test_one_file_as_both_sides(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    path = tmp_path / "news.en"
+    path.write_text("a\nb\n")
+    message = refusal(flags(out, None, "--bitext_files", f"en-xx={path},{path}"))
+    assert message == f"both sides of en-xx are the same file {path}; give its translation too."
+
+
+def test_unknown_compression(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    packed = text.rename(text.with_name("en-xx.tsv.lz4"))
+    assert refusal(flags(out, packed)).startswith(f"{packed}: unknown compression .lz4; expected one of .gz, .xz")
+
+
+def test_missing_file(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    assert refusal(flags(out, tmp_path / "en-xx.tsv")) == f"{tmp_path / 'en-xx.tsv'}: no such file or folder."
+
+
+def test_corpus_made_with_another_tokenizer(
+    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    assert run_pretraining.main(flags(out, text, "--max_steps", "1")) == 0
+    assert run_pretraining.main(flags(tmp_path / "b", text, "--max_steps", "1", "--tokenizer_vocab_size", "60")) == 0
+    other = ["--tokenizer_name", str(tmp_path / "b" / "tokenizer")]
+    message = refusal(flags(tmp_path / "c", None, *other, "--prepared_data", str(out / "data")))
+    assert message.startswith(f"{out / 'data'} was prepared with tokenizer '{out / 'tokenizer'}' (110 tokens), not with")
+    assert f"{tmp_path / 'b' / 'tokenizer'}' (" in message
+    message = refusal(flags(tmp_path / "d", text, *other, "--prepared_data", str(out / "data")))
+    assert message.startswith(f"{out / 'data'} was prepared differently: the tokenizer was '{out / 'tokenizer'}'")
+
+
+def test_source_files_that_changed(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    assert run_pretraining.main(flags(out, text)) == 0
+    write_pairs(text, PAIRS[:-1])
+    message = refusal(flags(out, text))
+    assert message.startswith(f"{out / 'data'} was prepared differently:") and str(text) in message
+
+
+def test_sequences_longer_than_the_positions(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    message = refusal(flags(out, text, "--max_position_embeddings", "34"))
+    assert "sequences of up to 64 tokens, the model positions for 32" in message
+    assert "--max_seq_length 32" in message
+
+
+def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    message = refusal(flags(out, text, "--xlco_layer", "3"))
+    assert message == "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2."
+
+
+def test_layer_of_the_evaluation_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    """Found before the first step, not hours later at the first evaluation."""
+    heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 5 --eval_layer 3".split()
+    message = refusal(flags(out, text, *heldout))
+    assert "3" in message and "2" in message and "layer" in message
+    assert not checkpoints(out)
+
+
+def test_evaluation_without_heldout_pairs(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    message = refusal(flags(out, text, "--eval_strategy", "steps", "--eval_steps", "3"))
+    assert message.startswith(f"eval_strategy is steps but {out / 'data'} holds out no pair; prepare it with")
+
+
+def test_objective_without_its_text(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    message = refusal(flags(out, text, "--mono_from_bitext", "false"))
+    assert message.startswith("objective mlm needs monolingual text, but the prepared corpus has none")
+
+
+def test_queue_of_no_size(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    assert refusal(flags(out, text, "--queue_size", "0"), code=2) == "queue_size must be at least 1, found 0."
+    assert not out.exists()
+
+
+def test_unknown_key_in_a_recipe(text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("xlco_temprature: 0.1\n")
+    message = refusal(["--config", str(recipe), *flags(out, text)], code=2)
+    assert message == f"recipe {recipe}: unknown key xlco_temprature; did you mean xlco_temperature?"
+    assert not out.exists()
+
+
+def test_no_steps(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    message = refusal(flags(out, text, "--max_steps", "0"))
+    assert "max_steps" in message and "0" in message
+
+
+def test_full_disk(
+    text: Path, out: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modeling_infoxlm.data import prepare
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare._PairWriter, "append", full)
+        message = refusal(flags(out, text))
+    assert message.startswith(f"no space left in {out / 'data'}: the shard being written has been removed")
+    assert not list(out.rglob("*.partial")) and not list((out / "data").rglob("*.tokens"))
+    assert run_pretraining.main(flags(out, text)) == 0
+
+
+@pytest.mark.parametrize("wrong", [["--xlco_layer", "3"], ["--max_position_embeddings", "34"]])
+def test_a_refused_run_is_mended_in_its_folder_without_preparing_again(
+    text: Path, out: Path, refusal: Callable[..., str], wrong: list[str]
+) -> None:
+    """Nothing was trained, so there is no other run to protect; hours of preparation must not be lost."""
+    refusal(flags(out, text, *wrong))
+    before = (out / "data" / "manifest.json").stat().st_mtime_ns
+    assert run_pretraining.main(flags(out, text)) == 0
+    assert (out / "data" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_no_text_at_all(out: Path, refusal: Callable[..., str]) -> None:
+    assert refusal(flags(out, None)).startswith("a model from scratch needs a tokenizer: give --tokenizer_name")

@@ -1,0 +1,123 @@
+"""How a program ends: exit codes, one line for a person, the traceback for a developer."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.training.process import Interrupted, configure_process, run_main
+
+
+def raising(error: BaseException) -> Callable[[list[str]], None]:
+    def main(argv: list[str]) -> None:
+        raise error
+
+    return main
+
+
+def test_done_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(lambda argv: None, []) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_debug_is_taken_out_of_the_arguments() -> None:
+    seen: list[str] = []
+    run_main(seen.extend, ["--seed", "1", "--debug", "--max_steps", "2"])
+    assert seen == ["--seed", "1", "--max_steps", "2"]
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("xlco_layer is 9 but\n  the model has 2 layers."), "xlco_layer is 9 but the model has 2 layers."),
+        (DataError("a.tsv is empty."), "a.tsv is empty."),
+        (FileNotFoundError(2, "No such file or directory", "a"), "[Errno 2] No such file or directory: 'a'"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_failure_is_1_and_exactly_one_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    assert run_main(raising(error), []) == 1
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_an_error_of_ours_is_told_apart_from_one_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(KeyError("query")), []) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: 'query'", "(KeyError; run again with --debug for the traceback)"]
+
+
+def test_debug_adds_the_traceback_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(ValueError("bad")), ["--debug"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last)") and "in main" in error
+    assert error.endswith("ValueError: bad\nerror: bad\n")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [(KeyboardInterrupt(), "interrupted"), (Interrupted("checkpoint-4 is saved."), "interrupted: checkpoint-4 is saved.")],
+)
+def test_interrupted_is_130_and_exactly_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, line: str
+) -> None:
+    assert run_main(raising(error), ["--debug"]) == 130
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_usage_errors_of_the_parser_pass() -> None:
+    with pytest.raises(SystemExit) as error:
+        run_main(raising(SystemExit(2)), [])
+    assert error.value.code == 2
+
+
+# ---------------------------------------------------------------------------------------------- the process
+
+
+@contextmanager
+def restored_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("amx, expected", [(False, "medium"), (True, "highest")])
+def test_products_are_rounded_on_no_cpu(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str
+) -> None:
+    """With AMX "medium" would compute fp32 products in bf16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})
+    monkeypatch.setattr("modeling_infoxlm.training.process._keep_memory", lambda: None)
+    with restored_precision():
+        torch.set_float32_matmul_precision("highest")
+        configure_process()
+        assert torch.get_float32_matmul_precision() == expected
+
+
+def test_importing_the_package_changes_no_setting_of_the_process() -> None:
+    program = (
+        "import logging, signal, torch; before = torch.get_float32_matmul_precision();"
+        "import modeling_infoxlm.training.trainer, modeling_infoxlm.training.process as process;"
+        "assert torch.get_float32_matmul_precision() == before;"
+        "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL;"
+        "assert not logging.getLogger().handlers"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_our_log_lines_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    run_main(lambda argv: logging.getLogger("modeling_infoxlm.x").info("prepared"), [])
+    assert capsys.readouterr().err == "INFO modeling_infoxlm.x: prepared\n"

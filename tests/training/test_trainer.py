@@ -1,0 +1,498 @@
+"""The joint step inside transformers' loop: what is averaged, enqueued, logged, evaluated, saved and refused."""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import tiny_corpus, tiny_model
+from transformers import AutoModel, TrainerCallback, XLMRobertaForMaskedLM
+
+import modeling_infoxlm  # noqa: F401  # registers the auto classes
+from modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
+from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
+from modeling_infoxlm.hub.export import save_as_xlm_roberta
+from modeling_infoxlm.key_queue import KeyQueue
+from modeling_infoxlm.momentum import MomentumEncoder
+from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.throughput import count_tokens
+from modeling_infoxlm.training.trainer import InfoXLMTrainer
+
+ALL = ("mlm", "tlm", "xlco")
+EXAMPLES = 2  # of each stream in an item
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., InfoXLMTrainer]:
+    """A trainer on the tiny corpus; what is not said is the shortest run there is."""
+    corpus = tiny_corpus(tmp_path)
+
+    def build(
+        *,
+        objectives: tuple[str, ...] = ALL,
+        model: InfoXLMForPreTraining | None = None,
+        contrast: dict[str, Any] | None = None,
+        evaluated: bool = False,
+        folder: str = "out",
+        callbacks: list[TrainerCallback] | None = None,
+        **values: Any,
+    ) -> InfoXLMTrainer:
+        given: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
+        given |= {"warmup_steps": 0, "logging_steps": 1, "use_cpu": True, "report_to": "none", "save_steps": 1}
+        given |= {"disable_tqdm": True, **values}
+        args = PretrainingArguments(output_dir=str(tmp_path / folder), **given)
+        settings = StreamSettings(
+            objectives=objectives, mlm_examples=EXAMPLES, tlm_examples=EXAMPLES, xlco_examples=EXAMPLES, seed=5
+        )
+        items = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return InfoXLMTrainer(
+            model or tiny_model(),
+            args,
+            contrast=ContrastArguments(**{"queue_size": 24, "momentum": 0.9, **(contrast or {})}),
+            train_dataset=JointDataset(corpus, settings, items),
+            eval_dataset=JointDataset(corpus, settings, 2 * args.eval_batch_size) if evaluated else None,
+            evaluator=HeldoutRetrieval(corpus, layer=2, max_pairs=20) if evaluated else None,
+            callbacks=callbacks or [],
+        )
+
+    return build
+
+
+class AtBegin(TrainerCallback):
+    """Calls a function when training begins, before the first step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.function()
+
+
+def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def batch_of(trainer: InfoXLMTrainer, items: range) -> dict[str, Any]:
+    return PretrainingCollator()([trainer.train_dataset.pack(items)])
+
+
+# --------------------------------------------------------------------------------------------- momentum encoder
+
+
+def scratch(folder: Path) -> InfoXLMForPreTraining:
+    return tiny_model()
+
+
+def own_checkpoint(folder: Path) -> InfoXLMForPreTraining:
+    tiny_model().save_pretrained(folder)
+    return InfoXLMForPreTraining.from_pretrained(folder)
+
+
+def plain_xlm_roberta(folder: Path) -> InfoXLMForPreTraining:
+    save_as_xlm_roberta(tiny_model(), folder)
+    return InfoXLMForPreTraining.from_pretrained(folder, xlco_layer=2)
+
+
+def half_precision(folder: Path) -> InfoXLMForPreTraining:
+    tiny_model().bfloat16().save_pretrained(folder)
+    return InfoXLMForPreTraining.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("load", [scratch, own_checkpoint, plain_xlm_roberta, half_precision])
+def test_momentum_encoder_is_a_copy_of_whatever_is_loaded(
+    make: Callable[..., InfoXLMTrainer], tmp_path: Path, load: Callable[[Path], InfoXLMForPreTraining]
+) -> None:
+    model = load(tmp_path / "model")
+    found: list[bool] = []
+
+    def compare() -> None:
+        found.append(same(parameters(trainer.momentum_encoder), parameters(MomentumEncoder(model))))
+
+    trainer = make(model=model, callbacks=[AtBegin(compare)])
+    with torch.no_grad():  # whoever changes the model between constructor and training must be seen too
+        model.roberta.embeddings.word_embeddings.weight.add_(1)
+    trainer.train()
+    assert found == [True]
+    assert not same(parameters(trainer.momentum_encoder), parameters(MomentumEncoder(model)))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 1.0])
+def test_momentum_step_follows_the_optimiser_step(
+    make: Callable[..., InfoXLMTrainer], momentum: float
+) -> None:
+    trainer = make(contrast={"momentum": momentum})
+    before = parameters(MomentumEncoder(trainer.model))
+    trainer.train()
+    after = parameters(MomentumEncoder(trainer.model))
+    assert not same(before, after)  # the optimiser did step
+    moved = parameters(trainer.momentum_encoder)
+    for name in before:
+        expected = momentum * before[name] + (1 - momentum) * after[name]
+        torch.testing.assert_close(moved[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_momentum_moves_once_an_optimiser_step_whatever_the_accumulation(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    momenta: list[float] = []
+    monkeypatch.setattr(MomentumEncoder, "update", lambda self, model, momentum: momenta.append(momentum))
+    contrast = {"momentum": 0.9, "momentum_schedule": "linear", "momentum_start": 0.5, "momentum_warmup_steps": 4}
+    make(contrast=contrast, max_steps=2, gradient_accumulation_steps=3).train()
+    assert momenta == pytest.approx([0.6, 0.7])
+
+
+def test_a_skipped_optimiser_step_moves_no_key_encoder(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fp16 a step whose gradients overflowed is left out."""
+    trainer = make(contrast={"momentum": 0.5})
+    skipped = property(lambda self: True)
+    monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", skipped)
+    before = parameters(MomentumEncoder(trainer.model))
+    trainer.train()
+    assert same(parameters(trainer.momentum_encoder), before)
+
+
+# --------------------------------------------------------------------------------------------------- the queue
+
+
+def spy_on_negatives(trainer: InfoXLMTrainer) -> list[int]:
+    """Number of queued keys that each forward pass of the model sees."""
+    seen: list[int] = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["negatives"])), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize("when, seen", [("step", [0, 0, 8, 8]), ("microbatch", [0, 4, 8, 10])])
+def test_keys_enter_once_a_step_or_after_each_microbatch(
+    make: Callable[..., InfoXLMTrainer], when: str, seen: list[int]
+) -> None:
+    # Two steps of two micro-batches of 2 items x 2 examples: 16 keys pass a queue of 10. The momentum of 1
+    # keeps the key encoder what it was, so keys can be made again.
+    contrast = {"xlco_enqueue": when, "queue_size": 10, "momentum": 1.0}
+    trainer = make(contrast=contrast, max_steps=2, gradient_accumulation_steps=2)
+    negatives = spy_on_negatives(trainer)
+    encoder = MomentumEncoder(trainer.model)
+    trainer.train()
+    assert negatives == seen
+    keys = encoder.encode(batch_of(trainer, range(8))["xlco"]["key"])
+    assert len(keys) == 16
+    # Keys 10 .. 15 have overwritten 0 .. 5; the cursor stands behind the last one.
+    torch.testing.assert_close(trainer.queue.keys, keys[[*range(10, 16), *range(6, 10)]])
+    assert (trainer.queue.cursor, trainer.queue.num_filled) == (6, 10)
+
+
+def test_loss_and_gradient_do_not_see_the_keys_of_their_own_step(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make(max_steps=3)
+    negatives = spy_on_negatives(trainer)
+    trainer.train()
+    assert negatives == [0, 4, 8]
+
+
+def test_prefill_takes_examples_beyond_the_run(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(max_steps=2, contrast={"queue_prefill": True, "queue_size": 10, "momentum": 1.0})
+    stream = trainer.train_dataset.streams["xlco"]
+    pack, packed = stream.pack, []
+    monkeypatch.setattr(stream, "pack", lambda numbers: (packed.append(numbers), pack(numbers))[1])
+    at_begin: list[KeyQueue] = []
+    trainer.add_callback(AtBegin(lambda: at_begin.append(copy.deepcopy(trainer.queue))))
+    encoder = MomentumEncoder(trainer.model)
+    trainer.train()
+    # The run has 2 steps x 2 items x 2 examples: 0 .. 7. Three batches of four fill ten slots.
+    assert np.concatenate(packed).tolist() == [*range(8, 20), *range(8)]
+    expected = KeyQueue(10, 16)
+    for first in (8, 12, 16):
+        part = PretrainingCollator()([{"xlco": pack(np.arange(first, first + 4))}])["xlco"]["key"]
+        expected.enqueue(encoder.encode(part))
+    torch.testing.assert_close(at_begin[0].keys, expected.keys)
+    assert (at_begin[0].num_filled, at_begin[0].cursor) == (10, 2)
+
+
+def test_without_prefill_the_queue_begins_empty(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make()
+    filled: list[int] = []
+    trainer.add_callback(AtBegin(lambda: filled.append(trainer.queue.num_filled)))
+    trainer.train()
+    assert filled == [0]
+
+
+# ---------------------------------------------------------------------------------------------- the objectives
+
+
+@pytest.mark.parametrize("objectives", [("mlm",), ("mlm", "tlm"), ("xlco",), ALL], ids="+".join)
+def test_every_subset_trains_just_the_parameters_it_uses(
+    make: Callable[..., InfoXLMTrainer], objectives: tuple[str, ...]
+) -> None:
+    # In the first step of a contrast alone the queue is empty, the loss 0 and so is every gradient.
+    trainer = make(objectives=objectives, max_steps=2)
+    before = parameters(trainer.model)
+    trainer.train()
+    after = parameters(trainer.model)
+    fixed = {name for name in before if torch.equal(before[name], after[name])}
+    head = {"dense.weight", "dense.bias", "layer_norm.weight", "layer_norm.bias", "bias", "decoder.bias"}
+    expected = set()
+    if objectives == ("xlco",):  # the contrast is at layer 2 of 3
+        expected = {f"lm_head.{name}" for name in head}
+        expected |= {name for name in before if name.startswith("roberta.encoder.layer.2.")}
+    if "xlco" not in objectives:
+        expected = {"objectives.xlco.projection.weight"}
+        assert trainer.momentum_encoder is None and trainer.queue is None
+    assert fixed == expected
+
+
+@pytest.mark.parametrize("rule", ["per_objective", "per_item"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_logged_loss_is_the_weighted_mean_over_the_whole_batch(
+    make: Callable[..., InfoXLMTrainer], rule: str, accumulation: int
+) -> None:
+    """Catches a second division by the accumulation steps, inside the Trainer."""
+    weights = {"mlm": 0.5, "tlm": 2.0, "xlco": 3.0}
+    named = {f"{name}_weight": value for name, value in weights.items()}
+    trainer = make(loss_normalization=rule, gradient_accumulation_steps=accumulation, **named)
+    batch = batch_of(trainer, range(2 * accumulation))
+    items = {name: len(batch[name]["labels"]) for name in ("mlm", "tlm")}
+    items["xlco"] = len(batch["xlco"]["query"]["lengths"])
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    share = {name: 1.0 if rule == "per_objective" else items[name] / sum(items.values()) for name in ALL}
+    expected = sum(weights[name] * share[name] * logs[f"loss/{name}"] for name in ALL)
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_compute_loss_refuses_what_it_cannot_do(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make()
+    with pytest.raises(ValueError, match="needs num_items_in_batch and returns the loss alone"):
+        trainer.compute_loss(trainer.model, {})
+    with pytest.raises(ValueError, match="exists only during train"):
+        trainer.compute_loss(trainer.model, batch_of(trainer, range(2)), num_items_in_batch={})
+
+
+# ----------------------------------------------------------------------------------------------------- the logs
+
+LOGGED = {
+    *("loss/mlm", "loss/tlm", "loss/xlco"),
+    *("information/mlm", "information/tlm", "information/xlco"),
+    *("xlco/accuracy", "xlco/in_batch_accuracy", "xlco/query_std", "xlco/key_std"),
+    *("xlco/key_norm", "xlco/queue_norm", "xlco/queue_filled", "xlco/momentum"),
+    *("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"),
+}
+
+
+def test_a_log_entry_holds_everything_that_is_promised(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make(max_steps=4, logging_steps=2)
+    trainer.matmul_peak = 1e12
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [2, 4]
+    for entry in entries:
+        assert entry.keys() - {"epoch", "step"} == LOGGED
+        assert all(math.isfinite(entry[name]) for name in LOGGED)
+    assert entries[0]["xlco/queue_filled"] == 8 / 24 and entries[1]["xlco/queue_filled"] == 16 / 24
+    assert entries[0]["xlco/momentum"] == 0.9
+    # 8 of 24 slots at best: information cannot exceed log 9, nor that of a token log 60.
+    assert entries[0]["information/xlco"] < math.log(9) and entries[0]["information/mlm"] < math.log(60)
+    assert entries[0]["loss/mlm"] + entries[0]["information/mlm"] == pytest.approx(math.log(60))
+    assert 0 < entries[0]["mfu"] < 1 < entries[0]["tokens_per_second"]
+
+
+def test_objectives_that_are_off_are_not_logged(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make(objectives=("tlm",))
+    trainer.train()
+    names = {name for name in trainer.state.log_history[0] if "/" in name}
+    assert names == {"loss/tlm", "information/tlm"}
+
+
+def test_tokens_of_the_whole_run_are_counted(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make(max_steps=2, gradient_accumulation_steps=2, include_num_input_tokens_seen="all")
+    trainer.train()
+    assert trainer.state.num_input_tokens_seen == count_tokens(batch_of(trainer, range(8)))
+
+
+def test_a_collapse_is_told_once_with_its_step(
+    make: Callable[..., InfoXLMTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    with torch.no_grad():  # every token at every position embeds alike
+        for table in (model.roberta.embeddings.word_embeddings, model.roberta.embeddings.position_embeddings):
+            table.weight.copy_(table.weight[5].expand_as(table.weight))
+    with caplog.at_level(logging.WARNING, logger="modeling_infoxlm.training.trainer"):
+        make(model=model, max_steps=3, learning_rate=1e-9).train()
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(" have")[0] for message in messages] == [
+        "step 1: the query vectors",
+        "step 1: the key vectors",
+    ]
+
+
+# ------------------------------------------------------------------------------------------ held-out evaluation
+
+
+def test_evaluation_returns_a_finite_loss_for_each_objective_and_retrieval(
+    make: Callable[..., InfoXLMTrainer],
+) -> None:
+    trainer = make(evaluated=True, max_steps=2)
+    trainer.train()
+    metrics = trainer.evaluate()
+    names = {f"{kind}/{objective}" for kind in ("loss", "information") for objective in ALL}
+    names |= {"loss", "xlco/accuracy", "xlco/in_batch_accuracy", "retrieval/en-xx", "retrieval/mean"}
+    assert metrics.keys() - {"epoch"} == {f"eval_{name}" for name in names}
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["eval_loss"] == pytest.approx(sum(metrics[f"eval_loss/{name}"] for name in ALL))
+    assert 0 <= metrics["eval_retrieval/mean"] <= 1
+    logged = trainer.state.log_history[-1]
+    assert {**metrics, "step": 2} == logged
+
+
+def test_evaluation_changes_nothing(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make(evaluated=True, model=tiny_model(hidden_dropout_prob=0.5))
+    trainer.train()
+    before = [parameters(trainer.model), parameters(trainer.momentum_encoder), copy.deepcopy(trainer.queue.state_dict())]
+    first = trainer.evaluate()
+    after = [parameters(trainer.model), parameters(trainer.momentum_encoder), trainer.queue.state_dict()]
+    assert all(same(one, other) for one, other in zip(before, after, strict=True))
+    assert trainer.evaluate() == first  # no dropout, and nothing carried over
+    assert trainer.model.training and trainer.meter.state_dict() == {}
+
+
+def test_evaluation_while_training_leaves_the_run_what_it_is(make: Callable[..., InfoXLMTrainer]) -> None:
+    """It enqueues nothing, moves nothing and adds nothing to the training logs."""
+    plain = make(max_steps=3, folder="plain")
+    plain.train()
+    steps = {"eval_strategy": "steps", "eval_steps": 1}
+    evaluated = make(max_steps=3, evaluated=True, **steps)
+    evaluated.train()
+    assert same(parameters(plain.model), parameters(evaluated.model))
+    assert same(plain.queue.state_dict(), evaluated.queue.state_dict())
+    losses = [
+        [entry["loss/xlco"] for entry in trainer.state.log_history if "loss/xlco" in entry]
+        for trainer in (plain, evaluated)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert sum("eval_loss" in entry for entry in evaluated.state.log_history) == 3
+
+
+def test_evaluation_of_masked_objectives_needs_no_training_before(make: Callable[..., InfoXLMTrainer]) -> None:
+    metrics = make(objectives=("mlm", "tlm"), evaluated=True).evaluate()
+    assert metrics["eval_loss/mlm"] == pytest.approx(math.log(60), rel=0.05)
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def checkpoint(make: Callable[..., InfoXLMTrainer], tmp_path: Path) -> Path:
+    make(max_steps=2, save_steps=2).train()
+    return tmp_path / "out" / "checkpoint-2"
+
+
+def test_a_checkpoint_is_a_model_folder_with_the_momentum_state_beside(checkpoint: Path) -> None:
+    names = {path.name for path in checkpoint.iterdir()}
+    model = {"config.json", "model.safetensors", "training_args.json"}
+    resumption = {"momentum_state.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert names - {path for path in names if path.endswith(".py")} == model | resumption
+    assert not (checkpoint.parent / ".saving").exists()
+
+
+def test_the_model_file_holds_the_model_alone(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    expected = set(tiny_model().state_dict()) - {"lm_head.decoder.weight", "lm_head.decoder.bias"}  # tied
+    assert set(weights) == expected
+    beside = load_file(checkpoint / "momentum_state.safetensors")
+    assert beside["queue.keys"].shape == (24, 16) and int(beside["queue.num_filled"]) == 8
+
+
+def test_a_checkpoint_loads_by_the_auto_class_without_being_told(checkpoint: Path) -> None:
+    model, report = AutoModel.from_pretrained(checkpoint, output_loading_info=True)
+    assert type(model).__name__ == "InfoXLMModel"
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    stored = load_file(checkpoint / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    assert torch.equal(model.state_dict()[name], stored[f"roberta.{name}"])
+
+
+def test_arguments_are_kept_as_text_without_the_token(
+    make: Callable[..., InfoXLMTrainer], tmp_path: Path
+) -> None:
+    make(hub_token="hf_abcdefghijklmnop").train()
+    text = (tmp_path / "out/checkpoint-1/training_args.json").read_text()
+    assert json.loads(text)["learning_rate"] == 1e-2
+    assert "hf_abcdefghijklmnop" not in text
+
+
+def test_a_failure_while_saving_leaves_no_checkpoint(
+    make: Callable[..., InfoXLMTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(self: InfoXLMTrainer, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = make(max_steps=2)
+    monkeypatch.setattr(InfoXLMTrainer, "_save_momentum_state", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert list((tmp_path / "out").glob("checkpoint-*")) == []
+    monkeypatch.undo()
+    make(max_steps=2).train()
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_only_the_last_checkpoints_are_kept(make: Callable[..., InfoXLMTrainer], tmp_path: Path) -> None:
+    make(max_steps=3, save_total_limit=2).train()
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(
+    make: Callable[..., InfoXLMTrainer], checkpoint: Path
+) -> None:
+    (checkpoint / "momentum_state.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="momentum_state.safetensors is missing: not a checkpoint of Inf"):
+        make(max_steps=3).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_resumed_run_does_not_prefill_again(make: Callable[..., InfoXLMTrainer], checkpoint: Path) -> None:
+    trainer = make(max_steps=3, contrast={"queue_prefill": True})
+    filled: list[int] = []
+    trainer.add_callback(AtBegin(lambda: filled.append(trainer.queue.num_filled)))
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert filled == [8]
+
+
+# --------------------------------------------------------------------------------------------------- refusals
+
+
+def test_load_best_model_at_end_is_refused(make: Callable[..., InfoXLMTrainer]) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ValueError, match="load_best_model_at_end is not supported"):
+        make(evaluated=True, **best)
+
+
+def test_several_gpus_in_one_process_are_refused(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PretrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="runs on one device or under DDP; .*`torchrun --nproc_per_node N"):
+        make()
+
+
+def test_exported_weights_are_the_trained_ones(make: Callable[..., InfoXLMTrainer], tmp_path: Path) -> None:
+    trainer = make()
+    trainer.train()
+    save_as_xlm_roberta(trainer.model, tmp_path / "plain")
+    plain = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "plain")
+    name = "roberta.encoder.layer.1.output.dense.weight"
+    assert torch.equal(plain.state_dict()[name], trainer.model.state_dict()[name])
