@@ -3,6 +3,9 @@
 Importing this package registers the models with transformers' auto classes.
 """
 
+import importlib
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -45,6 +48,33 @@ for _auto_class, _model_class in _AUTO_CLASSES.items():
     # So that save_pretrained copies the model code beside the
     # weights: the folder then loads without this package.
     _model_class.register_for_auto_class(_auto_class.__name__)
+
+# What training and release need, imported at first use: it costs seconds that a mere model does not need.
+_LAZY = {
+    "ContrastArguments": "training.arguments",
+    "Corpus": "data.shards",
+    "InfoXLMTrainer": "training.trainer",
+    "JointDataset": "data.batches",
+    "KeyQueue": "key_queue",
+    "MomentumEncoder": "momentum",
+    "PretrainingArguments": "training.arguments",
+    "PretrainingCollator": "data.batches",
+    "StreamSettings": "data.batches",
+    "save_as_xlm_roberta": "hub.export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name of a submodule when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """All names, those not yet imported included."""
+    return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     "InfoXLMConfig",

@@ -67,8 +67,9 @@ EXAMPLES = REPOSITORY / "examples" / "data"
 RECIPE = REPOSITORY / "recipes" / "demo.yaml"
 MADE_BY = "modeling_infoxlm.demo"
 RESULTS_NAME = "results.json"
+TABLE_NAME = "results.md"
 # All that the demo writes; --fresh removes these and nothing else.
-OUTPUT_NAMES = ("tokenizer", "data", "run", "run_mlm_tlm", "figures", "xlm-roberta", RESULTS_NAME)
+OUTPUT_NAMES = ("tokenizer", "data", "run", "run_mlm_tlm", "figures", "xlm-roberta", RESULTS_NAME, TABLE_NAME)
 UNTRAINED, TRAINED, WITHOUT_CONTRAST = plots.UNTRAINED, "trained", "MLM+TLM only"
 SIMILARITY_SENTENCES = 40
 MAP_SENTENCES = 30
@@ -133,6 +134,7 @@ def run_demo(argv: list[str]) -> None:
     vectors |= measure(stages, "retrieval, trained", models, corpus.special, heldout)
     draw_figures(stages, setup.root / "figures", folders, vectors, heldout)
     export(stages, setup.root / "xlm-roberta", models[TRAINED], tokenizer, corpus)
+    (setup.root / TABLE_NAME).write_text(markdown_table(results), encoding="utf-8")
     print_last_screen(results, console)
 
 
@@ -674,6 +676,17 @@ def retrieval_table(results: Mapping[str, Any]) -> Table:
         "mean", "", *(f"{100 * encoder['mean']:.1f}" for encoder in retrieval.values()), style="bold"
     )
     return table
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """The table of retrieval as Markdown, for a README: results of encoders in columns, pairs in rows."""
+    retrieval, run = results["retrieval"], results["run"]
+    rows = [["pair", "candidates", *retrieval], ["---", *["---:"] * (1 + len(retrieval))]]
+    for name, pair in run["pairs"].items():
+        shares = [f"{100 * encoder['pairs'][name]['mean']:.1f}" for encoder in retrieval.values()]
+        rows.append([name, str(pair["candidates"]), *shares])
+    rows.append(["**mean**", "", *(f"**{100 * encoder['mean']:.1f}**" for encoder in retrieval.values())])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def print_last_screen(results: Mapping[str, Any], console: Console) -> None:

@@ -89,6 +89,16 @@ held-out top-1 retrieval, %
     )
 
 
+def test_markdown_table_is_that_of_the_screen() -> None:
+    assert demo.markdown_table(fixed_results(compare=True)) == (
+        "| pair | candidates | untrained | trained | MLM+TLM only |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| en-de | 300 | 17.0 | 86.0 | 25.0 |\n"
+        "| en-hi | 299 | 7.0 | 76.0 | 15.0 |\n"
+        "| **mean** |  | **12.0** | **81.0** | **20.0** |\n"
+    )
+
+
 def test_last_screen() -> None:
     console = screen()
     demo.print_last_screen(fixed_results(), console)

@@ -644,3 +644,14 @@ def test_a_saved_folder_loads_without_the_package(
     model = pretraining_model(plain)
     expected = model(batch, keys=torch.ones(1, 32), negatives=-torch.ones(2, 32))["xlco"].loss_sum.detach()
     torch.testing.assert_close(results["xlco"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_public_names_of_submodules_are_found_at_the_top() -> None:
+    import modeling_infoxlm
+    from modeling_infoxlm.training.trainer import InfoXLMTrainer
+
+    assert modeling_infoxlm.InfoXLMTrainer is InfoXLMTrainer
+    for name in dir(modeling_infoxlm):
+        assert getattr(modeling_infoxlm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'InfoXLMTrainr'"):
+        _ = modeling_infoxlm.InfoXLMTrainr

@@ -1,4 +1,4 @@
-"""The entry point, in this process: from text files to a checkpoint, again, and every input it must refuse."""
+"""The entry point, in this process: from text to a checkpoint, again, and every input it must refuse."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
 from modeling_infoxlm.training.signals import StopOnSignal
+from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 SCRIPT = Path(run_pretraining.__file__)
 PAIRS = sentence_pairs(40)
@@ -37,7 +38,17 @@ def flags(folder: Path, text: Path | None, *own: str) -> list[str]:
     """A command; of a flag given twice the last one counts."""
     files = [] if text is None else ["--bitext_files", str(text)]
     shape = [*TINY_MODEL, *TINY_DATA, *TINY_RUN]
-    return [*files, "--output_dir", str(folder), "--mono_from_bitext", "true", "--max_steps", "6", *shape, *own]
+    return [
+        *files,
+        "--output_dir",
+        str(folder),
+        "--mono_from_bitext",
+        "true",
+        "--max_steps",
+        "6",
+        *shape,
+        *own,
+    ]
 
 
 @pytest.fixture
@@ -54,7 +65,7 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
-# ------------------------------------------------------------------------------------- from text to a checkpoint
+# ---------------------------------------------------------------------------- from text to a checkpoint
 
 FIT = (
     "--max_steps 100 --learning_rate 2e-3 --per_device_train_batch_size 16 "
@@ -128,14 +139,13 @@ def test_heldout_pairs_are_evaluated_while_training_and_at_the_end(text: Path, o
 def test_a_recipe_first_and_flags_over_it(text: Path, out: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"bitext_files: [{text}]\nmax_steps: 50\nobjectives: tlm\n")
-    argv = [flag for flag in flags(out, None, "--max_steps", "2") if flag]
-    assert run_pretraining.main([str(recipe), *argv]) == 0
+    assert run_pretraining.main([str(recipe), *flags(out, None, "--max_steps", "2")]) == 0
     record = json.loads((out / "run.json").read_text())["identity"]
     assert (record["objectives"], record["max_steps"]) == ("tlm", 2)
     assert checkpoints(out) == ["checkpoint-2"]
 
 
-# ----------------------------------------------------------------------------------------------- the same again
+# ---------------------------------------------------------------------------- the same again
 
 
 class StopInStep3(StopOnSignal):
@@ -157,7 +167,16 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
         "interrupted: checkpoint-3 is saved; run the same command again to go on."
     )
     assert checkpoints(out) == ["checkpoint-3"] and not (out / "model.safetensors").exists()
-    assert run_pretraining.main(argv) == 0
+    steps: list[int] = []
+    step = InfoXLMTrainer.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            InfoXLMTrainer,
+            "training_step",
+            lambda self, *args, **kwargs: steps.append(self.state.global_step) or step(self, *args, **kwargs),
+        )
+        assert run_pretraining.main(argv) == 0
+    assert steps == [3, 4, 5]
     straight = tmp_path / "straight"
     assert run_pretraining.main(flags(straight, text, "--hidden_dropout_prob", "0.1")) == 0
     resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, straight))
@@ -191,7 +210,11 @@ def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> 
     argv = flags(out, text, "--max_steps", "60", "--save_steps", "20")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *argv], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [sys.executable, str(SCRIPT), *argv],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 120
@@ -211,7 +234,7 @@ def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> 
     assert logged == sorted(set(logged)) and logged[-1] == 60
 
 
-# ---------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------- bad input
 
 
 @pytest.fixture
@@ -265,9 +288,8 @@ def test_invalid_utf8(text: Path, out: Path, refusal: Callable[..., str]) -> Non
     message = refusal(flags(out, text))
     assert message.startswith(f"{text}, line 7: invalid UTF-8, byte 0xe9 at position 3")
     assert "--on_bad_line skip" in message
-    # Nothing of it may stand in the way of the way out that the message names.
-    assert run_pretraining.main(flags(out.with_name("second"), text, "--on_bad_line", "skip")) == 0
-    manifest = json.loads((out.with_name("second") / "data/manifest.json").read_text())
+    assert run_pretraining.main(flags(out.with_name("skipped"), text, "--on_bad_line", "skip")) == 0
+    manifest = json.loads((out.with_name("skipped") / "data/manifest.json").read_text())
     assert manifest["bitext"]["en-xx"]["dropped"] == {"bad_line": 1}
 
 
@@ -276,7 +298,9 @@ def test_empty_file(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     assert refusal(flags(out, text)) == f"{text} is empty."
 
 
-def test_language_without_a_usable_line(text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+def test_language_without_a_usable_line(
+    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
     blank = write_pairs(tmp_path / "en-de.tsv", [("Haus", ""), ("", "house")])
     message = refusal(flags(out, text, "--bitext_files", str(text), str(blank)))
     assert message.startswith("no usable line in ") and "en-de (dropped: empty 2)" in message
@@ -297,7 +321,9 @@ def test_one_file_as_both_sides(out: Path, tmp_path: Path, refusal: Callable[...
 
 def test_unknown_compression(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     packed = text.rename(text.with_name("en-xx.tsv.lz4"))
-    assert refusal(flags(out, packed)).startswith(f"{packed}: unknown compression .lz4; expected one of .gz, .xz")
+    assert refusal(flags(out, packed)).startswith(
+        f"{packed}: unknown compression .lz4; expected one of .gz, .xz"
+    )
 
 
 def test_missing_file(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
@@ -308,13 +334,22 @@ def test_corpus_made_with_another_tokenizer(
     text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     assert run_pretraining.main(flags(out, text, "--max_steps", "1")) == 0
-    assert run_pretraining.main(flags(tmp_path / "b", text, "--max_steps", "1", "--tokenizer_vocab_size", "60")) == 0
-    other = ["--tokenizer_name", str(tmp_path / "b" / "tokenizer")]
-    message = refusal(flags(tmp_path / "c", None, *other, "--prepared_data", str(out / "data")))
-    assert message.startswith(f"{out / 'data'} was prepared with tokenizer '{out / 'tokenizer'}' (110 tokens), not with")
-    assert f"{tmp_path / 'b' / 'tokenizer'}' (" in message
-    message = refusal(flags(tmp_path / "d", text, *other, "--prepared_data", str(out / "data")))
-    assert message.startswith(f"{out / 'data'} was prepared differently: the tokenizer was '{out / 'tokenizer'}'")
+    second = flags(tmp_path / "b", text, "--max_steps", "1", "--tokenizer_vocab_size", "60")
+    assert run_pretraining.main(second) == 0
+    first, other = out / "tokenizer", tmp_path / "b" / "tokenizer"
+    sizes = [len(AutoTokenizer.from_pretrained(folder)) for folder in (first, other)]
+    assert sizes[0] != sizes[1]
+    prepared = ["--tokenizer_name", str(other), "--prepared_data", str(out / "data")]
+    message = refusal(flags(tmp_path / "c", None, *prepared))
+    assert message == (
+        f"{out / 'data'} was prepared with tokenizer '{first}' ({sizes[0]} tokens), not with '{other}' "
+        f"({sizes[1]} tokens); give that one, or prepare the text anew."
+    )
+    message = refusal(flags(tmp_path / "d", text, *prepared))
+    assert message.startswith(
+        f"{out / 'data'} was prepared differently: the tokenizer was '{first}' ({sizes[0]} tokens), "
+        f"now it is '{other}' ({sizes[1]} tokens, other content)"
+    )
 
 
 def test_source_files_that_changed(text: Path, out: Path, refusal: Callable[..., str]) -> None:
@@ -388,7 +423,7 @@ def test_full_disk(
 
 
 @pytest.mark.parametrize("wrong", [["--xlco_layer", "3"], ["--max_position_embeddings", "34"]])
-def test_a_refused_run_is_mended_in_its_folder_without_preparing_again(
+def test_a_wrong_flag_is_mended_in_the_same_folder_without_preparing_again(
     text: Path, out: Path, refusal: Callable[..., str], wrong: list[str]
 ) -> None:
     """Nothing was trained, so there is no other run to protect; hours of preparation must not be lost."""
@@ -398,5 +433,15 @@ def test_a_refused_run_is_mended_in_its_folder_without_preparing_again(
     assert (out / "data" / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(
+    text: Path, out: Path, refusal: Callable[..., str]
+) -> None:
+    text.write_bytes(text.read_bytes() + b"caf\xe9\tkaffee\n")
+    assert "--on_bad_line skip" in refusal(flags(out, text))
+    assert run_pretraining.main(flags(out, text, "--on_bad_line", "skip")) == 0
+
+
 def test_no_text_at_all(out: Path, refusal: Callable[..., str]) -> None:
-    assert refusal(flags(out, None)).startswith("a model from scratch needs a tokenizer: give --tokenizer_name")
+    assert refusal(flags(out, None)).startswith(
+        "a model from scratch needs a tokenizer: give --tokenizer_name"
+    )

@@ -100,7 +100,9 @@ def main(argv: list[str]) -> None:
     )
     dropout = float(own["--dropout"])
     trainer = InfoXLMTrainer(
-        tiny_model(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout),
+        tiny_model(
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **contrast.config_overrides()
+        ),
         args,
         contrast=contrast,
         train_dataset=JointDataset(corpus, settings, items),

@@ -52,5 +52,12 @@ def encode_sequences(
 
 def _batches(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
     """Cut the order into runs of at most `tokens_per_batch` tokens, at least one sequence each."""
-    number = np.cumsum(lengths[order]) // tokens_per_batch
-    return [run for run in np.split(order, np.flatnonzero(np.diff(number)) + 1) if len(run)]
+    runs: list[list[int]] = []
+    room = 0
+    for i in order.tolist():
+        if not runs or lengths[i] > room:
+            runs.append([])
+            room = tokens_per_batch
+        runs[-1].append(i)
+        room -= lengths[i]
+    return [np.array(run) for run in runs]

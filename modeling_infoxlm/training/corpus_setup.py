@@ -44,13 +44,15 @@ def find_tokenizer(model: ModelArguments, data: DataArguments, output_dir: Path)
                 "a model from scratch needs a tokenizer: "
                 "give --tokenizer_name, or --bitext_files to train one from."
             )
+        partial = output_dir / "tokenizer.partial"  # a kill while it is saved leaves no half tokenizer
         train_tokenizer(
             sources,
-            folder,
+            partial,
             vocab_size=data.tokenizer_vocab_size,
             max_length=data.max_seq_length,
             bitext_columns=data.prepare_settings().bitext_columns,
         )
+        partial.rename(folder)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 

@@ -1,5 +1,6 @@
 """InfoXLMTrainer: the joint MLM + TLM + XlCo step (arXiv 2007.07834) on top of transformers' Trainer."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -259,7 +260,8 @@ class InfoXLMTrainer(Trainer):
                 logs["xlco/momentum"] = self._momentum_at(self.state.global_step)
             logs.update(self._speed.pop(self.accelerator.num_processes, self.matmul_peak))
             for warning in self._alarm.check(logs):
-                logger.warning("step %d: %s", self.state.global_step, warning)
+                if self.args.should_log:
+                    logger.warning("step %d: %s", self.state.global_step, warning)
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
@@ -287,9 +289,10 @@ class InfoXLMTrainer(Trainer):
         model = self._plain_model()
         was_training = model.training
         model.eval()
-        metrics = self._heldout_losses(model, self.get_eval_dataloader(eval_dataset))
-        if self.evaluator is not None:
-            metrics.update(self.evaluator(model))
+        with self._speed.paused():
+            metrics = self._heldout_losses(model, self.get_eval_dataloader(eval_dataset))
+            if self.evaluator is not None:
+                metrics.update(self.evaluator(model))
         model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
@@ -431,6 +434,13 @@ class _Speedometer:
         """Count a micro-batch."""
         self._tokens += tokens
         self._flops += flops
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out: evaluation is no training."""
+        begun = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begun
 
     def pop(self, num_processes: int, peak: float | None) -> dict[str, float]:
         """Return `tokens_per_second` of all ranks and `mfu`, the share of the matmul peak; begin anew."""

@@ -47,9 +47,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# The batch's own candidates are those of all ranks; accumulation cannot have them.
+IN_BATCH = {"in batch": ("--xlco_in_batch_negatives", "true", "--xlco_symmetric", "true")}
+
+
+@pytest.mark.parametrize("case", [*CASES, *IN_BATCH])
 def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
-    flags = (*OPTIMISER, *CASES[case])
+    flags = (*OPTIMISER, *(CASES | IN_BATCH)[case])
     two = run(tmp_path / "two", "--per_device_train_batch_size", "4", *flags, processes=2)
     one = run(tmp_path / "one", "--per_device_train_batch_size", "8", *flags)
     assert largest_difference(two, one) < TOLERANCE

@@ -39,9 +39,7 @@ def test_vectors_are_those_of_whole_sentences_in_the_order_asked(
 ) -> None:
     vectors = encode_sequences(encoder, sequences, SPECIAL, layer=layer, pooling=pooling)
     assert vectors.shape == (9, 16) and vectors.dtype == torch.float32 and not vectors.requires_grad
-    torch.testing.assert_close(
-        vectors, one_by_one(encoder, sequences, layer, pooling), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(vectors, one_by_one(encoder, sequences, layer, pooling), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 10, 33, 1000])
@@ -53,8 +51,9 @@ def test_the_size_of_batches_changes_nothing(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("most", [3, 10, 17, 20, 24, 29, 40])
 def test_batches_bound_the_memory_and_hold_sentences_of_like_length(
-    encoder: InfoXLMModel, sequences: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    encoder: InfoXLMModel, sequences: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     seen: list[list[int]] = []
     pooled = encoding.pooled_vectors
@@ -64,10 +63,10 @@ def test_batches_bound_the_memory_and_hold_sentences_of_like_length(
         return pooled(model, input_ids, lengths, *rest)
 
     monkeypatch.setattr(encoding, "pooled_vectors", spy)
-    encode_sequences(encoder, sequences, SPECIAL, layer=2, tokens_per_batch=20)
+    encode_sequences(encoder, sequences, SPECIAL, layer=2, tokens_per_batch=most)
     assert sum(seen, []) == sorted(len(ids) + 2 for ids in sequences)
     for lengths in seen:
-        assert len(lengths) == 1 or sum(lengths) <= 20, lengths
+        assert len(lengths) == 1 or sum(lengths) <= most, lengths
 
 
 def test_the_mode_of_the_model_is_left_as_it_is(encoder: InfoXLMModel, sequences: list[np.ndarray]) -> None:

@@ -54,7 +54,7 @@ def slow_vectors(model: Any, store: Any, count: int, layer: int) -> np.ndarray:
 def test_accuracies_equal_a_slow_search_in_both_directions(
     corpus: TinyCorpus, layer: int, max_pairs: int
 ) -> None:
-    # Random weights find next to nothing across languages: a side that is half the other's gives hits to count.
+    # Random weights find next to nothing across languages; the first half of a sentence they often find.
     pair = corpus.heldout["en-xx"]
     model = tiny_model().eval()
     halves = _HalvedStore(pair.source)
@@ -124,11 +124,13 @@ def test_layer_and_pooling_matter(corpus: TinyCorpus) -> None:
 
 
 def test_a_corpus_that_holds_out_nothing(corpus: TinyCorpus) -> None:
-    with pytest.raises(ValueError, match="corpus holds out no pair; prepare it with heldout_fraction above 0"):
+    with pytest.raises(
+        ValueError, match="corpus holds out no pair; prepare it with heldout_fraction above 0"
+    ):
         HeldoutRetrieval(replace(corpus, heldout={}), layer=2)
 
 
-# ---------------------------------------------------------------------------------------------- held-out losses
+# ---------------------------------------------------------------------------- held-out losses
 
 
 def test_heldout_pairs_become_a_corpus_of_their_own(corpus: TinyCorpus) -> None:

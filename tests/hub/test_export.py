@@ -37,11 +37,14 @@ with torch.no_grad():
     logits = masked.eval()(**inputs).logits
 torch.save({"hidden": hidden, "logits": logits}, result)
 types = [type(model).__name__, type(masked).__name__]
-print(json.dumps({"types": types, "missing": sorted(report["missing_keys"]), "unexpected": sorted(report["unexpected_keys"])}))
+report = {name: sorted(report[f"{name}_keys"]) for name in ("missing", "unexpected")}
+print(json.dumps({"types": types, **report}))
 """
 
 
-def export(folder: Path, model: InfoXLMForPreTraining | InfoXLMForMaskedLM | None = None, **options: object) -> Path:
+def export(
+    folder: Path, model: InfoXLMForPreTraining | InfoXLMForMaskedLM | None = None, **options: object
+) -> Path:
     save_as_xlm_roberta(model or tiny_model().eval(), folder, **options)
     return folder
 
@@ -53,7 +56,9 @@ def test_a_clean_process_loads_the_same_model(tmp_path: Path) -> None:
     folder = export(tmp_path / "plain", model, tokenizer=tokenizer)
     torch.save({"input_ids": INPUT_IDS, "attention_mask": MASK}, tmp_path / "inputs.pt")
     arguments = [str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "result.pt")]
-    result = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {
         "types": ["XLMRobertaModel", "XLMRobertaForMaskedLM"],

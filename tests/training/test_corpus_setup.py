@@ -36,7 +36,7 @@ def test_both_kinds_of_text_are_sources(text: Path) -> None:
     assert found == [BitextSource("en", "xx", (str(text),)), MonoSource("de", (str(mono),))]
 
 
-# ------------------------------------------------------------------------------------------------- tokenizer
+# ---------------------------------------------------------------------------- tokenizer
 
 
 def test_a_tokenizer_is_trained_once_into_the_run(text: Path, tmp_path: Path) -> None:
@@ -52,8 +52,10 @@ def test_a_tokenizer_is_trained_once_into_the_run(text: Path, tmp_path: Path) ->
 def test_a_tokenizer_that_is_named_is_loaded_and_none_trained(text: Path, tmp_path: Path) -> None:
     data = arguments(bitext_files=[str(text)])
     named = trained(data, tmp_path / "out")
-    for model in (ModelArguments(tokenizer_name=str(tmp_path / "out/tokenizer")),
-                  ModelArguments(model_name_or_path=str(tmp_path / "out/tokenizer"))):
+    for model in (
+        ModelArguments(tokenizer_name=str(tmp_path / "out/tokenizer")),
+        ModelArguments(model_name_or_path=str(tmp_path / "out/tokenizer")),
+    ):
         found = find_tokenizer(model, data, tmp_path / "other")
         assert found.get_vocab() == named.get_vocab()
     assert not (tmp_path / "other").exists()
@@ -64,7 +66,7 @@ def test_no_tokenizer_and_no_text(tmp_path: Path) -> None:
         trained(arguments(), tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------- corpus
+# ---------------------------------------------------------------------------- corpus
 
 
 @pytest.fixture
@@ -97,7 +99,9 @@ def test_a_prepared_folder_is_read_without_its_text(
     text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     folder = tmp_path / "corpus"
-    made = open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=str(folder)), tokenizer, tmp_path)
+    made = open_or_prepare(
+        arguments(bitext_files=[str(text)], prepared_data=str(folder)), tokenizer, tmp_path
+    )
     shutil.rmtree(text.parent)
     opened = open_or_prepare(arguments(prepared_data=str(folder)), tokenizer, tmp_path)
     assert np.array_equal(opened.bitext["en-xx"].source[3], made.bitext["en-xx"].source[3])
@@ -110,10 +114,14 @@ def test_a_folder_prepared_with_another_tokenizer_is_refused(
     folder = tmp_path / "corpus"
     open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=str(folder)), tokenizer, tmp_path)
     other = trained(arguments(bitext_files=[str(text)], tokenizer_vocab_size=60), tmp_path / "second")
-    sizes = f"({len(tokenizer)} tokens), not with .* ({len(other)} tokens)".replace("(", r"\(").replace(")", r"\)")
+    sizes = f"({len(tokenizer)} tokens), not with .* ({len(other)} tokens)".replace("(", r"\(").replace(
+        ")", r"\)"
+    )
     with pytest.raises(DataError, match=f"corpus was prepared with tokenizer .*made/tokenizer' {sizes}"):
         open_or_prepare(arguments(prepared_data=str(folder)), other, tmp_path)
-    with pytest.raises(DataError, match="corpus was prepared differently: the tokenizer was .*made/tokenizer'"):
+    with pytest.raises(
+        DataError, match="corpus was prepared differently: the tokenizer was .*made/tokenizer'"
+    ):
         open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=str(folder)), other, tmp_path)
 
 

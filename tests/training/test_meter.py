@@ -66,7 +66,6 @@ def test_sums_keep_no_graph() -> None:
 
 
 def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerator) -> None:
-    # Thirds and a large sum: in fp32 the order of additions would show.
     batches = [output(1e6 / 3, 3, accuracy=1 / 3), *(output(1 / 3, 7, accuracy=2 / 3) for _ in range(50))]
     straight, before, after = (LossMeter(vocab_size=100) for _ in range(3))
     for batch in batches:
@@ -79,6 +78,14 @@ def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerat
     assert after.pop(accelerator) == straight.pop(accelerator)
 
 
+def test_small_losses_after_a_large_sum_count(accelerator: Accelerator) -> None:
+    """In fp32 16,777,216 + 1 is 16,777,216."""
+    meter = LossMeter(vocab_size=100)
+    for loss_sum in (2.0**24, *[1.0] * 8):
+        meter.add({"mlm": output(loss_sum, 1)})
+    assert meter.pop(accelerator)["loss/mlm"] == (2**24 + 8) / 9
+
+
 def test_a_saved_state_is_not_changed_by_what_comes_later() -> None:
     meter = LossMeter(vocab_size=100)
     meter.add({"mlm": output(2.0, 2)})
@@ -87,7 +94,7 @@ def test_a_saved_state_is_not_changed_by_what_comes_later() -> None:
     assert saved["loss/mlm"] == 2.0
 
 
-# ------------------------------------------------------------------------------------------------- the alarm
+# ---------------------------------------------------------------------------- the alarm
 
 HEALTHY = {
     "xlco/query_std": 0.8,

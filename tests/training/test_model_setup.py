@@ -54,7 +54,7 @@ def differing(one: torch.nn.Module, other: torch.nn.Module) -> list[str]:
     return [name for name, value in one.state_dict().items() if not torch.equal(value, state[name])]
 
 
-# ---------------------------------------------------------------------------------------------- from scratch
+# ---------------------------------------------------------------------------- from scratch
 
 
 def test_from_scratch_has_the_shape_asked_for_and_the_ids_of_the_tokenizer(
@@ -83,7 +83,7 @@ def test_shapes_given_override_a_configuration(tokenizer: PreTrainedTokenizerBas
     assert (config.vocab_size, config.xlco_layer, config.xlco_pooling) == (len(tokenizer), 3, "mean")
 
 
-# ----------------------------------------------------------------------------------------- from a checkpoint
+# ---------------------------------------------------------------------------- from a checkpoint
 
 
 def test_a_checkpoint_in_half_precision_is_trained_in_fp32(
@@ -123,7 +123,7 @@ def test_what_a_checkpoint_lacks_depends_on_the_seed_alone(
     assert not any(name.startswith("roberta.") for name in other)
 
 
-# -------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------- what is refused
 
 
 def test_tokenizer_larger_than_the_model(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -145,7 +145,9 @@ def test_longest_sequence_is_what_the_positions_hold(tokenizer: PreTrainedTokeni
     check_lengths(model, 32)
     ids = torch.full((32,), tokenizer.eos_token_id)
     assert model.sentence_vectors(ids[None], layer=1).isfinite().all()
-    with pytest.raises(ValueError, match="up to 33 tokens, the model positions for 32; .* --max_seq_length 32"):
+    with pytest.raises(
+        ValueError, match="up to 33 tokens, the model positions for 32; .* --max_seq_length 32"
+    ):
         check_lengths(model, 33)
 
 
@@ -172,4 +174,6 @@ def test_the_tokenizer_named_goes_before_that_of_the_model(
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(ModelArguments(model_name_or_path=str(checkpoint), tokenizer_name=str(tmp_path)))
     assert loaded.name_or_path == str(tmp_path)
-    assert load_tokenizer(ModelArguments(model_name_or_path=str(checkpoint))).get_vocab() == loaded.get_vocab()
+    assert (
+        load_tokenizer(ModelArguments(model_name_or_path=str(checkpoint))).get_vocab() == loaded.get_vocab()
+    )

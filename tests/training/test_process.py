@@ -34,7 +34,10 @@ def test_debug_is_taken_out_of_the_arguments() -> None:
 @pytest.mark.parametrize(
     "error, line",
     [
-        (ValueError("xlco_layer is 9 but\n  the model has 2 layers."), "xlco_layer is 9 but the model has 2 layers."),
+        (
+            ValueError("xlco_layer is 9 but\n  the model has 2 layers."),
+            "xlco_layer is 9 but the model has 2 layers.",
+        ),
         (DataError("a.tsv is empty."), "a.tsv is empty."),
         (FileNotFoundError(2, "No such file or directory", "a"), "[Errno 2] No such file or directory: 'a'"),
         (ValueError(), "ValueError"),
@@ -62,7 +65,10 @@ def test_debug_adds_the_traceback_before_the_line(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     "error, line",
-    [(KeyboardInterrupt(), "interrupted"), (Interrupted("checkpoint-4 is saved."), "interrupted: checkpoint-4 is saved.")],
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (Interrupted("checkpoint-4 is saved."), "interrupted: checkpoint-4 is saved."),
+    ],
 )
 def test_interrupted_is_130_and_exactly_one_line(
     capsys: pytest.CaptureFixture[str], error: BaseException, line: str
@@ -77,7 +83,7 @@ def test_usage_errors_of_the_parser_pass() -> None:
     assert error.value.code == 2
 
 
-# ---------------------------------------------------------------------------------------------- the process
+# ---------------------------------------------------------------------------- the process
 
 
 @contextmanager
@@ -90,9 +96,7 @@ def restored_precision() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("amx, expected", [(False, "medium"), (True, "highest")])
-def test_products_are_rounded_on_no_cpu(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str
-) -> None:
+def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
     """With AMX "medium" would compute fp32 products in bf16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})

@@ -63,9 +63,7 @@ def test_handlers_are_handed_back_after_a_signal_too(stop: StopOnSignal) -> None
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_signal_to_another_rank_stops_this_one(
-    stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_to_another_rank_stops_this_one(stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch) -> None:
     def all_reduce(tensor: torch.Tensor, op: object) -> None:
         assert op == torch.distributed.ReduceOp.MAX
         tensor.fill_(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The joint step inside transformers' loop: what is averaged, enqueued, logged, evaluated, saved and refused."""
+"""The joint step inside transformers' loop: what is averaged, enqueued, logged, evaluated, saved."""
 
 import copy
 import json
@@ -46,11 +46,21 @@ def make(tmp_path: Path) -> Callable[..., InfoXLMTrainer]:
         **values: Any,
     ) -> InfoXLMTrainer:
         given: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
-        given |= {"warmup_steps": 0, "logging_steps": 1, "use_cpu": True, "report_to": "none", "save_steps": 1}
+        given |= {
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_steps": 1,
+        }
         given |= {"disable_tqdm": True, **values}
         args = PretrainingArguments(output_dir=str(tmp_path / folder), **given)
         settings = StreamSettings(
-            objectives=objectives, mlm_examples=EXAMPLES, tlm_examples=EXAMPLES, xlco_examples=EXAMPLES, seed=5
+            objectives=objectives,
+            mlm_examples=EXAMPLES,
+            tlm_examples=EXAMPLES,
+            xlco_examples=EXAMPLES,
+            seed=5,
         )
         items = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
         return InfoXLMTrainer(
@@ -88,7 +98,7 @@ def batch_of(trainer: InfoXLMTrainer, items: range) -> dict[str, Any]:
     return PretrainingCollator()([trainer.train_dataset.pack(items)])
 
 
-# --------------------------------------------------------------------------------------------- momentum encoder
+# ---------------------------------------------------------------------------- momentum encoder
 
 
 def scratch(folder: Path) -> InfoXLMForPreTraining:
@@ -148,7 +158,12 @@ def test_momentum_moves_once_an_optimiser_step_whatever_the_accumulation(
 ) -> None:
     momenta: list[float] = []
     monkeypatch.setattr(MomentumEncoder, "update", lambda self, model, momentum: momenta.append(momentum))
-    contrast = {"momentum": 0.9, "momentum_schedule": "linear", "momentum_start": 0.5, "momentum_warmup_steps": 4}
+    contrast = {
+        "momentum": 0.9,
+        "momentum_schedule": "linear",
+        "momentum_start": 0.5,
+        "momentum_warmup_steps": 4,
+    }
     make(contrast=contrast, max_steps=2, gradient_accumulation_steps=3).train()
     assert momenta == pytest.approx([0.6, 0.7])
 
@@ -165,7 +180,7 @@ def test_a_skipped_optimiser_step_moves_no_key_encoder(
     assert same(parameters(trainer.momentum_encoder), before)
 
 
-# --------------------------------------------------------------------------------------------------- the queue
+# ---------------------------------------------------------------------------- the queue
 
 
 def spy_on_negatives(trainer: InfoXLMTrainer) -> list[int]:
@@ -232,7 +247,7 @@ def test_without_prefill_the_queue_begins_empty(make: Callable[..., InfoXLMTrain
     assert filled == [0]
 
 
-# ---------------------------------------------------------------------------------------------- the objectives
+# ---------------------------------------------------------------------------- the objectives
 
 
 @pytest.mark.parametrize("objectives", [("mlm",), ("mlm", "tlm"), ("xlco",), ALL], ids="+".join)
@@ -254,6 +269,9 @@ def test_every_subset_trains_just_the_parameters_it_uses(
         expected = {"objectives.xlco.projection.weight"}
         assert trainer.momentum_encoder is None and trainer.queue is None
     assert fixed == expected
+    # Switched off, too: DDP waits for the gradient of every other one.
+    off = {name for name, value in trainer.model.named_parameters() if not value.requires_grad}
+    assert off == expected - {"lm_head.decoder.bias"}  # the same parameter as lm_head.bias
 
 
 @pytest.mark.parametrize("rule", ["per_objective", "per_item"])
@@ -283,7 +301,7 @@ def test_compute_loss_refuses_what_it_cannot_do(make: Callable[..., InfoXLMTrain
         trainer.compute_loss(trainer.model, batch_of(trainer, range(2)), num_items_in_batch={})
 
 
-# ----------------------------------------------------------------------------------------------------- the logs
+# ---------------------------------------------------------------------------- the logs
 
 LOGGED = {
     *("loss/mlm", "loss/tlm", "loss/xlco"),
@@ -340,7 +358,7 @@ def test_a_collapse_is_told_once_with_its_step(
     ]
 
 
-# ------------------------------------------------------------------------------------------ held-out evaluation
+# ---------------------------------------------------------------------------- held-out evaluation
 
 
 def test_evaluation_returns_a_finite_loss_for_each_objective_and_retrieval(
@@ -362,12 +380,19 @@ def test_evaluation_returns_a_finite_loss_for_each_objective_and_retrieval(
 def test_evaluation_changes_nothing(make: Callable[..., InfoXLMTrainer]) -> None:
     trainer = make(evaluated=True, model=tiny_model(hidden_dropout_prob=0.5))
     trainer.train()
-    before = [parameters(trainer.model), parameters(trainer.momentum_encoder), copy.deepcopy(trainer.queue.state_dict())]
+    before = [
+        parameters(trainer.model),
+        parameters(trainer.momentum_encoder),
+        copy.deepcopy(trainer.queue.state_dict()),
+    ]
     first = trainer.evaluate()
     after = [parameters(trainer.model), parameters(trainer.momentum_encoder), trainer.queue.state_dict()]
     assert all(same(one, other) for one, other in zip(before, after, strict=True))
     assert trainer.evaluate() == first  # no dropout, and nothing carried over
     assert trainer.model.training and trainer.meter.state_dict() == {}
+    trainer.model.eval()
+    trainer.evaluate()
+    assert not trainer.model.training
 
 
 def test_evaluation_while_training_leaves_the_run_what_it_is(make: Callable[..., InfoXLMTrainer]) -> None:
@@ -387,12 +412,14 @@ def test_evaluation_while_training_leaves_the_run_what_it_is(make: Callable[...,
     assert sum("eval_loss" in entry for entry in evaluated.state.log_history) == 3
 
 
-def test_evaluation_of_masked_objectives_needs_no_training_before(make: Callable[..., InfoXLMTrainer]) -> None:
+def test_evaluation_of_masked_objectives_needs_no_training_before(
+    make: Callable[..., InfoXLMTrainer],
+) -> None:
     metrics = make(objectives=("mlm", "tlm"), evaluated=True).evaluate()
     assert metrics["eval_loss/mlm"] == pytest.approx(math.log(60), rel=0.05)
 
 
-# -------------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------- checkpoints
 
 
 @pytest.fixture
@@ -404,7 +431,13 @@ def checkpoint(make: Callable[..., InfoXLMTrainer], tmp_path: Path) -> Path:
 def test_a_checkpoint_is_a_model_folder_with_the_momentum_state_beside(checkpoint: Path) -> None:
     names = {path.name for path in checkpoint.iterdir()}
     model = {"config.json", "model.safetensors", "training_args.json"}
-    resumption = {"momentum_state.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    resumption = {
+        "momentum_state.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    }
     assert names - {path for path in names if path.endswith(".py")} == model | resumption
     assert not (checkpoint.parent / ".saving").exists()
 
@@ -448,19 +481,27 @@ def test_a_failure_while_saving_leaves_no_checkpoint(
     assert list((tmp_path / "out").glob("checkpoint-*")) == []
     monkeypatch.undo()
     make(max_steps=2).train()
-    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
 
 
 def test_only_the_last_checkpoints_are_kept(make: Callable[..., InfoXLMTrainer], tmp_path: Path) -> None:
     make(max_steps=3, save_total_limit=2).train()
-    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
 
 
 def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(
     make: Callable[..., InfoXLMTrainer], checkpoint: Path
 ) -> None:
     (checkpoint / "momentum_state.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="momentum_state.safetensors is missing: not a checkpoint of Inf"):
+    with pytest.raises(
+        FileNotFoundError, match="momentum_state.safetensors is missing: not a checkpoint of Inf"
+    ):
         make(max_steps=3).train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -472,11 +513,16 @@ def test_a_resumed_run_does_not_prefill_again(make: Callable[..., InfoXLMTrainer
     assert filled == [8]
 
 
-# --------------------------------------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------------- refusals
 
 
 def test_load_best_model_at_end_is_refused(make: Callable[..., InfoXLMTrainer]) -> None:
-    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1}
+    best = {
+        "load_best_model_at_end": True,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 1,
+    }
     with pytest.raises(ValueError, match="load_best_model_at_end is not supported"):
         make(evaluated=True, **best)
 

@@ -1,0 +1,189 @@
+"""`infoxlm COMMAND`: each command does its work in this process and says what it did."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import tiny_model
+from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
+from transformers import AutoModel, AutoTokenizer, XLMRobertaModel
+
+import run_pretraining
+from modeling_infoxlm import cli
+from modeling_infoxlm.data.shards import Corpus
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    pairs = sentence_pairs(40)
+    return write_pairs(tmp_path / "text" / "en-xx.tsv", [*pairs, pairs[0], ("", "leer")])
+
+
+@pytest.fixture
+def tokenizer(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    folder = tmp_path / "tokenizer"
+    argv = ["train-tokenizer", "--bitext_files", str(text), "--tokenizer_vocab_size", "60"]
+    assert cli.main([*argv, "--max_seq_length", "64", "--output_dir", str(folder)]) == 0
+    assert capsys.readouterr().out == (
+        f"{folder}: load it with AutoTokenizer.from_pretrained, or give it as --tokenizer_name.\n"
+    )
+    return folder
+
+
+def prepare(text: Path, tokenizer: Path, folder: Path, *own: str) -> list[str]:
+    files = ["--bitext_files", str(text), "--tokenizer_name", str(tokenizer), "--output_dir", str(folder)]
+    return ["prepare", *files, "--max_seq_length", "96", "--preprocessing_num_workers", "1", *own]
+
+
+# ---------------------------------------------------------------------------- the whole
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    shown = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"\ninfoxlm {command} " in shown
+    assert set(cli.COMMANDS) == {"prepare", "train-tokenizer", "pretrain", "export"}
+
+
+@pytest.mark.parametrize("command", ["prepare", "train-tokenizer", "pretrain", "export"])
+def test_every_command_lists_its_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main([command, "--help"])
+    assert error.value.code == 0
+    assert "--output_dir" in capsys.readouterr().out
+
+
+def test_unknown_command_is_a_usage_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretain", "--help"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: unknown command 'pretain'; expected one of prepare, train-tokenizer, pretrain, export.\n",
+    )
+
+
+def test_unknown_flag_is_a_usage_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["prepare", "--bitext_file", "x"])
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "did you mean --bitext_files?" in message
+
+
+# ---------------------------------------------------------------------------- its commands
+
+
+def test_tokenizer_has_the_layout_and_the_length_asked_for(tokenizer: Path) -> None:
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    assert loaded.convert_ids_to_tokens([0, 1, 2, 3]) == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert len(loaded) <= 60 and loaded.mask_token_id == len(loaded) - 1
+    assert loaded.model_max_length == 64
+
+
+def test_prepare_writes_a_corpus_and_says_what_was_dropped(
+    text: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus"
+    assert cli.main(prepare(text, tokenizer, folder, "--mono_from_bitext", "true")) == 0
+    corpus = Corpus.open(folder)
+    assert len(corpus.bitext["en-xx"]) == 40 and corpus.max_length == 96
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == f"{folder}:"
+    words = [line.split() for line in lines]
+    tokens = f"{corpus.manifest['bitext']['en-xx']['num_tokens']:,}"
+    assert [line[:2] for line in words] == [["mono", "en"], ["mono", "xx"], ["bitext", "en-xx"]]
+    assert words[2][2:] == ["40", "examples", tokens, *"tokens dropped: duplicate 1, empty 1".split()]
+
+
+def test_jobs_that_prepare_one_folder_together(
+    text: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(text.parent / "en-de.tsv", sentence_pairs(20, seed=2))
+    folder = tmp_path / "corpus"
+    job = prepare(text.parent, tokenizer, folder, "--num_shards", "2", "--shard_index")
+    assert cli.main([*job, "0"]) == 0
+    assert capsys.readouterr().out == f"{folder}: this job is done, others are not yet.\n"
+    assert not (folder / "manifest.json").exists()
+    assert cli.main([*job, "1"]) == 0
+    assert sorted(Corpus.open(folder).bitext) == ["en-de", "en-xx"]
+    assert capsys.readouterr().out.startswith(f"{folder}:\n")
+
+
+def test_prepare_without_text_or_tokenizer(
+    text: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["prepare", "--bitext_files", str(text), "--output_dir", str(tmp_path / "corpus")]) == 1
+    assert "error: no tokenizer: give --model_name_or_path" in capsys.readouterr().err
+    assert cli.main(["prepare", "--tokenizer_name", str(tokenizer), "--output_dir", str(tmp_path / "c")]) == 1
+    assert "error: nothing to prepare: no bitext and no mono" in capsys.readouterr().err
+
+
+def test_prepare_then_pretrain_then_export(
+    text: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_pretraining, "configure_process", lambda: None)
+    monkeypatch.setattr(run_pretraining, "matmul_peak", lambda device, dtype: 1e12)
+    corpus, out, release = tmp_path / "corpus", tmp_path / "out", tmp_path / "release"
+    assert cli.main(prepare(text, tokenizer, corpus)) == 0
+    data = ["--prepared_data", str(corpus), "--tokenizer_name", str(tokenizer), "--objectives", "tlm,xlco"]
+    data += ["--max_position_embeddings", "98"]
+    run = [*TINY_MODEL, *TINY_DATA, *TINY_RUN, "--max_steps", "2", "--output_dir", str(out)]
+    assert cli.main(["pretrain", *run, *data]) == 0
+    assert cli.main(["export", str(out / "checkpoint-2"), "--output_dir", str(release)]) == 0
+    model = AutoModel.from_pretrained(release)
+    assert type(model) is XLMRobertaModel
+    trained = load_file(out / "model.safetensors")
+    assert all(
+        torch.equal(value, trained[f"roberta.{name}"])
+        for name, value in model.state_dict().items()
+        if not name.startswith("pooler.")
+    )
+    assert (
+        AutoTokenizer.from_pretrained(release).get_vocab()
+        == AutoTokenizer.from_pretrained(tokenizer).get_vocab()
+    )
+
+
+@pytest.fixture
+def trained(tokenizer: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "trained"
+    tiny_model().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export_by_flag_in_the_type_asked_for(
+    trained: Path, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = tmp_path / "release"
+    argv = ["export", "--model_name_or_path", str(trained), "--output_dir", str(release), "--dtype", dtype]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out.startswith(f"{release}: plain XLM-R; AutoModel.from_pretrained loads it")
+    weights = load_file(release / "model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {f"torch.{dtype}"}
+    assert json.loads((release / "config.json").read_text())["model_type"] == "xlm-roberta"
+    assert not list(release.glob("*.py"))
+
+
+def test_export_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export"]) == 1
+    assert capsys.readouterr().err == (
+        "error: infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release.\n"
+    )
+
+
+def test_export_in_a_type_that_is_none_is_a_usage_error(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["export", str(trained), "--output_dir", str(tmp_path / "release"), "--dtype", "int4"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        cli.main(argv)
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "int4" in message and "bfloat16" in message
+    assert not (tmp_path / "release").exists()
