@@ -24,9 +24,9 @@ from modeling_infoxlm.training.arguments import (
 )
 from modeling_infoxlm.training.config_file import parse_args_with_config
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
-from modeling_infoxlm.training.model_setup import build_model, check_lengths
+from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_layer
 from modeling_infoxlm.training.process import Interrupted, configure_process, run_main
-from modeling_infoxlm.training.run_record import find_checkpoint, run_identity, write_run_record
+from modeling_infoxlm.training.run_record import find_checkpoint, is_finished, run_identity, write_run_record
 from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import matmul_peak
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
@@ -44,11 +44,15 @@ def pretrain(argv: list[str]) -> None:
     with args.main_process_first(desc="preparing the data"):
         # The other ranks come later: what they find is this run's already.
         overwrite = args.overwrite_output_dir and args.should_save
+        finished = not overwrite and is_finished(output_dir, identity)
         checkpoint = find_checkpoint(output_dir, identity, overwrite=overwrite)
-        if args.should_save:
+        if args.should_save and not finished:
             write_run_record(output_dir, argv=argv, identity=identity, details={})
         tokenizer = find_tokenizer(model_args, data_args, output_dir)
         corpus = open_or_prepare(data_args, tokenizer, output_dir)
+    if finished:
+        print(f"{output_dir}: this run is finished; --overwrite_output_dir true starts it anew.")
+        return
 
     model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
     check_lengths(model, corpus.max_length)
@@ -62,7 +66,7 @@ def pretrain(argv: list[str]) -> None:
             "prepare it with --heldout_fraction above 0, or give --eval_strategy no."
         )
     if corpus.heldout:
-        layer = model.xlco_layer if args.eval_layer is None else args.eval_layer
+        layer = evaluation_layer(model, args.eval_layer)
         evaluator = HeldoutRetrieval(
             corpus, layer=layer, pooling=args.eval_pooling, max_pairs=args.eval_max_pairs
         )
@@ -99,6 +103,8 @@ def pretrain(argv: list[str]) -> None:
     trainer.save_metrics("train", result.metrics)
     if evaluator is not None:
         trainer.save_metrics("eval", trainer.evaluate())
+    if args.should_save:
+        write_run_record(output_dir, argv=argv, identity=identity, details={**details, "finished": True})
 
 
 def main(argv: list[str] | None = None) -> int:

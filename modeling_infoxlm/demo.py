@@ -363,13 +363,11 @@ def describe_run(
 def pretrain(setup: DemoSetup, stages: Stages, name: str, folder: Path, flags: Sequence[str] = ()) -> None:
     """Pre-train by `run_pretraining.py`, as one would type it; an interrupted run goes on where it was."""
     with stages.stage(name, keeps=True) as record:
-        record["command"] = [
-            *("python", "run_pretraining.py"),
-            *pretraining_flags(setup.recipe, setup.root, folder),
-            *flags,
-        ]
+        arguments = [*pretraining_flags(setup.recipe, setup.root, folder), *flags]
+        shown = [_shown(Path(argument)) if "/" in argument else argument for argument in arguments]
+        record["command"] = ["python", "run_pretraining.py", *shown]
         if not stages.finished(name):
-            command = [sys.executable, str(REPOSITORY / "run_pretraining.py"), *record["command"][2:]]
+            command = [sys.executable, str(REPOSITORY / "run_pretraining.py"), *arguments]
             log = setup.root / f"{folder.name}.log"
             run_with_bar(command, log, stages.console, steps=setup.args.max_steps)
         record["result"] = f"{setup.args.max_steps} steps; {_losses(read_history(folder))}"

@@ -437,7 +437,7 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
             "xlco_weight": self.xlco_weight,
         }
         _at_least(0, **weights, eval_layer=self.eval_layer)
-        _at_least(1, eval_max_pairs=self.eval_max_pairs)
+        _at_least(1, eval_max_pairs=self.eval_max_pairs, max_steps=self.max_steps)
         if not any(weights.values()):
             raise ValueError(
                 f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."

@@ -79,6 +79,20 @@ def check_lengths(model: InfoXLMForPreTraining, max_length: int) -> None:
         )
 
 
+def evaluation_layer(model: InfoXLMForPreTraining, eval_layer: int | None) -> int:
+    """Layer of held-out retrieval: the one asked for, else that of the contrast.
+
+    Raises:
+        ValueError: If the model has no such layer.
+    """
+    if eval_layer is not None and eval_layer > model.config.num_hidden_layers:
+        raise ValueError(
+            f"eval_layer is {eval_layer} but the model has {model.config.num_hidden_layers} layers; "
+            f"give one from 0 (embeddings) to {model.config.num_hidden_layers}."
+        )
+    return model.xlco_layer if eval_layer is None else eval_layer
+
+
 def _scratch_config(
     arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, Any]
 ) -> InfoXLMConfig:

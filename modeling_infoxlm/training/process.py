@@ -59,8 +59,8 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (ValueError, OSError)):  # not foreseen: say what it is, and how to see more
+            message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
         print(f"error: {message}", file=sys.stderr)
-        if not isinstance(error, (ValueError, OSError)) and "--debug" not in argv:
-            print(f"({type(error).__name__}; run again with --debug for the traceback)", file=sys.stderr)
         return FAILED
     return OK

@@ -22,6 +22,13 @@ from modeling_infoxlm.training.arguments import (
 )
 
 RUN_FILE = "run.json"
+_SHAPING_TOKENIZER = {
+    "tokenizer_vocab_size",
+    "bitext_files",
+    "mono_files",
+    "bitext_columns",
+    "max_seq_length",
+}
 _RUN_FOLDERS = ("data", "tokenizer", ".saving")
 PACKAGES = (
     "torch",
@@ -39,7 +46,7 @@ _SECRET = re.compile(r"hf_[\w.\-]{8,}")
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
     "seed learning_rate lr_scheduler_type warmup_steps max_steps "
-    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm "
+    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm lr_scheduler_kwargs optim_args "
     "bf16 fp16 mlm_weight tlm_weight xlco_weight loss_normalization"
 ).split()
 
@@ -108,7 +115,9 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
     differing = [
         name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)
     ]
-    if differing:
+    checkpoint = get_last_checkpoint(str(output_dir))
+    trained = checkpoint is not None or (output_dir / "model.safetensors").is_file()
+    if differing and trained:
         name = differing[0]
         more = f" (and {len(differing) - 1} more: {', '.join(differing[1:6])})" if len(differing) > 1 else ""
         raise OutputFolderError(
@@ -116,7 +125,20 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
             f"{name} was {found.get(name)!r}, is now {expected.get(name)!r}{more}. "
             "Give another --output_dir, or --overwrite_output_dir true to start anew."
         )
-    return get_last_checkpoint(str(output_dir))
+    if set(differing) & _SHAPING_TOKENIZER and (output_dir / "tokenizer").is_dir():
+        # Nothing was trained yet: what a mended command asks for is made anew. Prepared data guards itself.
+        shutil.rmtree(output_dir / "tokenizer")
+    return checkpoint
+
+
+def is_finished(output_dir: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this very run, trained to its end and measured."""
+    path = output_dir / RUN_FILE
+    if not path.is_file():
+        return False
+    record = json.loads(path.read_text(encoding="utf-8"))
+    expected = json.loads(json.dumps(dict(identity), default=str))
+    return bool(record.get("finished")) and record["identity"] == expected
 
 
 def _remove_run(output_dir: Path) -> None:

@@ -240,6 +240,8 @@ class InfoXLMTrainer(Trainer):
         loader = DataLoader(
             dataset,
             batch_sampler=cast(Any, _ConsecutiveBatches(len(dataset), batch_size)),
+            # Its own: each start of a loader draws a number, and dropout must not depend on evaluations.
+            generator=torch.Generator(),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -382,6 +384,12 @@ class InfoXLMTrainer(Trainer):
             self.queue.load_state_dict(_with_prefix(state, "queue."))
         self.meter.load_state_dict(_with_prefix(state, "meter."))
         self._restored = _with_prefix(state, "log.")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of missing keys, but not of tied ones: they are stored under their other name."""
+        tied = self._plain_model().all_tied_weights_keys
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def restore_log_state(self) -> None:
         """Go on with the log entry of the checkpoint; called when the Trainer has reset its own sums."""

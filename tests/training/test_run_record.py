@@ -16,6 +16,7 @@ from modeling_infoxlm.training.run_record import (
     PACKAGES,
     OutputFolderError,
     find_checkpoint,
+    is_finished,
     run_identity,
     write_run_record,
 )
@@ -31,6 +32,12 @@ def identity(tmp_path: Path, *, token: str | None = None, **training: Any) -> di
 
 def write(folder: Path, identity: dict[str, Any], argv: list[str] | None = None, **details: Any) -> None:
     write_run_record(folder, argv=argv or [], identity=identity, details=details)
+
+
+def write_trained(folder: Path, identity: dict[str, Any]) -> None:
+    """A folder whose run has got as far as a checkpoint."""
+    write(folder, identity)
+    (folder / "checkpoint-5").mkdir()
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def test_the_same_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_another_run_is_refused_with_name_and_both_values(tmp_path: Path) -> None:
-    write(tmp_path, IDENTITY)
+    write_trained(tmp_path, IDENTITY)
     with pytest.raises(OutputFolderError) as error:
         find_checkpoint(tmp_path, {**IDENTITY, "xlco_layer": 4}, overwrite=False)
     assert str(error.value) == (
@@ -93,7 +100,7 @@ def test_another_run_is_refused_with_name_and_both_values(tmp_path: Path) -> Non
 
 
 def test_all_differences_are_counted_and_named(tmp_path: Path) -> None:
-    write(tmp_path, IDENTITY)
+    write_trained(tmp_path, IDENTITY)
     changed = {**IDENTITY, "xlco_layer": 4, "seed": 2, "queue_size": 1}
     with pytest.raises(
         OutputFolderError, match=r"queue_size was 64, is now 1 \(and 2 more: seed, xlco_layer"
@@ -102,7 +109,7 @@ def test_all_differences_are_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_one_of_the_two_does_not_know_is_a_difference(tmp_path: Path) -> None:
-    write(tmp_path, IDENTITY)
+    write_trained(tmp_path, IDENTITY)
     with pytest.raises(OutputFolderError, match="new_setting was None, is now 3"):
         find_checkpoint(tmp_path, {**IDENTITY, "new_setting": 3}, overwrite=False)
 
@@ -153,3 +160,21 @@ def test_no_token_reaches_the_record(tmp_path: Path, form: str, secret: str) -> 
     text = (tmp_path / "run.json").read_text()
     assert secret not in text and secret[-8:] not in text
     assert record(tmp_path)["command"][-2:] == ["--max_steps", "3"]
+
+
+def test_a_run_that_has_trained_nothing_may_be_mended(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    (tmp_path / "tokenizer").mkdir()
+    assert find_checkpoint(tmp_path, {**IDENTITY, "xlco_layer": 4}, overwrite=False) is None
+    assert (tmp_path / "tokenizer").is_dir()
+    assert find_checkpoint(tmp_path, {**IDENTITY, "tokenizer_vocab_size": 5}, overwrite=False) is None
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_finished_is_said_of_the_same_run_alone(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path, IDENTITY)
+    write(tmp_path, IDENTITY)
+    assert not is_finished(tmp_path, IDENTITY)
+    write(tmp_path, IDENTITY, finished=True)
+    assert is_finished(tmp_path, IDENTITY)
+    assert not is_finished(tmp_path, {**IDENTITY, "seed": 99})

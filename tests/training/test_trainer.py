@@ -218,10 +218,12 @@ def test_loss_and_gradient_do_not_see_the_keys_of_their_own_step(make: Callable[
     assert negatives == [0, 4, 8]
 
 
-def test_prefill_takes_examples_beyond_the_run(
-    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch, batches", [(2, 3), (3, 2)])
+def test_prefill_takes_examples_beyond_the_run_whatever_the_batch(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch, batch: int, batches: int
 ) -> None:
-    trainer = make(max_steps=2, contrast={"queue_prefill": True, "queue_size": 10, "momentum": 1.0})
+    prefill = {"queue_prefill": True, "queue_size": 10, "momentum": 1.0}
+    trainer = make(contrast=prefill, per_device_train_batch_size=batch)
     stream = trainer.train_dataset.streams["xlco"]
     pack, packed = stream.pack, []
     monkeypatch.setattr(stream, "pack", lambda numbers: (packed.append(numbers), pack(numbers))[1])
@@ -229,14 +231,12 @@ def test_prefill_takes_examples_beyond_the_run(
     trainer.add_callback(AtBegin(lambda: at_begin.append(copy.deepcopy(trainer.queue))))
     encoder = MomentumEncoder(trainer.model)
     trainer.train()
-    # The run has 2 steps x 2 items x 2 examples: 0 .. 7. Three batches of four fill ten slots.
-    assert np.concatenate(packed).tolist() == [*range(8, 20), *range(8)]
-    expected = KeyQueue(10, 16)
-    for first in (8, 12, 16):
-        part = PretrainingCollator()([{"xlco": pack(np.arange(first, first + 4))}])["xlco"]["key"]
-        expected.enqueue(encoder.encode(part))
-    torch.testing.assert_close(at_begin[0].keys, expected.keys)
-    assert (at_begin[0].num_filled, at_begin[0].cursor) == (10, 2)
+    # The run has one step of `batch` items of two examples; the queue takes the next ten.
+    first = 2 * batch
+    assert np.concatenate(packed).tolist() == [*range(first, first + batches * first), *range(first)]
+    part = PretrainingCollator()([{"xlco": pack(np.arange(first, first + 10))}])["xlco"]["key"]
+    torch.testing.assert_close(at_begin[0].keys, encoder.encode(part))
+    assert (at_begin[0].num_filled, at_begin[0].cursor) == (10, 0)
 
 
 def test_without_prefill_the_queue_begins_empty(make: Callable[..., InfoXLMTrainer]) -> None:
