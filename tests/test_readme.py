@@ -1,5 +1,6 @@
 """README.md and the docs must be true: their commands parse, their files exist, their code runs."""
 
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from transformers import (
 
 import run_pretraining
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli
+from modeling_infoxlm.demo import markdown_table
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -260,3 +262,11 @@ def test_executed_block(tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "tiny" / "checkpoint-2" / "momentum_state.safetensors").is_file()
     for name in ("run.json", "all_results.json", "eval_results.json", "trainer_state.json"):
         assert (tmp_path / "outputs" / "tiny" / name).is_file(), name
+
+
+def test_results_in_the_readme_are_those_of_the_result_file() -> None:
+    """The table is what `make demo-compare` wrote, and it is the table of the numbers beside it."""
+    folder = README.parent / "docs" / "results" / "demo"
+    table = (folder / "results.md").read_text(encoding="utf-8")
+    assert table in README.read_text(encoding="utf-8")
+    assert table == markdown_table(json.loads((folder / "results.json").read_text(encoding="utf-8")))
