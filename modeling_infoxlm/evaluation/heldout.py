@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from modeling_infoxlm.data.batches import PackedRows, add_special_tokens
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
@@ -44,7 +45,8 @@ class HeldoutRetrieval:
 
     def accuracies(self, encoder: InfoXLMModel) -> dict[str, RetrievalAccuracy]:
         """Both directions of each pair."""
-        return {pair: retrieval_accuracy(*self.vectors(encoder, pair)) for pair in self.corpus.heldout}
+        pairs = tqdm(self.corpus.heldout, "held-out retrieval", unit="pair", delay=2, leave=False)
+        return {pair: retrieval_accuracy(*self.vectors(encoder, pair)) for pair in pairs}
 
     def vectors(self, encoder: InfoXLMModel, pair: str) -> tuple[Tensor, Tensor]:
         """Sentence vectors of both sides of a pair, (N, D) each, computed in eval mode."""

@@ -305,7 +305,8 @@ class InfoXLMTrainer(Trainer):
         self, model: InfoXLMForPreTraining, batches: Iterator[dict[str, Any]] | DataLoader
     ) -> dict[str, float]:
         meter = LossMeter(model.config.vocab_size)
-        for batch in batches:
+        hidden = not self.args.should_log
+        for batch in tqdm(batches, "held-out losses", delay=2, leave=False, disable=hidden):
             batch = cast(dict[str, Any], self._prepare_inputs(batch))
             keys = negatives = None
             with self.accelerator.autocast():
