@@ -110,7 +110,12 @@ def export_command(argv: list[str]) -> None:
         raise ValueError(
             "infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release."
         )
-    model = InfoXLMForPreTraining.from_pretrained(arguments.model_name_or_path)
+    name = arguments.model_name_or_path
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise ValueError(
+            f"there is no folder {name}; give a checkpoint such as out/checkpoint-500, or a Hub name."
+        )
+    model = InfoXLMForPreTraining.from_pretrained(name)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
     save_as_xlm_roberta(
         model, arguments.output_dir, tokenizer=tokenizer, dtype=getattr(torch, arguments.dtype)

@@ -187,3 +187,10 @@ def test_export_in_a_type_that_is_none_is_a_usage_error(
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "int4" in message and "bfloat16" in message
     assert not (tmp_path / "release").exists()
+
+
+def test_export_of_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "nowhere"
+    assert cli.main(["export", str(missing), "--output_dir", str(tmp_path / "release")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: there is no folder {missing}; give a checkpoint")
+    assert not (tmp_path / "release").exists()
