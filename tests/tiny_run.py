@@ -24,6 +24,7 @@ from modeling_infoxlm.data.batches import JointDataset, StreamSettings
 from modeling_infoxlm.data.shards import PairStore, SpecialTokens, TokenStore, TokenStoreWriter
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.config_file import parse_args_with_config
+from modeling_infoxlm.training.process import leave_process_group
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 VOCAB = 60
@@ -109,6 +110,7 @@ def main(argv: list[str]) -> None:
         callbacks=[KillAfter(int(own["--kill_after"]))] if own["--kill_after"] else [],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,13 @@ def _keep_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def leave_process_group() -> None:
+    """End a distributed run in order: an exit under running gloo threads now and then aborts the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     """Run an entry point and map how it ends to an exit code.
 
@@ -52,8 +59,11 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         main(arguments)
+        leave_process_group()
     except (KeyboardInterrupt, Interrupted) as interruption:
         print(f"interrupted: {interruption}" if str(interruption) else "interrupted", file=sys.stderr)
+        if isinstance(interruption, Interrupted):  # which all ranks agreed on
+            leave_process_group()
         return INTERRUPTED
     except Exception as error:
         if "--debug" in argv:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +126,12 @@ def test_our_log_lines_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr(root, "level", logging.WARNING)
     run_main(lambda argv: logging.getLogger("modeling_infoxlm.x").info("prepared"), [])
     assert capsys.readouterr().err == "INFO modeling_infoxlm.x: prepared\n"
+
+
+def test_the_process_group_is_left_in_order(tmp_path: Path) -> None:
+    def main(argv: list[str]) -> None:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    assert run_main(main, []) == 0
+    assert not torch.distributed.is_initialized()
