@@ -1,39 +1,51 @@
-"""Linear layer and cross entropy in one, without ever holding the logits of all rows.
+"""Linear layer and cross entropy in one, a block of the vocabulary at a time.
 
-Shapes: M rows, D hidden, V vocabulary. With XLM-R's vocabulary of 250,002 the fp32 logits of 1,000 rows take
-1 GB, two or three times over in a plain cross entropy. Here rows are taken in chunks that fit a budget; the
-gradient of each chunk is computed while its logits are at hand, so nothing is computed twice and memory
-stays flat in M.
+With XLM-R's vocabulary of 250,002 the fp32 logits of 1,000 rows take 1 GB, and a plain cross entropy holds
+them two or three times and goes over each a dozen times. Here the table is taken in blocks whose logits stay
+in the cache: the forward pass keeps their logarithmic sum, the backward pass turns each block into its
+gradient while it is at hand. The logits themselves are kept, in the type of the products, as long as they fit
+a budget; beyond it the backward pass computes them anew, so that memory stays flat in the number of rows.
+
+Shapes: M rows, D hidden, V vocabulary, N columns of a block.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Bytes that the fp32 logits of one chunk may take. Large enough that chunks rarely matter to speed: each
-# chunk reads the whole output table once.
-LOGITS_BUDGET = 512 * 2**20
+# Bytes of one block's logits: what stays in the cache of a CPU core, or fills a GPU.
+CPU_BLOCK_BYTES = 4 * 2**20
+GPU_BLOCK_BYTES = 256 * 2**20
+# Logits kept for the backward pass. Computing them again costs a third of the layer's forward and backward.
+KEPT_BYTES = 2**30
 
 
 def linear_cross_entropy(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, chunk_bytes: int = LOGITS_BUDGET
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    block_bytes: int | None = None,
+    kept_bytes: int = KEPT_BYTES,
 ) -> Tensor:
-    """Sum of the cross entropies of `softmax(rows @ weight.T + bias)` against `targets`.
+    """Cross entropy of `softmax(rows @ weight.T + bias)` against `targets`, for each row.
 
-    Equal to `F.cross_entropy(F.linear(rows, weight, bias), targets, reduction="sum")`
-    in value and gradients. Under autocast the products run in the autocast type;
-    softmax and loss are always at least fp32.
+    Equal to `F.cross_entropy(F.linear(rows, weight, bias), targets, reduction="none")` in value and
+    gradients. Under autocast the products run in the autocast type; softmax and loss are at least fp32.
 
     Args:
         rows: Features, (M, D).
         weight: Output table, (V, D).
         bias: Output bias, (V,), or None.
         targets: Class of each row in 0..V-1, (M,).
-        chunk_bytes: Budget for the logits of one chunk, in bytes; at least one row is always taken.
+        block_bytes: Bytes of the logits of one block; None takes what suits the device.
+        kept_bytes: Most bytes of logits to keep for the backward pass.
 
     Returns:
-        Scalar in nats, fp32 (fp64 for fp64 inputs).
+        Losses in nats, (M,), fp32 (fp64 for fp64 inputs).
 
     Raises:
         ValueError: If the shapes of `rows`, `weight` and `targets` do not fit.
@@ -43,23 +55,23 @@ def linear_cross_entropy(
             f"rows {tuple(rows.shape)} must be (M, D), weight {tuple(weight.shape)} (V, D), "
             f"targets {tuple(targets.shape)} (M,)."
         )
-    # A Function is told who requires gradients, not whether they are recorded.
-    if not torch.is_grad_enabled():
-        rows, weight, bias = rows.detach(), weight.detach(), None if bias is None else bias.detach()
     device = rows.device.type
     matmul_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
     # Half types are widened for the softmax: a sum of 250,002 exponentials needs the mantissa.
     softmax_dtype = torch.promote_types(rows.dtype, torch.float32)
-    chunk_rows = max(1, chunk_bytes // (weight.shape[0] * softmax_dtype.itemsize))
-    loss: Tensor = _LinearCrossEntropy.apply(
-        rows, weight, bias, targets, chunk_rows, matmul_dtype, softmax_dtype
+    if block_bytes is None:
+        block_bytes = CPU_BLOCK_BYTES if device == "cpu" else GPU_BLOCK_BYTES
+    columns = max(1, block_bytes // (softmax_dtype.itemsize * max(1, len(rows))))
+    keep = len(rows) * len(weight) * matmul_dtype.itemsize <= kept_bytes
+    # A Function is told who requires gradients, not whether they are recorded.
+    keep = keep and torch.is_grad_enabled()
+    losses: Tensor = _LinearCrossEntropy.apply(
+        rows, weight, bias, targets, matmul_dtype, softmax_dtype, columns, keep
     )
-    return loss
+    return losses
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in the forward pass; the backward pass only scales them."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -67,51 +79,77 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        chunk_rows: int,
         matmul_dtype: torch.dtype,
         softmax_dtype: torch.dtype,
+        columns: int,
+        keep: bool,
     ) -> Tensor:
-        needs_rows, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        ctx.dtypes = (rows.dtype, weight.dtype, None if bias is None else bias.dtype)
-        rows, weight = rows.to(matmul_dtype), weight.to(matmul_dtype)
-        # Summed over chunks at full precision, whatever type the products run in.
-        grad_rows = rows.new_empty(rows.shape) if needs_rows else None
-        grad_weight = rows.new_zeros(weight.shape, dtype=softmax_dtype) if needs_weight else None
-        grad_bias = rows.new_zeros(len(weight), dtype=softmax_dtype) if needs_bias else None
-        loss = rows.new_zeros((), dtype=softmax_dtype)
-        for start in range(0, len(rows), chunk_rows):
-            chunk = slice(start, start + chunk_rows)
-            logits = torch.nn.functional.linear(rows[chunk], weight).to(softmax_dtype)
-            if bias is not None:
-                logits += bias
-            log_normaliser = logits.logsumexp(dim=-1)
-            index = targets[chunk].unsqueeze(1)
-            loss += (log_normaliser - logits.gather(1, index).squeeze(1)).sum()
-            if not (needs_rows or needs_weight or needs_bias):
-                continue
-            grad_logits = logits.sub_(log_normaliser.unsqueeze(1)).exp_()
-            grad_logits.scatter_add_(1, index, grad_logits.new_full(index.shape, -1.0))
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0)
-            grad_logits = grad_logits.to(matmul_dtype)
-            if grad_rows is not None:
-                torch.mm(grad_logits, weight, out=grad_rows[chunk])
-            if grad_weight is not None:
-                grad_weight += grad_logits.t() @ rows[chunk]
-        ctx.gradients = (grad_rows, grad_weight, grad_bias)
-        return loss
+        inputs = rows.to(matmul_dtype)
+        log_normaliser = rows.new_full((len(rows),), float("-inf"), dtype=softmax_dtype)
+        target_logits = torch.zeros_like(log_normaliser)
+        kept: list[Tensor] = []
+        for block in _blocks(len(weight), columns):
+            logits = inputs @ weight[block].to(matmul_dtype).t()
+            if keep:
+                kept.append(logits)
+            wide = _add_bias(logits.to(softmax_dtype, copy=True), bias, block)
+            log_normaliser = torch.logaddexp(log_normaliser, wide.logsumexp(dim=-1))
+            index, inside = _targets_in(block, targets)
+            target_logits += wide.gather(1, index).squeeze(1) * inside
+        ctx.save_for_backward(rows, weight, bias, targets, log_normaliser, *kept)
+        ctx.settings = matmul_dtype, softmax_dtype, columns
+        return log_normaliser - target_logits
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = upstream
-        if ctx.gradients is None:
-            raise RuntimeError(
-                "a second backward pass through linear_cross_entropy: its gradients were scaled in place."
-            )
-        gradients = [
-            None if gradient is None else gradient.mul_(scale).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        # Scaled in place above: a second backward pass must fail, not return wrong values.
-        ctx.gradients = None
-        return gradients[0], gradients[1], gradients[2], None, None, None, None
+        rows, weight, bias, targets, log_normaliser, *kept = ctx.saved_tensors
+        matmul_dtype, softmax_dtype, columns = ctx.settings
+        needs_rows, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        scale = upstream[0]
+        inputs = rows.to(matmul_dtype)
+        scaled_inputs = (rows * scale.unsqueeze(1)).to(matmul_dtype)
+        grad_rows = torch.zeros_like(rows, dtype=softmax_dtype) if needs_rows else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        for number, block in enumerate(_blocks(len(weight), columns)):
+            table = weight[block].to(matmul_dtype)
+            logits = kept[number] if kept else inputs @ table.t()
+            wide = _add_bias(logits.to(softmax_dtype, copy=True), bias, block)
+            # Gradient of the cross entropy: the softmax, less 1 at the target.
+            grad_logits = wide.sub_(log_normaliser.unsqueeze(1)).exp_()
+            index, inside = _targets_in(block, targets)
+            grad_logits.scatter_add_(1, index, -inside.to(softmax_dtype).unsqueeze(1))
+            if grad_bias is not None:
+                grad_bias[block] = scale @ grad_logits
+            narrow = grad_logits.to(matmul_dtype)
+            if grad_rows is not None:
+                grad_rows += narrow @ table
+            if grad_weight is not None:
+                _product_into(grad_weight[block], narrow.t(), scaled_inputs)
+        if grad_rows is not None:
+            grad_rows = grad_rows.mul_(scale.unsqueeze(1)).to(rows.dtype)
+        return grad_rows, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _blocks(size: int, columns: int) -> Iterator[slice]:
+    for start in range(0, size, columns):
+        yield slice(start, min(size, start + columns))
+
+
+def _add_bias(logits: Tensor, bias: Tensor | None, block: slice) -> Tensor:
+    return logits if bias is None else logits.add_(bias[block])
+
+
+def _targets_in(block: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Column of each row's target in the block, (M, 1), any column if it has none; whether it has, (M,)."""
+    index = targets - block.start
+    size = block.stop - block.start
+    return index.clamp(0, size - 1).unsqueeze(1), (index >= 0) & (index < size)
+
+
+def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write `left @ right` into `out`, which may be of a wider type."""
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)

@@ -44,6 +44,7 @@ from .packed import (
 
 POOLINGS = ("cls", "mean")
 MASKED_OBJECTIVES = ("mlm", "tlm")
+OBJECTIVES = (*MASKED_OBJECTIVES, "xlco")
 
 
 class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
@@ -236,7 +237,7 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
             in_batch_negatives=config.xlco_in_batch_negatives,
             symmetric=config.xlco_symmetric,
         )
-        self.objectives = nn.ModuleDict({"mlm": MaskedLM(), "tlm": MaskedLM(), "xlco": contrast})
+        self.objectives = nn.ModuleDict({"masked_lm": MaskedLM(), "xlco": contrast})
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -271,19 +272,25 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
         Raises:
             ValueError: If the batch has no known objective, or `xlco` without `keys`.
         """
-        names = [name for name in self.objectives if name in batch]
+        names = [name for name in OBJECTIVES if name in batch]
         if not names:
-            raise ValueError(
-                f"the batch has {sorted(batch)}; expected at least one of {list(self.objectives)}."
-            )
-        rows = encode(self.roberta, [self._request(name, batch[name]) for name in names])
+            raise ValueError(f"the batch has {sorted(batch)}; expected at least one of {list(OBJECTIVES)}.")
+        masked = [name for name in names if name in MASKED_OBJECTIVES]
+        requests = [self._request(name, batch[name]) for name in names]
+        encoded = encode(self.roberta, requests, sparse_gradient=bool(masked) and self._is_tied())
+        rows = dict(zip(names, encoded, strict=True))
         losses: dict[str, LossOutput] = {}
-        for name, selected in zip(names, rows, strict=True):
-            if name in MASKED_OBJECTIVES:
-                losses[name] = self.objectives[name](selected, batch[name]["labels"], self.lm_head)
-            else:
-                losses[name] = self._contrast(selected, batch[name]["query"]["lengths"], keys, negatives)
+        if masked:
+            labels = [batch[name]["labels"] for name in masked]
+            outputs = self.objectives["masked_lm"]([rows[name] for name in masked], labels, self.lm_head)
+            losses.update(zip(masked, outputs, strict=True))
+        if "xlco" in names:
+            losses["xlco"] = self._contrast(rows["xlco"], batch["xlco"]["query"]["lengths"], keys, negatives)
         return losses
+
+    def _is_tied(self) -> bool:
+        """Whether the head's table is the word embeddings, so that both make a gradient of one tensor."""
+        return self.lm_head.decoder.weight is self.roberta.embeddings.word_embeddings.weight
 
     def _request(self, name: str, part: Mapping[str, Any]) -> EncodeRequest:
         if name in MASKED_OBJECTIVES:

@@ -6,7 +6,7 @@ So a loss over several micro-batches and ranks is the same number as over one la
 Shapes: B sentences, M masked positions, D hidden, Q queued keys, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -49,23 +49,31 @@ class LanguageModelHead(Protocol):
 class MaskedLM(nn.Module):
     """Masked language modelling (paper, equation 1); of translated pairs it is TLM (equation 2)."""
 
-    def forward(self, rows: Tensor, labels: Tensor, head: LanguageModelHead) -> LossOutput:
+    def forward(
+        self, rows: Sequence[Tensor], labels: Sequence[Tensor], head: LanguageModelHead
+    ) -> list[LossOutput]:
         """Cross entropy of the true tokens at masked positions over the whole vocabulary.
 
+        MLM and TLM share the head, so one product with its table serves both: the table's gradient, 768 MB
+        of XLM-R base, is made once.
+
         Args:
-            rows: Last hidden states at the masked positions alone, (M, D).
-            labels: True token of each, (M,).
-            head: Language model head; its logits are never held for all rows at once.
+            rows: For each objective, last hidden states at its masked positions alone, (M, D).
+            labels: For each objective, the true token of each, (M,).
+            head: Language model head; its logits are never held as fp32 for the whole vocabulary.
 
         Returns:
-            Loss summed over M in nats; `num_items` is M.
+            For each objective its loss summed over M in nats; `num_items` is M.
 
         Raises:
             ValueError: If there is not one label for each row.
         """
         weight, bias = head.output_table()
-        loss_sum = linear_cross_entropy(head.transform(rows), weight, bias, labels)
-        return LossOutput(loss_sum, len(labels), {})
+        losses = linear_cross_entropy(
+            head.transform(torch.cat(list(rows))), weight, bias, torch.cat(list(labels))
+        )
+        parts = losses.split([len(part) for part in rows])
+        return [LossOutput(part.sum(), len(part), {}) for part in parts]
 
 
 class CrossLingualContrast(nn.Module):

@@ -60,12 +60,17 @@ class PackedAttention(Protocol):
         ...
 
 
-def encode(encoder: nn.Module, requests: Sequence[EncodeRequest]) -> list[Tensor]:
+def encode(
+    encoder: nn.Module, requests: Sequence[EncodeRequest], *, sparse_gradient: bool = False
+) -> list[Tensor]:
     """Encode all requests in one pass.
 
     Args:
         encoder: An `InfoXLMModel` or a module with its `config`, `embeddings` and `encoder.layer`.
         requests: At least one.
+        sparse_gradient: Look words up with a sparse gradient. To be set where a head gives the same table a
+            dense one in the same backward pass: autograd then adds the few looked-up rows to it, where a
+            second dense gradient would be 768 MB of zeros to write and add (XLM-R base).
 
     Returns:
         For each request its rows at its layer, (R, D).
@@ -79,7 +84,7 @@ def encode(encoder: nn.Module, requests: Sequence[EncodeRequest]) -> list[Tensor
         _check(request, num_layers=len(model.encoder.layer), max_length=max_sequence_length(model.config))
     # Deepest first: those that stay for another layer are then always a prefix of the buffer.
     active = sorted(range(len(requests)), key=lambda i: -requests[i].layer)
-    hidden = _embed(model, [requests[i] for i in active])
+    hidden = _embed(model, [requests[i] for i in active], sparse_gradient)
     outputs: dict[int, Tensor] = {}
     plans: dict[int, PackedAttention] = {}
     for depth in range(requests[active[0]].layer + 1):
@@ -147,14 +152,20 @@ def _check(request: EncodeRequest, *, num_layers: int, max_length: int) -> None:
         raise ValueError(f"layer must be 0 (embeddings) to {num_layers}, found {request.layer}.")
 
 
-def _embed(model: Any, requests: Sequence[EncodeRequest]) -> Tensor:
+def _embed(model: Any, requests: Sequence[EncodeRequest], sparse_gradient: bool) -> Tensor:
     """Embeddings of all tokens, (T, D); positions start anew in each sequence."""
     lengths = np.concatenate([np.asarray(request.lengths) for request in requests])
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     positions = torch.from_numpy(np.arange(len(starts)) - starts + model.config.pad_token_id + 1)
     input_ids = torch.cat([request.input_ids for request in requests])
     positions = positions.to(input_ids.device, non_blocking=True)
-    hidden: Tensor = model.embeddings(input_ids=input_ids[None], position_ids=positions[None])
+    words: dict[str, Tensor] = {"input_ids": input_ids[None]}
+    table = model.embeddings.word_embeddings
+    # An adapter or another subclass has a way of its own.
+    if sparse_gradient and type(table) is nn.Embedding:
+        looked_up = nn.functional.embedding(input_ids, table.weight, table.padding_idx, sparse=True)
+        words = {"inputs_embeds": looked_up[None]}
+    hidden: Tensor = model.embeddings(**words, position_ids=positions[None])
     return hidden[0]
 
 
@@ -260,7 +271,8 @@ class VarlenAttention:
 class GroupedAttention:
     """Explicit softmax attention, batched over groups of sequences of similar length.
 
-    On CPUs it is faster than scaled_dot_product_attention for sentences, and slower for blocks of 512 tokens.
+    On CPUs forward and backward together are faster than torch's scaled_dot_product_attention at every length
+    up to 512, for short sentences about three times (`benchmarks/attention.py`).
     """
 
     def __init__(self, lengths: np.ndarray, rows: Tensor | None, device: torch.device) -> None:
@@ -292,7 +304,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, d
     """Softmax attention of one padded group: queries (G, H, R, D / H), keys and values (G, H, T, D / H)."""
     scores = query @ key.transpose(-1, -2)
     if padding is not None:
-        scores = scores.masked_fill(padding, float("-inf"))
+        scores = scores.masked_fill_(padding, float("-inf"))
     return nn.functional.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0) @ value
 
 

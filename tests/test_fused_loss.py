@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from modeling_infoxlm.fused_loss import linear_cross_entropy
 
 ROWS, HIDDEN, VOCAB = 23, 8, 37
-BYTES_PER_ROW = 4 * VOCAB
-CHUNKS = {"one row": 1, "three rows": 3 * BYTES_PER_ROW, "one chunk": 1 << 30}
+BLOCKS = {"one column": 1, "five columns": 5 * 8 * ROWS, "one block": 1 << 30}  # bytes of fp64 logits
+KEPT = {"logits kept": 1 << 30, "logits computed again": 0}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
@@ -29,14 +29,22 @@ def inputs(dtype: torch.dtype = torch.float64, rows: int = ROWS, bias: bool = Tr
     }
 
 
-def torch_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(rows, weight, bias), targets, reduction="sum")
+def torch_losses(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(rows, weight, bias), targets, reduction="none")
 
 
-def fused_loss(given: dict[str, Any], chunk_bytes: int = 3 * BYTES_PER_ROW) -> Tensor:
-    return linear_cross_entropy(
-        given["rows"], given["weight"], given["bias"], given["targets"], chunk_bytes=chunk_bytes
-    )
+def torch_loss(**given: Any) -> Tensor:
+    return torch_losses(**given).sum()
+
+
+def fused_losses(
+    given: dict[str, Any], block_bytes: int = BLOCKS["five columns"], kept_bytes: int = 1 << 30
+) -> Tensor:
+    return linear_cross_entropy(**given, block_bytes=block_bytes, kept_bytes=kept_bytes)
+
+
+def fused_loss(given: dict[str, Any], *args: int) -> Tensor:
+    return fused_losses(given, *args).sum()
 
 
 def gradients(loss: Tensor, given: dict[str, Any]) -> dict[str, Tensor]:
@@ -51,24 +59,36 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float, name: str) -
     )
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-def test_loss_and_gradients_equal_torch(dtype: torch.dtype, bias: bool, chunk: str) -> None:
+def test_losses_and_gradients_equal_torch(dtype: torch.dtype, bias: bool, block: str, kept: str) -> None:
+    """With a weight of its own for each row: MLM and TLM share the product but not the weight."""
     given = inputs(dtype, bias=bias)
-    loss, expected = fused_loss(given, CHUNKS[chunk]), torch_loss(**given)
-    assert loss.dtype == dtype and loss.shape == ()
-    assert_same(loss.detach(), expected.detach(), TOLERANCE[dtype], "loss")
-    actual = gradients(loss, given)
-    for name, gradient in gradients(expected, given).items():
+    losses, expected = fused_losses(given, BLOCKS[block], KEPT[kept]), torch_losses(**given)
+    assert losses.dtype == dtype and losses.shape == (ROWS,)
+    assert_same(losses.detach(), expected.detach(), TOLERANCE[dtype], "losses")
+    weights = torch.linspace(-1, 2, ROWS, dtype=dtype)
+    actual = gradients((losses * weights).sum(), given)
+    for name, gradient in gradients((expected * weights).sum(), given).items():
         assert float(gradient.abs().max()) > 1e-2, name
         assert_same(actual[name], gradient, TOLERANCE[dtype], name)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7])
-def test_a_last_chunk_of_any_size_counts(rows: int) -> None:
-    given = inputs(rows=rows)
-    assert_same(fused_loss(given).detach(), torch_loss(**given).detach(), 1e-12, "loss")
+@pytest.mark.parametrize("columns", [1, 2, 5, 6, 36, 37, 38])
+def test_a_last_block_of_any_size_counts(columns: int) -> None:
+    given = inputs()
+    losses = fused_losses(given, columns * 8 * ROWS)
+    assert_same(losses.detach(), torch_losses(**given).detach(), 1e-12, "losses")
+
+
+def test_logits_far_from_zero_do_not_overflow() -> None:
+    given = inputs(torch.float32)
+    given["bias"] = (given["bias"].detach() + 1e4).requires_grad_()
+    loss = fused_loss(given)
+    assert_same(loss.detach(), torch_loss(**given).detach(), 1e-3, "loss")
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, given).values())
 
 
 def test_loss_equals_the_slow_loop() -> None:
@@ -85,13 +105,14 @@ def test_the_gradient_from_above_scales_every_gradient() -> None:
         assert_same(scaled[name], plain[name] * -2.5, 1e-12, name)
 
 
-def test_a_second_backward_is_refused() -> None:
-    """The prepared gradients are scaled in place, to save a copy of the output table: good for one use."""
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_second_backward_gives_the_same_gradients(kept: str) -> None:
     given = inputs()
-    loss = fused_loss(given) * 3
+    loss = fused_loss(given, BLOCKS["five columns"], KEPT[kept])
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="second"):
-        loss.backward()
+    first = given["weight"].grad.clone()
+    loss.backward()
+    assert_same(given["weight"].grad, 2 * first, 1e-12, "weight")
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -180,30 +201,47 @@ class LiveMemory(TorchDispatchMode):
         self.live -= size
 
 
+MANY_ROWS, COLUMNS = 1024, 4
+BLOCK_BYTES = MANY_ROWS * COLUMNS * 4
+ALL_LOGITS = MANY_ROWS * VOCAB * 4
+VECTORS = 20 * MANY_ROWS * 8  # a number for each row, at a time: maxima, sums, targets
+
+
+def peak_memory(given: dict[str, Any], kept_bytes: int) -> int:
+    with LiveMemory(given) as memory:
+        fused_loss(given, BLOCK_BYTES, kept_bytes).backward()
+    return memory.peak
+
+
 def test_the_memory_meter_sees_all_logits_of_the_plain_loss() -> None:
-    given = inputs(torch.float32, rows=512)
+    given = inputs(torch.float32, rows=MANY_ROWS)
     with LiveMemory(given) as memory:
         torch_loss(**given)
-    assert memory.peak >= 512 * VOCAB * 4
+    assert memory.peak >= ALL_LOGITS
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 16, 64])
-def test_never_holds_all_logits(chunk_rows: int) -> None:
-    """Beyond the gradients, which exist anyway, only a few chunks are alive at any moment."""
-    rows, chunk_bytes = 1024, chunk_rows * BYTES_PER_ROW
-    given = inputs(torch.float32, rows=rows)
+def test_beyond_the_budget_no_more_than_a_few_blocks_are_alive() -> None:
+    """Beyond the gradients, which exist anyway."""
+    given = inputs(torch.float32, rows=MANY_ROWS)
     gradient_bytes = sum(given[name].numel() * 4 for name in ("rows", "weight", "bias"))
-    with LiveMemory(given) as memory:
-        fused_loss(given, chunk_bytes).backward()
-    assert gradient_bytes <= memory.peak, "the meter must see the gradients at least"
-    assert memory.peak <= gradient_bytes + given["weight"].numel() * 4 + 4 * chunk_bytes + 1000
+    peak = peak_memory(given, ALL_LOGITS - 1)
+    assert gradient_bytes <= peak, "the meter must see the gradients at least"
+    copies_of_rows = 3 * given["rows"].numel() * 4
+    assert peak <= gradient_bytes + copies_of_rows + 4 * BLOCK_BYTES + VECTORS
 
 
-def test_without_gradients_only_a_few_chunks_are_alive() -> None:
+def test_within_the_budget_the_logits_are_held_once() -> None:
+    kept, computed_again = (
+        peak_memory(inputs(torch.float32, rows=MANY_ROWS), budget) for budget in (ALL_LOGITS, ALL_LOGITS - 1)
+    )
+    assert 0.8 * ALL_LOGITS <= kept - computed_again <= 1.1 * ALL_LOGITS
+
+
+def test_without_gradients_only_a_few_blocks_are_alive() -> None:
     """Evaluation must not pay for gradients that nobody asked for."""
-    given = inputs(torch.float32, rows=1024)
+    given = inputs(torch.float32, rows=MANY_ROWS)
     with torch.no_grad(), LiveMemory(given) as memory:
-        loss = fused_loss(given, BYTES_PER_ROW)
-    assert not loss.requires_grad
-    assert_same(loss, torch_loss(**given).detach(), 1e-5, "loss")
-    assert memory.peak <= 4 * BYTES_PER_ROW + 1000
+        losses = fused_losses(given, BLOCK_BYTES, ALL_LOGITS)
+    assert not losses.requires_grad
+    assert_same(losses, torch_losses(**given).detach(), 1e-5, "losses")
+    assert memory.peak <= 4 * BLOCK_BYTES + VECTORS

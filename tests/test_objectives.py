@@ -276,14 +276,15 @@ def lm_head(hidden: int = 6, vocab: int = 11) -> InfoXLMLMHead:
     return head.double()
 
 
-def test_masked_lm_equals_the_slow_loop() -> None:
+def test_masked_lm_of_two_objectives_equals_the_slow_loop() -> None:
+    """Each with a weight of its own, although one product serves both."""
     head = lm_head()
     fast_rows = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     slow_rows = fast_rows.detach().clone().requires_grad_()
     labels = torch.tensor([0, 10, 3, 3, 7])
 
-    fast = MaskedLM()(fast_rows, labels, head)
-    fast.loss_sum.backward()
+    first, second = MaskedLM()(fast_rows.split([3, 2]), labels.split([3, 2]), head)
+    (first.loss_sum + 4 * second.loss_sum).backward()
     fast_gradients = {name: value.grad.clone() for name, value in head.named_parameters()}
     head.zero_grad()
     features = [
@@ -297,11 +298,15 @@ def test_masked_lm_equals_the_slow_loop() -> None:
         )
         for row in slow_rows
     ]
-    slow = slow_masked_lm(torch.stack(features), head.decoder.weight, head.bias, labels.tolist())
-    slow.backward()
+    slow = [
+        slow_masked_lm(torch.stack(features[part]), head.decoder.weight, head.bias, labels[part].tolist())
+        for part in (slice(0, 3), slice(3, 5))
+    ]
+    (slow[0] + 4 * slow[1]).backward()
 
-    assert fast.num_items == 5
-    torch.testing.assert_close(fast.loss_sum.double(), slow, rtol=1e-6, atol=1e-6)
+    assert (first.num_items, second.num_items) == (3, 2)
+    torch.testing.assert_close(first.loss_sum.double(), slow[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second.loss_sum.double(), slow[1], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(fast_rows.grad, slow_rows.grad, rtol=1e-6, atol=1e-6)
     for name, value in head.named_parameters():
         assert float(value.grad.abs().max()) > 1e-3, name
@@ -311,7 +316,7 @@ def test_masked_lm_equals_the_slow_loop() -> None:
 def test_masked_lm_of_no_rows_is_zero_and_keeps_the_graph() -> None:
     head = lm_head()
     rows = torch.zeros(0, 6, dtype=torch.float64, requires_grad=True)
-    output = MaskedLM()(rows, torch.zeros(0, dtype=torch.long), head)
+    (output,) = MaskedLM()([rows], [torch.zeros(0, dtype=torch.long)], head)
     output.loss_sum.backward()
     assert output.num_items == 0 and float(output.loss_sum.detach()) == 0.0
     assert all(float(value.grad.abs().max()) == 0.0 for value in head.parameters())
@@ -319,7 +324,7 @@ def test_masked_lm_of_no_rows_is_zero_and_keeps_the_graph() -> None:
 
 def test_masked_lm_refuses_another_number_of_labels() -> None:
     with pytest.raises(ValueError, match=r"5.*4|4.*5"):
-        MaskedLM()(torch.zeros(5, 6).double(), torch.zeros(4, dtype=torch.long), lm_head())
+        MaskedLM()([torch.zeros(5, 6).double()], [torch.zeros(4, dtype=torch.long)], lm_head())
 
 
 # --- adding them up
