@@ -107,13 +107,12 @@ class PlainTransformers:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters under the names that ours have."""
-        return {
-            **dict(self.model.named_parameters()),
-            **{
-                f"objectives.xlco.projection.{name}": value
-                for name, value in self.projection.named_parameters()
-            },
-        }
+        # The decoder's are tied to others, and here they come first.
+        own = self.model.named_parameters(remove_duplicate=False)
+        parameters = {name: value for name, value in own if not name.startswith("lm_head.decoder.")}
+        for name, value in self.projection.named_parameters():
+            parameters[f"objectives.xlco.projection.{name}"] = value
+        return parameters
 
     def pad(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Pad a packed joint batch; not part of the step."""

@@ -11,11 +11,10 @@ side by side. What is timed of ours is the Trainer's whole loop: reading and col
 """
 
 import argparse
-import contextlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,7 @@ class Workload:
     """What is run: model, batch and number of steps."""
 
     geometry: str = "base"
+    num_layers: int | None = None
     vocab_size: int = 250_002
     queue_size: int = 131_072
     batch_size: int = 4
@@ -68,6 +68,7 @@ class Workload:
     def config(self) -> InfoXLMConfig:
         """Configuration of the model, without dropout (the released README's setting)."""
         layers, hidden, heads, intermediate = GEOMETRIES[self.geometry]
+        layers = self.num_layers or layers
         return InfoXLMConfig(
             vocab_size=self.vocab_size,
             num_hidden_layers=layers,
@@ -429,13 +430,6 @@ def _print_losses(console: Console, losses: Mapping[str, list[dict[str, float]]]
     console.print(table)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress and warnings."""
-    transformers_logging.set_verbosity_error()
-    yield
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags of this program; `--flag name=value` sets any training argument of ours."""
     defaults = Workload()
@@ -451,6 +445,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--baseline_defaults", action="store_true", help="N1 with torch's and the allocator's defaults"
     )
     parser.add_argument("--only", choices=("ours", "baseline"), help="run one alone, for its peak memory")
+    parser.add_argument(
+        "--default_allocator",
+        action="store_true",
+        help="leave the allocator as it is, for peak memory: keeping memory trades some for speed",
+    )
     parser.add_argument("--flag", action="append", default=[], metavar="NAME=VALUE", dest="flags")
     parser.add_argument("--output", type=Path, help="result file, JSON")
     return parser.parse_args(argv)
@@ -466,7 +465,10 @@ def main() -> None:
     """Run what the flags ask for, print it and write it."""
     options, console = parse_arguments(), Console(width=140)
     workload = workload_of(options)
-    configure_process()
+    if options.default_allocator:
+        torch.set_float32_matmul_precision("medium")
+    else:
+        configure_process()
     transformers_logging.set_verbosity_error()
     if options.only == "baseline":
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,9 @@ a budget; beyond it the backward pass computes them anew, so that memory stays f
 Shapes: M rows, D hidden, V vocabulary, N columns of a block.
 """
 
-from collections.abc import Iterator
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -85,6 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         inputs = rows.to(matmul_dtype)
+        log_sum_and_target = _kernels(rows.device.type)[0]
         log_normaliser = rows.new_full((len(rows),), float("-inf"), dtype=softmax_dtype)
         target_logits = torch.zeros_like(log_normaliser)
         kept: list[Tensor] = []
@@ -92,10 +95,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = inputs @ weight[block].to(matmul_dtype).t()
             if keep:
                 kept.append(logits)
-            wide = _add_bias(logits.to(softmax_dtype, copy=True), bias, block)
-            log_normaliser = torch.logaddexp(log_normaliser, wide.logsumexp(dim=-1))
-            index, inside = _targets_in(block, targets)
-            target_logits += wide.gather(1, index).squeeze(1) * inside
+            log_sum, target = log_sum_and_target(
+                logits, _part(bias, block), targets - block.start, softmax_dtype
+            )
+            log_normaliser = torch.logaddexp(log_normaliser, log_sum)
+            target_logits += target
         ctx.save_for_backward(rows, weight, bias, targets, log_normaliser, *kept)
         ctx.settings = matmul_dtype, softmax_dtype, columns
         return log_normaliser - target_logits
@@ -107,6 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_rows, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         scale = upstream[0]
         inputs = rows.to(matmul_dtype)
+        gradient_of_logits = _kernels(rows.device.type)[1]
         scaled_inputs = (rows * scale.unsqueeze(1)).to(matmul_dtype)
         grad_rows = torch.zeros_like(rows, dtype=softmax_dtype) if needs_rows else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
@@ -114,18 +119,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for number, block in enumerate(_blocks(len(weight), columns)):
             table = weight[block].to(matmul_dtype)
             logits = kept[number] if kept else inputs @ table.t()
-            wide = _add_bias(logits.to(softmax_dtype, copy=True), bias, block)
-            # Gradient of the cross entropy: the softmax, less 1 at the target.
-            grad_logits = wide.sub_(log_normaliser.unsqueeze(1)).exp_()
-            index, inside = _targets_in(block, targets)
-            grad_logits.scatter_add_(1, index, -inside.to(softmax_dtype).unsqueeze(1))
+            grad_logits, bias_part = gradient_of_logits(
+                logits, _part(bias, block), targets - block.start, log_normaliser, scale, matmul_dtype
+            )
             if grad_bias is not None:
-                grad_bias[block] = scale @ grad_logits
-            narrow = grad_logits.to(matmul_dtype)
+                grad_bias[block] = bias_part
             if grad_rows is not None:
-                grad_rows += narrow @ table
+                grad_rows += grad_logits @ table
             if grad_weight is not None:
-                _product_into(grad_weight[block], narrow.t(), scaled_inputs)
+                _product_into(grad_weight[block], grad_logits.t(), scaled_inputs)
         if grad_rows is not None:
             grad_rows = grad_rows.mul_(scale.unsqueeze(1)).to(rows.dtype)
         return grad_rows, grad_weight, grad_bias, None, None, None, None, None
@@ -136,15 +138,8 @@ def _blocks(size: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(size, start + columns))
 
 
-def _add_bias(logits: Tensor, bias: Tensor | None, block: slice) -> Tensor:
-    return logits if bias is None else logits.add_(bias[block])
-
-
-def _targets_in(block: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Column of each row's target in the block, (M, 1), any column if it has none; whether it has, (M,)."""
-    index = targets - block.start
-    size = block.stop - block.start
-    return index.clamp(0, size - 1).unsqueeze(1), (index >= 0) & (index < size)
+def _part(bias: Tensor | None, block: slice) -> Tensor | None:
+    return None if bias is None else bias[block]
 
 
 def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
@@ -153,3 +148,77 @@ def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
         torch.mm(left, right, out=out)
     else:
         out.copy_(left @ right)
+
+
+# --- what is done to the logits of a block, between the products --------------------------------------------
+
+
+@functools.cache
+def _kernels(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two functions below; on CUDA each is compiled to one Triton kernel.
+
+    There, every elementwise step by itself would go through memory once more; on a CPU the block is in the
+    cache.
+    """
+    if device_type != "cuda" or importlib.util.find_spec("triton") is None:
+        return _log_sum_and_target, _gradient_of_logits
+    return compile_kernels()
+
+
+def compile_kernels(**options: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Compile both functions for any shape; `options` go to `torch.compile`."""
+    return (
+        torch.compile(_log_sum_and_target, dynamic=True, fullgraph=True, **options),
+        torch.compile(_gradient_of_logits, dynamic=True, fullgraph=True, **options),
+    )
+
+
+def _log_sum_and_target(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, softmax_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Logarithm of the summed exponentials (M,), and logit of the target if it is in the block, else 0 (M,).
+
+    Args:
+        logits: Of the block, (M, N).
+        bias: Of the block, (N,), or None.
+        targets: Columns, outside 0..N-1 if the target is in another block, (M,).
+        softmax_dtype: Type to compute in.
+    """
+    wide = logits.to(softmax_dtype, copy=True)
+    if bias is not None:
+        wide.add_(bias)
+    column, inside = _columns_of(targets, logits.shape[1])
+    return wide.logsumexp(dim=-1), wide.gather(1, column).squeeze(1) * inside
+
+
+def _gradient_of_logits(
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    log_normaliser: Tensor,
+    scale: Tensor,
+    matmul_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Softmax less 1 at the target, (M, N), in the type of the products; its sum over rows by `scale`, (N,).
+
+    Args:
+        logits: Of the block, (M, N).
+        bias: Of the block, (N,), or None.
+        targets: Columns, outside 0..N-1 if the target is in another block, (M,).
+        log_normaliser: Of each row over the whole vocabulary, (M,).
+        scale: Gradient of each row's loss, (M,).
+        matmul_dtype: Type of the first result.
+    """
+    wide = logits.to(log_normaliser.dtype, copy=True)
+    if bias is not None:
+        wide.add_(bias)
+    wide.sub_(log_normaliser.unsqueeze(1)).exp_()
+    column, inside = _columns_of(targets, logits.shape[1])
+    wide.scatter_add_(1, column, -inside.to(wide.dtype).unsqueeze(1))
+    return wide.to(matmul_dtype), scale @ wide
+
+
+def _columns_of(targets: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
+    """Column of each target, (M, 1), any column if it is in another block; whether it is in this, (M,)."""
+    inside = (targets >= 0) & (targets < num_columns)
+    return targets.clamp(0, num_columns - 1).unsqueeze(1), inside

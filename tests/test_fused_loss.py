@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modeling_infoxlm import fused_loss as fused_loss_module
 from modeling_infoxlm.fused_loss import linear_cross_entropy
 
 ROWS, HIDDEN, VOCAB = 23, 8, 37
@@ -74,6 +75,20 @@ def test_losses_and_gradients_equal_torch(dtype: torch.dtype, bias: bool, block:
     for name, gradient in gradients((expected * weights).sum(), given).items():
         assert float(gradient.abs().max()) > 1e-2, name
         assert_same(actual[name], gradient, TOLERANCE[dtype], name)
+
+
+def test_the_compiled_kernels_of_cuda_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a CPU can show it: they are captured whole, for any shape, and give the same numbers."""
+    torch.compiler.reset()
+    kernels = fused_loss_module.compile_kernels(backend="aot_eager")
+    monkeypatch.setattr(fused_loss_module, "_kernels", lambda device: kernels)
+    for rows, bias in ((ROWS, True), (5, True), (ROWS, False)):
+        given = inputs(rows=rows, bias=bias)
+        losses, expected = fused_losses(given), torch_losses(**given)
+        assert_same(losses.detach(), expected.detach(), 1e-12, "losses")
+        actual = gradients(losses.sum(), given)
+        for name, gradient in gradients(expected.sum(), given).items():
+            assert_same(actual[name], gradient, 1e-12, name)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 5, 6, 36, 37, 38])

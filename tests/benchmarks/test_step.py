@@ -1,0 +1,158 @@
+"""The benchmark's two sides compute the same thing, and it reports what it measured.
+
+The first tests are also the proof that the fast step is exact: N1 is the plain way to write it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks import step
+from benchmarks.baselines import PlainTransformers
+from benchmarks.step import Baseline, Workload
+from modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.data.batches import PretrainingCollator
+from modeling_infoxlm.momentum import MomentumEncoder
+from modeling_infoxlm.objectives import combine_losses
+from modeling_infoxlm.training.arguments import ContrastArguments
+
+TINY = Workload(
+    geometry="tiny",
+    vocab_size=300,
+    queue_size=64,
+    batch_size=4,
+    max_length=48,
+    warmup=1,
+    steps=2,
+    num_pairs=60,
+)
+WEIGHTS = {"mlm": 1.0, "tlm": 1.0, "xlco": 1.0}
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> tuple[InfoXLMForPreTraining, PlainTransformers, dict[str, Any]]:
+    """Our model, N1 with the same weights and queue, and a joint batch."""
+    model = TINY.model()
+    plain = Baseline(TINY, tmp_path, "float32").plain
+    batch = PretrainingCollator()(TINY.dataset(tmp_path).__getitems__(range(TINY.batch_size)))
+    return model, plain, batch
+
+
+def our_losses_and_gradients(
+    model: InfoXLMForPreTraining, queue: Tensor, batch: dict[str, Any], dtype: torch.dtype | None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        keys = MomentumEncoder(model).encode(batch["xlco"]["key"])
+        losses = model(batch, keys=keys, negatives=queue)
+    combine_losses(losses, {name: loss.num_items for name, loss in losses.items()}, WEIGHTS).backward()
+    means = {name: float(loss.loss_sum.detach()) / loss.num_items for name, loss in losses.items()}
+    return means, {name: value.grad for name, value in model.named_parameters()}
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_losses_and_all_gradients_equal_plain_transformers(sides: Any) -> None:
+    model, plain, batch = sides
+    losses, gradients = our_losses_and_gradients(model, plain.queue, batch, None)
+    expected = plain.backward(plain.pad(batch))
+    assert set(losses) == {"mlm", "tlm", "xlco"}
+    for name, loss in losses.items():
+        assert loss == pytest.approx(float(expected[name]), rel=1e-6), name
+    theirs = {name: value.grad for name, value in plain.parameters().items()}
+    assert set(gradients) == set(theirs)
+    # A key's bias shifts all scores of a query alike: its gradient is 0 but for rounding.
+    norm = torch.stack([value.norm() for value in theirs.values()]).norm()
+    for name, gradient in gradients.items():
+        error = float((gradient - theirs[name]).norm())
+        assert error <= 1e-5 * max(float(theirs[name].norm()), 1e-3 * float(norm)), name
+    flat = [torch.cat([side[name].flatten() for name in theirs]) for side in (gradients, theirs)]
+    assert difference(*flat) <= 1e-5
+
+
+def test_bf16_losses_are_within_a_thousandth(sides: Any) -> None:
+    model, plain, batch = sides
+    losses, gradients = our_losses_and_gradients(model, plain.queue, batch, torch.bfloat16)
+    expected = plain.backward(plain.pad(batch))
+    for name, loss in losses.items():
+        assert loss == pytest.approx(float(expected[name]), rel=1e-3), name
+        assert loss != float(expected[name]), f"{name} was not computed in bf16"
+    theirs = {name: value.grad for name, value in plain.parameters().items()}
+    flat = [torch.cat([side[name].flatten() for name in theirs]) for side in (gradients, theirs)]
+    assert difference(*flat) <= 5e-2
+
+
+def test_the_gradient_of_the_tied_table_is_one_dense_tensor(sides: Any) -> None:
+    """Its lookups give a sparse one, which must end in the head's."""
+    model, plain, batch = sides
+    _, gradients = our_losses_and_gradients(model, plain.queue, batch, None)
+    table = gradients["roberta.embeddings.word_embeddings.weight"]
+    assert table.layout == torch.strided
+    model.zero_grad()
+    keys = MomentumEncoder(model).encode(batch["xlco"]["key"])
+    model({"xlco": batch["xlco"]}, keys=keys, negatives=plain.queue)["xlco"].loss_sum.backward()
+    alone = model.roberta.embeddings.word_embeddings.weight.grad
+    assert alone.layout == torch.strided, "without the head nothing would make it dense"
+
+
+def test_the_real_trainer_goes_the_way_of_the_baseline(tmp_path: Path) -> None:
+    """Step after step: losses, clipping, optimiser, momentum and queue all show in the next losses."""
+    turns = step.run_ours(TINY, tmp_path, "float32", Baseline(TINY, tmp_path, "float32"))
+    assert len(turns.ours.losses) == 3 and len(turns.ours.samples.seconds) == 2
+    assert step.largest_difference(turns.ours.losses, turns.theirs.losses) < 1e-5
+    first, *_, last = turns.ours.losses
+    assert first != last
+
+
+@pytest.mark.parametrize("broken", ["momentum", "optimizer", "queue"])
+def test_a_baseline_that_does_something_else_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """The equality above would mean nothing if losses did not depend on these."""
+    baseline = Baseline(replace(TINY, flags=("max_grad_norm=0",)), tmp_path, "float32")
+    if broken == "momentum":
+        baseline.plain.momentum = 0.0
+    elif broken == "queue":
+        baseline.plain.queue.neg_()
+    else:
+        monkeypatch.setattr(baseline.plain.optimizer, "step", lambda: None)
+    turns = step.run_ours(TINY, tmp_path, "float32", baseline)
+    assert step.largest_difference(turns.ours.losses, turns.theirs.losses) > 1e-5
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    turns = step.run_ours(TINY, tmp_path, "float32", Baseline(TINY, tmp_path, "float32"))
+    yield step.summarise(turns, peak=1e12)
+
+
+def test_the_summary_follows_from_the_samples(result: dict[str, Any]) -> None:
+    assert result["ratio"] == pytest.approx(result["baseline"]["median_s"] / result["ours"]["median_s"])
+    assert result["mfu"] == pytest.approx(result["useful_flops"] / result["ours"]["median_s"] / 1e12)
+    assert len(result["losses"]["ours"]) == len(result["losses"]["baseline"]) == 3
+    total = sum(result["ours"]["phases_s"].values())
+    assert total == pytest.approx(result["ours"]["median_s"], rel=0.5)
+    json.dumps(result)
+
+
+def test_losses_of_both_are_printed_side_by_side(result: dict[str, Any]) -> None:
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    step.print_result(console, "title", result)
+    text = console.export_text()
+    for side in ("ours", "baseline"):
+        assert f"{result['losses'][side][0]['mlm']:.6f}" in text
+    assert f"ratio {result['ratio']:.2f}x" in text
+
+
+def test_flags_reach_the_training_arguments(tmp_path: Path) -> None:
+    workload = replace(TINY, flags=("mlm_weight=3", "max_grad_norm=0"))
+    args = workload.arguments(tmp_path, "bfloat16")
+    assert (args.mlm_weight, args.max_grad_norm, args.bf16) == (3, 0, True)
