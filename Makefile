@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo demo-compare test clean
+.PHONY: help setup demo demo-compare test bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          pre-train a small encoder on real sentence pairs and show what it learnt (minutes)"
 	@echo "make demo-compare  the same, with an MLM+TLM-only run beside it"
 	@echo "make test          lint, format check, types, import rules, tests"
+	@echo "make bench         measure speed and memory against plain transformers; writes docs/results/speed.md"
 	@echo "make setup         only the virtual environment in $(VENV)"
 	@echo "make clean         remove $(VENV), caches, builds and the demo's output"
 
@@ -42,7 +43,12 @@ test: setup
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# sentence-transformers is needed only to be measured against.
+bench: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt sentence-transformers
+	$(BIN)/python -m benchmarks
+
 clean:
 	rm -rf $(VENV) build dist demo_output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -rf modeling_infoxlm.egg-info modeling_infoxlm_*.egg-info
-	find modeling_infoxlm tests -name __pycache__ -type d -exec rm -rf {} +
+	find modeling_infoxlm benchmarks tests -name __pycache__ -type d -exec rm -rf {} +

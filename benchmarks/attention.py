@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.measure import run_in_turn, write_result
+from benchmarks.measure import make_console, run_in_turn, write_result
 from modeling_infoxlm.packed import GroupedAttention
 from modeling_infoxlm.training.process import configure_process
 
@@ -64,15 +63,20 @@ def measure(tokens: int, repeats: int) -> list[dict[str, Any]]:
     return records
 
 
-def main() -> None:
-    """Measure, print and write."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags of this program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of all sequences together")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, help="result file, JSON")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    options = parse_arguments()
     configure_process()
     records = measure(options.tokens, options.repeats)
     table = Table("type", "length", "explicit, ms", "kernel, ms", "ratio", "forward ratio")
@@ -80,8 +84,9 @@ def main() -> None:
         times = [f"{1e3 * record[name]['median_s']:.1f}" for name in ("explicit", "kernel")]
         ratios = [f"{record[name]:.2f}" for name in ("ratio", "forward_ratio")]
         table.add_row(record["dtype"], str(record["length"]), *times, *ratios)
-    Console().print(table)
-    write_result(options.output, {"tokens": options.tokens, "records": records})
+    console = make_console()
+    console.print(table)
+    write_result(options.output, {"tokens": options.tokens, "records": records}, console)
 
 
 if __name__ == "__main__":

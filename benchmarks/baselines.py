@@ -74,17 +74,19 @@ class PlainTransformers:
         queue: Tensor,
         autocast: torch.dtype | None = None,
     ) -> None:
-        config = model.config
+        config: Any = model.config
         self.config, self.args, self.autocast = config, args, autocast
         self.temperature, self.layer = config.xlco_temperature, config.resolved_xlco_layer()
         self.momentum = contrast.momentum
         self.device = next(model.parameters()).device
         plain = XLMRobertaConfig(**{**config.to_dict(), "model_type": "xlm-roberta"})
-        self.model = XLMRobertaForMaskedLM(plain).to(self.device)
+        self.model = XLMRobertaForMaskedLM(plain)
+        nn.Module.to(self.model, self.device)
         weights = {name: value for name, value in model.state_dict().items() if "objectives" not in name}
         self.model.load_state_dict(weights)
         self.model.train()
-        self.projection = copy.deepcopy(model.objectives["xlco"].projection)
+        contrast_head: Any = model.objectives["xlco"]
+        self.projection: nn.Module = copy.deepcopy(contrast_head.projection)
         self.key_encoder = copy.deepcopy(self.model.roberta).eval()
         self.key_projection = copy.deepcopy(self.projection)
         self.queue, self.cursor = queue.clone(), 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 DISTURBED = 1.25  # a sample this many times the median was disturbed by something else on the machine
 
@@ -89,11 +90,17 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def write_result(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Write a result file with the command and the machine, if a path was asked for."""
+def make_console() -> Console:
+    """Console whose text also goes into the result file, see `write_result`."""
+    return Console(width=120, record=True)
+
+
+def write_result(path: Path | None, result: Mapping[str, Any], console: Console) -> None:
+    """Write a result file with the command, the machine and what was printed, if a path was asked for."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    record = {"command": command, "machine": describe_machine(), **result}
+    printed = console.export_text(clear=False)
+    record = {"command": command, "machine": describe_machine(), "printed": printed, **result}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

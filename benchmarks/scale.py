@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.measure import write_result
+from benchmarks.measure import make_console, write_result
 from benchmarks.step import Workload, run_ours
 from modeling_infoxlm.training.process import configure_process
 
@@ -47,7 +46,7 @@ MEANING = {"num_pairs": "corpus (pairs)"}
 
 def measure_axis(name: str, sizes: Sequence[int]) -> dict[str, Any]:
     """Median seconds of a step at each size, and the exponents of time and of time for a token."""
-    points = [_measure(replace(START, **{name: size}), size) for size in sizes]
+    points = [_measure(name, size) for size in sizes]
     seconds = [point["median_s"] for point in points]
     per_token = [point["median_s"] / point["tokens"] for point in points]
     return {
@@ -58,7 +57,9 @@ def measure_axis(name: str, sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _measure(workload: Workload, size: int) -> dict[str, Any]:
+def _measure(name: str, size: int) -> dict[str, Any]:
+    change: dict[str, Any] = {name: size}
+    workload = replace(START, **change)
     with tempfile.TemporaryDirectory() as folder:
         turns = run_ours(workload, Path(folder), "float32", None)
     tokens = float(np.median(turns.tokens))
@@ -70,14 +71,19 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def main() -> None:
-    """Measure every axis, print and write."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags of this program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help=f"only the first {QUICK} sizes of each axis")
     parser.add_argument("--output", type=Path, help="result file, JSON")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Measure every axis, print and write."""
+    options = parse_arguments()
     configure_process()
     transformers_logging.set_verbosity_error()
     axes = [measure_axis(name, sizes[:QUICK] if options.quick else sizes) for name, sizes in AXES.items()]
@@ -92,8 +98,9 @@ def main() -> None:
             f"{axis['exponent']:.2f}",
             f"{axis['exponent_per_token']:.2f}",
         )
-    Console(width=140).print(table)
-    write_result(options.output, {"axes": axes})
+    console = make_console()
+    console.print(table)
+    write_result(options.output, {"axes": axes}, console)
 
 
 if __name__ == "__main__":

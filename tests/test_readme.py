@@ -1,5 +1,6 @@
 """README.md and the docs must be true: their commands parse, their files exist, their code runs."""
 
+import importlib
 import json
 import os
 import re
@@ -131,6 +132,9 @@ def check(argv: list[str]) -> None:
         case ["torchrun", "--nproc_per_node", count, "run_pretraining.py", *flags]:
             assert int(count) > 1
             run_pretraining.pretrain([*flags, "--use_cpu"])
+        case ["python", "-m", module, *flags] if module.startswith("benchmarks."):
+            importlib.import_module(module).parse_arguments(flags)
+            raise Parsed
         case ["infoxlm", name, *flags]:
             cli.COMMANDS[name]([*flags, "--use_cpu"] if name == "pretrain" else flags)
         case _:
@@ -157,6 +161,7 @@ def test_command_is_understood(argv: list[str], capsys: pytest.CaptureFixture[st
         ["python", "run_pretraining.py", "--bitex_files", "data/en-de.tsv"],
         ["python", "run_pretraining.py", "--config", "recipes/no_such.yaml"],
         ["torchrun", "--nproc_per_node", "2", "run_pretraining.py", "--max_step", "3"],
+        ["python", "-m", "benchmarks.step", "--batch", "0.1"],
         ["infoxlm", "prepare", "--heldout_part", "0.1"],
         ["infoxlm", "train-tokenizer", "--vocab_size", "4000"],
         ["infoxlm", "export", "outputs/mine", "--output", "outputs/release"],
@@ -173,7 +178,8 @@ def known_flags() -> set[str]:
     types = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
     types += [cli.OutputArguments, cli.ExportArguments]
     names = {field.name for part in types for field in fields(part)}
-    others = {"config", "debug", "help", "nproc_per_node", "compare", "fresh"}
+    others = {"config", "debug", "help", "nproc_per_node", "compare", "fresh", "nnodes"}
+    others |= {"batch_size", "max_length", "dtype", "only"}  # benchmarks.step
     return names | {f"no_{name}" for name in names} | others
 
 

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from modeling_infoxlm.data.errors import DataError
-from modeling_infoxlm.data.masking import concatenate_ranges, mask_tokens
+from modeling_infoxlm.data.masking import mask_tokens
+from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.sampling import ExampleSampler, hash64, uniform
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
 
@@ -89,25 +90,6 @@ class StreamSettings:
             )
 
 
-@dataclass(frozen=True)
-class PackedRows:
-    """Sequences of different lengths, one after another.
-
-    Attributes:
-        tokens: uint32 (T,).
-        lengths: int64 (n,), sum T.
-    """
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-
-    def take(self, order: np.ndarray) -> "PackedRows":
-        """The sequences `order`, (n,), in that order."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        lengths = self.lengths[order]
-        return PackedRows(self.tokens[concatenate_ranges(starts[order], lengths)], lengths)
-
-
 def gather(stores: Sequence[TokenStore], store: np.ndarray, index: np.ndarray) -> PackedRows:
     """Read sequences out of several stores, one read for each store that is asked.
 
@@ -131,8 +113,6 @@ def gather(stores: Sequence[TokenStore], store: np.ndarray, index: np.ndarray) -
 def add_special_tokens(pieces: PackedRows, pieces_per_sequence: int, special: SpecialTokens) -> PackedRows:
     """Write `<s> a </s>` for one piece in each sequence, `<s> a </s> b </s>` for two.
 
-    One separator, unlike the pair mode of XLM-R's tokenizer, which writes two.
-
     Args:
         pieces: Bare ids; the pieces of a sequence stand one after another.
         pieces_per_sequence: How many pieces make a sequence.
@@ -141,13 +121,8 @@ def add_special_tokens(pieces: PackedRows, pieces_per_sequence: int, special: Sp
     Returns:
         The complete sequences.
     """
-    widths = pieces.lengths + 1  # each piece has its separator behind it,
-    widths[::pieces_per_sequence] += 1  # and the first of a sequence <s> before it
-    ends = np.cumsum(widths)
-    tokens = np.full(widths.sum(), special.eos, dtype=np.uint32)
-    tokens[(ends - widths)[::pieces_per_sequence]] = special.bos
-    tokens[concatenate_ranges(ends - 1 - pieces.lengths, pieces.lengths)] = pieces.tokens
-    return PackedRows(tokens, widths.reshape(-1, pieces_per_sequence).sum(axis=1))
+    counts = np.full(len(pieces) // pieces_per_sequence, pieces_per_sequence)
+    return join_pieces(pieces, counts, special)
 
 
 class Stream(Protocol):
@@ -174,7 +149,7 @@ class MlmStream:
         self._settings = settings
 
     def pack(self, numbers: np.ndarray) -> PackedPart:
-        """One block for each number: `input_ids` (T,), `lengths` (n,), `masked_rows` (M,), `labels` (M,)."""
+        """One block for each number, as `_mask_for_prediction` returns them."""
         language, index = self.sampler.locate(numbers)
         sequences = gather(self._stores, language, index)
         _check_lengths(sequences.lengths, self._corpus.max_length, "mlm")
@@ -195,7 +170,7 @@ class TlmStream:
         self._settings = settings
 
     def pack(self, numbers: np.ndarray) -> PackedPart:
-        """One pair for each number: `input_ids` (T,), `lengths` (n,), `masked_rows` (M,), `labels` (M,)."""
+        """One pair for each number, as `_mask_for_prediction` returns them."""
         group, index = self.sampler.locate(numbers)
         first_side = _toss(self._settings.seed, "tlm direction", numbers)
         store = 2 * group[:, None] + np.stack([first_side, 1 - first_side], axis=1)
@@ -304,6 +279,7 @@ def _toss(seed: int, purpose: str, *numbers: np.ndarray) -> np.ndarray:
 def _mask_for_prediction(
     sequences: PackedRows, keys: np.ndarray, special: SpecialTokens, settings: StreamSettings
 ) -> PackedPart:
+    """`input_ids` (T,), `lengths` (n,), `masked_rows` (M,), `masked_lengths` (n,), `labels` (M,)."""
     masked = mask_tokens(
         sequences.tokens,
         sequences.lengths,
@@ -316,6 +292,7 @@ def _mask_for_prediction(
         "input_ids": masked.input_ids,
         "lengths": sequences.lengths,
         "masked_rows": masked.rows,
+        "masked_lengths": masked.counts,
         "labels": masked.labels,
     }
 
@@ -448,11 +425,13 @@ class PretrainingCollator:
     The batch, without the parts whose objective is off (T, n and M are each part's own)::
 
         {"mlm": {"input_ids": LongTensor (T,), "lengths": list[int] (n), "masked_rows": LongTensor (M,),
-                 "labels": LongTensor (M,)},
+                 "masked_lengths": list[int] (n), "labels": LongTensor (M,)},
          "tlm": the same,
          "xlco": {"query": {"input_ids", "lengths"}, "key": {"input_ids", "lengths"}}}
 
-    `masked_rows` count from the start of their own part. Sequences are in item order.
+    `masked_rows` count from the start of their own part and ascend; `masked_lengths` says how many of them
+    each sequence has, so that a part can be cut between sequences without looking at tensors. Sequences
+    are in item order.
     """
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -471,6 +450,7 @@ def _collate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         first_rows = np.cumsum([0, *(len(part["input_ids"]) for part in parts)])
         rows = [part["masked_rows"] + first for part, first in zip(parts, first_rows, strict=False)]
         batch["masked_rows"] = _to_tensor(rows)
+        batch["masked_lengths"] = np.concatenate([part["masked_lengths"] for part in parts]).tolist()
         batch["labels"] = _to_tensor([part["labels"] for part in parts])
     return batch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,8 +120,12 @@ class HeldoutSentences:
         self._rule = rule
         self._hashes = hashes
 
-    def __contains__(self, text: str) -> bool:
-        """Whether a sentence of this content is held out, in whatever language."""
-        content_hash = np.uint64(self._rule.content_hash(text))
-        position = self._hashes.searchsorted(content_hash)
-        return bool(position < len(self._hashes) and self._hashes[position] == content_hash)
+    def find(self, texts: Sequence[str]) -> np.ndarray:
+        """Which of n sentences are held out, in whatever language, bool (n,)."""
+        rule = self._rule
+        content = np.fromiter((rule.content_hash(text) for text in texts), np.uint64, len(texts))
+        places = np.searchsorted(self._hashes, content)
+        found = np.zeros(len(texts), dtype=bool)
+        inside = places < len(self._hashes)
+        found[inside] = self._hashes[places[inside]] == content[inside]
+        return found

@@ -7,11 +7,12 @@ worker or resumed run.
 Shape letters: B sequences, T tokens of all sequences one after another, M masked positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from modeling_infoxlm.data.ragged import concatenate_ranges, sums_of_runs
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
 from modeling_infoxlm.data.shards import SpecialTokens
 
@@ -23,21 +24,8 @@ RANDOM_BITS = 28
 SEQUENCE_SHIFT = POSITION_BITS + RANDOM_BITS
 MAX_SEQUENCE_LENGTH = 1 << POSITION_BITS
 MAX_SEQUENCES = 1 << (64 - SEQUENCE_SHIFT)
-
-
-def concatenate_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Join the ranges [start, start + length) end to end: the rows of ragged sequences in a packed buffer.
-
-    Args:
-        starts: First value of each range, int64 (B,).
-        lengths: Values in each range, int64 (B,), sum T.
-
-    Returns:
-        int64 (T,).
-    """
-    rows = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    rows += np.arange(len(rows))
-    return rows
+CHUNK_TOKENS = 1 << 16  # tokens that are drawn for at a time; larger arrays fall out of the cache
+BLOCKED = 0xFFFFFFFF  # random part, beyond all others, of a token that may not be chosen
 
 
 @dataclass(frozen=True)
@@ -48,11 +36,13 @@ class Masked:
         input_ids: Tokens with the chosen positions masked, replaced or kept, (T,), of the given dtype.
         rows: Chosen positions in `input_ids`, ascending, int64 (M,).
         labels: Original tokens at `rows`, (M,), of the given dtype.
+        counts: Chosen positions of each sequence, int64 (B,), sum M.
     """
 
     input_ids: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
+    counts: np.ndarray
 
 
 def mask_tokens(
@@ -91,21 +81,69 @@ def mask_tokens(
     """
     _check_arguments(tokens, lengths, keys, probability, mask_share, random_share)
     never_chosen = () if mask_special_tokens else special.all_ids
-    allowed = _find_others(tokens, never_chosen)
-    num_allowed = _count_per_sequence(allowed, lengths)
-    num_chosen = np.floor(probability * num_allowed + uniform(hash64(keys, "count"))).astype(np.int64)
-    rows = _draw_rows(allowed, lengths, hash64(keys, "position"), num_chosen, probability)
+    rows, counts = [], []
+    for first_row, sequences, chunk in _chunks(tokens, lengths):
+        chosen, num_chosen = _choose(chunk, lengths[sequences], keys[sequences], never_chosen, probability)
+        rows.append(chosen + first_row)
+        counts.append(num_chosen)
+    return _replace(
+        tokens,
+        lengths,
+        keys,
+        np.concatenate(rows),
+        np.concatenate(counts),
+        special,
+        (mask_share, random_share),
+    )
 
-    sequence = np.repeat(np.arange(len(lengths)), num_chosen)
+
+def _chunks(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """Cut between sequences into chunks whose arrays stay in the cache; a chunk has one sequence at least.
+
+    Yields:
+        First row, sequences, and tokens of each chunk.
+    """
+    ends = np.cumsum(lengths)
+    first, first_row = 0, 0
+    while first < len(lengths) or first == 0:
+        last = max(first + 1, int(np.searchsorted(ends, first_row + CHUNK_TOKENS, side="right")))
+        end_row = int(ends[min(last, len(ends)) - 1]) if len(ends) else 0
+        yield first_row, slice(first, last), tokens[first_row:end_row]
+        first, first_row = last, end_row
+
+
+def _choose(
+    tokens: np.ndarray, lengths: np.ndarray, keys: np.ndarray, never: Sequence[int], probability: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the chosen tokens, ascending, int64 (M,), and how many each sequence has, int64 (B,)."""
+    allowed = _find_others(tokens, never)
+    num_allowed = sums_of_runs(allowed, lengths)
+    num_chosen = np.floor(probability * num_allowed + uniform(hash64(keys, "count"))).astype(np.int64)
+    return _draw_rows(allowed, num_allowed, lengths, hash64(keys, "position"), num_chosen), num_chosen
+
+
+def _replace(
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    keys: np.ndarray,
+    rows: np.ndarray,
+    counts: np.ndarray,
+    special: SpecialTokens,
+    shares: tuple[float, float],
+) -> Masked:
+    """Mask, replace or keep each chosen token."""
+    mask_share, random_share = shares
+    sequence = np.repeat(np.arange(len(lengths)), counts)
     position = rows - (np.cumsum(lengths) - lengths)[sequence]
     labels = tokens[rows]
     action = uniform(random64(hash64(keys, "action")[sequence], position))
-    drawn = _draw_ordinary_tokens(random64(hash64(keys, "token")[sequence], position), special)
-    replacement = np.where(action < mask_share, special.mask, labels)
-    replacement = np.where((action >= mask_share) & (action < mask_share + random_share), drawn, replacement)
+    replacement = np.where(action < mask_share, labels.dtype.type(special.mask), labels)
+    random = np.flatnonzero((action >= mask_share) & (action < mask_share + random_share))
+    bits = random64(hash64(keys, "token")[sequence[random]], position[random])
+    replacement[random] = _draw_ordinary_tokens(bits, special)
     input_ids = tokens.copy()
     input_ids[rows] = replacement
-    return Masked(input_ids=input_ids, rows=rows, labels=labels)
+    return Masked(input_ids=input_ids, rows=rows, labels=labels, counts=counts)
 
 
 def _find_others(tokens: np.ndarray, ids: Sequence[int]) -> np.ndarray:
@@ -115,43 +153,83 @@ def _find_others(tokens: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     return np.isin(tokens, np.asarray(ids, dtype=tokens.dtype), invert=True, kind="sort")
 
 
-def _count_per_sequence(flags: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    before = np.concatenate([[0], np.cumsum(flags)])
-    ends = np.cumsum(lengths)
-    return before[ends] - before[ends - lengths]
-
-
 def _draw_rows(
-    allowed: np.ndarray, lengths: np.ndarray, keys: np.ndarray, num_chosen: np.ndarray, probability: float
+    allowed: np.ndarray,
+    num_allowed: np.ndarray,
+    lengths: np.ndarray,
+    keys: np.ndarray,
+    num_chosen: np.ndarray,
 ) -> np.ndarray:
-    """Rows of the `num_chosen` lowest tickets of each sequence, ascending, int64 (M,)."""
-    starts = np.cumsum(lengths) - lengths
-    position = np.arange(len(allowed)) - np.repeat(starts, lengths)
-    random = random64(np.repeat(keys, lengths), position) >> (64 - RANDOM_BITS)
-    candidates = _find_candidates(allowed, lengths, random, num_chosen, probability)
+    """Rows of the `num_chosen` lowest tickets of each sequence, ascending, int64 (M,).
 
-    num_tickets = _count_per_sequence(candidates, lengths)
-    tickets = np.repeat(np.arange(len(lengths), dtype=np.uint64) << SEQUENCE_SHIFT, num_tickets)
-    tickets |= random[candidates] << POSITION_BITS
-    tickets |= position[candidates].astype(np.uint64)
-    tickets.sort()  # sequence by sequence, and within each the lowest first
-    lowest = tickets[concatenate_ranges(np.cumsum(num_tickets) - num_tickets, num_chosen)]
-    chosen_position = (lowest & (MAX_SEQUENCE_LENGTH - 1)).astype(np.int64)
-    return np.sort(np.repeat(starts, num_chosen) + chosen_position)
-
-
-def _find_candidates(
-    allowed: np.ndarray, lengths: np.ndarray, random: np.ndarray, num_chosen: np.ndarray, probability: float
-) -> np.ndarray:
-    """Tokens that may hold one of the `num_chosen` lowest tickets, bool (T,).
-
-    Only a token with a small random part can. Sorting these alone and not every token changes no outcome
-    and is 4 to 5 times faster. A sequence that has too few of them has all its allowed tokens sorted.
+    To sort all tickets would take most of the time of masking. The expected value of the highest one chosen
+    splits them nearly right; only those near it are sorted.
     """
-    limit = int(min(1.0, 1.5 * probability + 0.05) * 2**RANDOM_BITS)
-    likely = allowed & (random < limit)
-    has_too_few = _count_per_sequence(likely, lengths) < num_chosen
-    return likely | (allowed & np.repeat(has_too_few, lengths))
+    position = _positions(lengths)
+    random = (random64(np.repeat(keys, lengths), position) >> (64 - RANDOM_BITS)).astype(np.uint32)
+    random |= ~allowed * np.uint32(BLOCKED)
+    limit = _expected_limit(num_chosen, num_allowed)
+    chosen = random < np.repeat(limit, lengths)
+    missing = num_chosen - sums_of_runs(chosen, lengths)  # below 0: so many too many
+    low, high = _bands(limit, missing, num_allowed)
+    near = _between(random, low, high, lengths)
+    num_near = sums_of_runs(near, lengths)
+    too_narrow = num_near < np.abs(missing)
+    if too_narrow.any():
+        low[too_narrow], high[too_narrow] = 0, 1 << RANDOM_BITS
+        near = _between(random, low, high, lengths)
+        num_near = sums_of_runs(near, lengths)
+    chosen &= ~near
+    # Of the sorted ones of a sequence, those that bring it to its number.
+    num_taken = num_chosen - sums_of_runs(chosen, lengths)
+    chosen[_lowest(near, random, lengths, num_near, num_taken)] = True
+    return np.flatnonzero(chosen)
+
+
+def _positions(lengths: np.ndarray) -> np.ndarray:
+    """Position of each token in its sequence, int64 (T,)."""
+    return concatenate_ranges(np.zeros_like(lengths), lengths)
+
+
+def _expected_limit(num_chosen: np.ndarray, num_allowed: np.ndarray) -> np.ndarray:
+    """Random part below which as many tickets are expected as are to be chosen, uint32 (B,)."""
+    share = num_chosen / np.maximum(num_allowed, 1)
+    return (share * 2.0**RANDOM_BITS).astype(np.uint32)
+
+
+def _bands(limit: np.ndarray, missing: np.ndarray, num_allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Random parts, from `low` to below `high`, among which the missing or surplus tickets should be, (B,).
+
+    Above the limit where tickets are missing, below it where there are too many, empty where it is right.
+    """
+    count = np.abs(missing)
+    wanted = np.where(count > 0, count + 4 * np.sqrt(count) + 4, 0)  # four standard deviations more
+    width = np.sign(missing) * wanted * (2.0**RANDOM_BITS / np.maximum(num_allowed, 1))
+    other = (limit + width).clip(0, 1 << RANDOM_BITS).astype(np.uint32)
+    return np.minimum(limit, other), np.maximum(limit, other)
+
+
+def _between(random: np.ndarray, low: np.ndarray, high: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Whether each token's random part lies in the band of its sequence, bool (T,)."""
+    # One comparison: below `low` the difference wraps round to a large number.
+    difference = random - np.repeat(low, lengths)
+    return difference < np.repeat(high - low, lengths)
+
+
+def _lowest(
+    near: np.ndarray, random: np.ndarray, lengths: np.ndarray, num_near: np.ndarray, num_taken: np.ndarray
+) -> np.ndarray:
+    """Rows of the `num_taken` lowest tickets of each sequence among those that are `near`, int64."""
+    rows = np.flatnonzero(near)
+    sequence = np.repeat(np.arange(len(lengths)), num_near)
+    starts = np.cumsum(lengths) - lengths
+    tickets = sequence.astype(np.uint64) << SEQUENCE_SHIFT
+    tickets |= random[rows].astype(np.uint64) << POSITION_BITS
+    tickets |= (rows - starts[sequence]).astype(np.uint64)
+    tickets.sort()  # sequence by sequence, and within each the lowest first
+    taken = tickets[concatenate_ranges(np.cumsum(num_near) - num_near, num_taken)]
+    position = (taken & (MAX_SEQUENCE_LENGTH - 1)).astype(np.int64)
+    return np.repeat(starts, num_taken) + position
 
 
 def _draw_ordinary_tokens(bits: np.ndarray, special: SpecialTokens) -> np.ndarray:

@@ -28,6 +28,7 @@ from modeling_infoxlm.data.sources import (
     describe,
     is_hub,
 )
+from modeling_infoxlm.data.tokenise import find_sentencepiece_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,6 +157,7 @@ class Plan:
     units: list[Unit]
     settings: PrepareSettings
     tokenizer_json: str
+    sentencepiece_file: Path | None  # makes the same ids faster; no part of the identity
     special: SpecialTokens
     description: dict[str, Any]  # the manifest's `tokenizer`, `settings` and `sources`
 
@@ -213,7 +215,15 @@ def make_plan(
         "sources": [unit.record for unit in units],
     }
     # Through JSON once, so that it compares equal with a manifest that was read: tuples become lists.
-    return Plan(folder, units, settings, tokenizer_json, special, json.loads(json.dumps(description)))
+    return Plan(
+        folder=folder,
+        units=units,
+        settings=settings,
+        tokenizer_json=tokenizer_json,
+        sentencepiece_file=find_sentencepiece_model(tokenizer),
+        special=special,
+        description=json.loads(json.dumps(description)),
+    )
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

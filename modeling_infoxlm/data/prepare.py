@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -23,7 +24,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from hashlib import blake2b
+from itertools import compress, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +47,7 @@ from modeling_infoxlm.data.plan import (
     plain_text_encoder,
     require,
 )
+from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.readers import (
     BadLineHandler,
     SkipBadLines,
@@ -61,6 +65,14 @@ from modeling_infoxlm.data.shards import (
     fsync_file,
 )
 from modeling_infoxlm.data.sources import BitextSource, MonoSource, describe
+from modeling_infoxlm.data.tokenise import (
+    CannotEncode,
+    CheckedEncoder,
+    IdsDiffer,
+    SentencePieceEncoder,
+    TextEncoder,
+    TokenizersEncoder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,9 +80,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Pair = tuple[str, str]
+Sides = tuple[PackedRows, PackedRows]
 _AnyTask = TypeVar("_AnyTask", "_Task", "_ScanTask")
 
-_BATCH = 1000  # sentences tokenised by one call
+_BATCH = 2000  # lines checked, tokenised and packed at a time
 _BYTES_PER_WORKER = 1 << 23  # a process takes seconds to import torch, longer than to prepare a few MB
 _IDENTICAL_LIMIT = 0.9  # above this share of identical sides a pair file is taken for a mistake
 _SHARD_FILE = re.compile(
@@ -169,6 +183,7 @@ class _Task:
     settings: PrepareSettings
     special: SpecialTokens
     tokenizer_file: Path
+    sentencepiece_file: Path | None
     heldout_file: Path | None
     show_lines: bool
 
@@ -192,8 +207,9 @@ def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
     warn_of_extra_columns([unit.source for unit in plan.units], plan.settings.bitext_columns)
     tokenizer_file = _work_folder(plan) / f"tokenizer-{plan.description['tokenizer']['sha256'][:16]}.json"
     _write_atomically(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
-    tokenizer = _load_tokenizer(tokenizer_file)
-    heldout_file = _hold_out(plan, tokenizer, num_workers) if plan.settings.heldout_fraction else None
+    exact = _load_exact(tokenizer_file)
+    heldout_file = _hold_out(plan, exact, num_workers) if plan.settings.heldout_fraction else None
+    sentencepiece_file = _usable_sentencepiece(plan, tokenizer_file)
     # The name of the held-out file tells its content.
     key = digest(plan.key, heldout_file and heldout_file.name)
     return [
@@ -204,6 +220,7 @@ def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
             settings=plan.settings,
             special=plan.special,
             tokenizer_file=tokenizer_file,
+            sentencepiece_file=sentencepiece_file,
             heldout_file=heldout_file,
             show_lines=num_workers <= 1,
         )
@@ -219,13 +236,13 @@ def _unfinished(tasks: Iterable[_Task]) -> list[_Task]:
 
 
 def _run(
-    function: Callable[[_AnyTask], None], tasks: Sequence[_AnyTask], num_workers: int, description: str
+    function: Callable[[_AnyTask], str | None], tasks: Sequence[_AnyTask], num_workers: int, description: str
 ) -> None:
-    """Call `function` for each task, in this process or in a pool of spawned ones."""
+    """Call `function` for each task, here or in a pool of spawned processes; what it returns is a warning."""
     num_workers = min(num_workers, len(tasks), 1 + sum(task.unit.size for task in tasks) // _BYTES_PER_WORKER)
     if num_workers <= 1:
         for task in tqdm(tasks, description, unit="file", delay=2):
-            function(task)
+            _warn(function(task))
         return
     # Not fork: tokenizers and torch have threads, which a forked child inherits in an undefined state.
     context = multiprocessing.get_context("spawn")
@@ -233,15 +250,33 @@ def _run(
         futures = [pool.submit(function, task) for task in tasks]
         try:
             for future in tqdm(as_completed(futures), description, len(futures), unit="file", delay=2):
-                future.result()
+                _warn(future.result())
         except BrokenProcessPool:
             raise DataError("a worker process was killed, perhaps for memory; try fewer workers.") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _warn(message: str | None) -> None:
+    if message:
+        logger.warning(message)
+
+
 def _use_one_core() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores already
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    # Lists of words and ids set off the search for cycles again and again; they have none, and it took a
+    # quarter of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
@@ -268,12 +303,27 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(path))
+def _load_exact(tokenizer_file: Path) -> TokenizersEncoder:
+    return TokenizersEncoder(Tokenizer.from_file(str(tokenizer_file)))
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+@functools.lru_cache(maxsize=1)
+def _load_fast(tokenizer_file: Path, sentencepiece_file: Path) -> SentencePieceEncoder:
+    return SentencePieceEncoder(sentencepiece_file, _load_exact(tokenizer_file))
+
+
+def _usable_sentencepiece(plan: Plan, tokenizer_file: Path) -> Path | None:
+    """The SentencePiece model to encode with, if there is one and it is the tokenizer's."""
+    if plan.sentencepiece_file is None:
+        logger.info("tokenising with tokenizers: there is no SentencePiece model beside the tokenizer")
+        return None
+    try:
+        _load_fast(tokenizer_file, plan.sentencepiece_file)
+    except CannotEncode as error:
+        logger.warning("tokenising with tokenizers, not with %s: %s", plan.sentencepiece_file, error)
+        return None
+    logger.info("tokenising with sentencepiece (%s), checked against tokenizers", plan.sentencepiece_file)
+    return plan.sentencepiece_file
 
 
 # --------------------------------------------------------------------------------------------------- held out
@@ -285,7 +335,7 @@ def _scan_file(plan: Plan, unit: Unit) -> Path:
     return _work_folder(plan) / f"{unit.shard_name(digest(wanted, settings.bitext_columns))}.scan.npz"
 
 
-def _hold_out(plan: Plan, tokenizer: Tokenizer, num_workers: int) -> Path:
+def _hold_out(plan: Plan, encoder: TextEncoder, num_workers: int) -> Path:
     """Write the held-out pairs of every language pair; returns the file with all their sentences' hashes."""
     scans = [(unit, _scan_file(plan, unit)) for unit in plan.units if isinstance(unit.source, BitextSource)]
     todo = [_ScanTask(unit, path, plan.settings) for unit, path in scans if not path.exists()]
@@ -297,7 +347,7 @@ def _hold_out(plan: Plan, tokenizer: Tokenizer, num_workers: int) -> Path:
         hashes.append(scan.sentences)
         candidates["-".join(unit.source.languages)] += scan.candidates
     for pair, found in candidates.items():
-        _write_heldout(plan, tokenizer, pair, found)
+        _write_heldout(plan, encoder, pair, found)
     sentences = np.unique(np.concatenate(hashes))
     path = _work_folder(plan) / f"heldout-{hashlib.sha256(sentences.tobytes()).hexdigest()[:16]}.npy"
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial.npy")
@@ -332,17 +382,16 @@ def _scan_unit(task: _ScanTask) -> None:
 
 
 def _write_heldout(
-    plan: Plan, tokenizer: Tokenizer, pair: str, candidates: list[tuple[int, str, str]]
+    plan: Plan, encoder: TextEncoder, pair: str, candidates: list[tuple[int, str, str]]
 ) -> None:
     folder = plan.folder / "heldout"
-    pairs = _choose_heldout(plan, tokenizer, candidates)
+    pairs, sides = _choose_heldout(plan, encoder, candidates)
     if not pairs:
         logger.warning("pair %s has no held-out sentences; raise heldout_fraction to evaluate on it", pair)
     with ExitStack() as stack:
         writer = _PairWriter(stack, folder / pair)
-        for _, ids in pairs:
-            writer.append(ids)
-    _write_atomically(folder / f"{pair}.tsv", "".join(f"{_cell(a)}\t{_cell(b)}\n" for (a, b), _ in pairs))
+        writer.extend(sides)
+    _write_atomically(folder / f"{pair}.tsv", "".join(f"{_cell(a)}\t{_cell(b)}\n" for a, b in pairs))
     _write_atomically(folder / f"{pair}.json", json.dumps(writer.entry(f"heldout/{pair}", Counter())))
 
 
@@ -351,22 +400,21 @@ def _cell(text: str) -> str:
 
 
 def _choose_heldout(
-    plan: Plan, tokenizer: Tokenizer, candidates: Iterable[tuple[int, str, str]]
-) -> list[tuple[tuple[str, str], tuple[list[int], list[int]]]]:
-    """The first candidates by hash, and ids; no sentence twice, or retrieval would have two right answers."""
+    plan: Plan, encoder: TextEncoder, candidates: Iterable[tuple[int, str, str]]
+) -> tuple[list[Pair], Sides]:
+    """The first usable candidates by hash; no sentence twice, or retrieval would have two right answers."""
     rule, seen = plan.settings.heldout_rule, set[tuple[int, int]]()
-    chosen: list[tuple[tuple[str, str], tuple[list[int], list[int]]]] = []
-    for batch in _batches(sorted(candidates)):
-        texts = [(source, target) for _, source, target in batch]
-        for pair, ids in zip(texts, _encode_pairs(tokenizer, texts), strict=True):
-            sides = {(side, rule.content_hash(text)) for side, text in enumerate(pair)}
-            if seen & sides or _pair_problem(ids, plan.settings):
-                continue
+    pairs = [(source, target) for _, source, target in sorted(candidates)]
+    encoded = _encode_pairs(encoder, pairs)
+    usable = _drop_pairs(encoded, plan.settings, Counter())
+    chosen: list[int] = []
+    for number in np.flatnonzero(usable).tolist():
+        sides = {(side, rule.content_hash(text)) for side, text in enumerate(pairs[number])}
+        if len(chosen) < plan.settings.heldout_max_pairs and not seen & sides:
             seen |= sides
-            chosen.append((pair, ids))
-            if len(chosen) == plan.settings.heldout_max_pairs:
-                return chosen
-    return chosen
+            chosen.append(number)
+    order = np.array(chosen, dtype=np.int64)
+    return [pairs[number] for number in chosen], (encoded[0].take(order), encoded[1].take(order))
 
 
 # ------------------------------------------------------------------------------------------------- one source
@@ -378,11 +426,15 @@ class _Seen:
     def __init__(self) -> None:
         self._hashes: set[bytes] = set()
 
-    def is_new(self, text: str) -> bool:
-        """Whether this text comes for the first time; it is remembered."""
-        before = len(self._hashes)
-        self._hashes.add(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-        return len(self._hashes) > before
+    def find_new(self, texts: Iterable[str]) -> list[bool]:
+        """Whether each text comes for the first time; all are remembered."""
+        hashes = self._hashes
+        found = []
+        for text in texts:
+            before = len(hashes)
+            hashes.add(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+            found.append(len(hashes) > before)
+        return found
 
 
 class _PairWriter:
@@ -398,10 +450,11 @@ class _PairWriter:
     def __len__(self) -> int:
         return len(self._sides[0])
 
-    def append(self, ids: tuple[list[int], list[int]]) -> None:
-        for writer, side in zip(self._sides, ids, strict=True):
-            writer.append(side)
-        self._max_length = max(self._max_length, len(ids[0]) + len(ids[1]))
+    def extend(self, sides: Sides) -> None:
+        """Add n pairs."""
+        for writer, side in zip(self._sides, sides, strict=True):
+            writer.extend(side)
+        self._max_length = int((sides[0].lengths + sides[1].lengths).max(initial=self._max_length))
 
     def entry(self, shard: str, dropped: Counter[str]) -> dict[str, Any]:
         num_tokens = sum(writer.num_tokens for writer in self._sides)
@@ -415,23 +468,39 @@ class _BlockWriter:
         self._writer = stack.enter_context(TokenStoreWriter(prefix))
         self._special = special
         self._limit = max_length
-        self._block = [special.bos]
+        self._open = PackedRows.from_lists([])  # sentences of the block under way
         self._num_sentences = 0
         self._max_length = 0
 
-    def append(self, ids: list[int]) -> None:
-        """Add one sentence of at most `max_length - 2` tokens."""
-        if len(self._block) + len(ids) + 1 > self._limit:
-            self.flush()
-        self._block += [*ids, self._special.eos]
-        self._num_sentences += 1
+    def extend(self, sentences: PackedRows) -> None:
+        """Add sentences of at most `max_length - 2` tokens."""
+        self._num_sentences += len(sentences)
+        waiting = PackedRows.join([self._open, sentences])
+        counts = self._count_sentences(waiting.lengths)
+        self._write(waiting.take(np.arange(counts.sum())), counts)
+        self._open = waiting.take(np.arange(counts.sum(), len(waiting)))
 
     def flush(self) -> None:
         """Write the block under way, if it holds a sentence."""
-        if len(self._block) > 1:
-            self._writer.append(self._block)
-            self._max_length = max(self._max_length, len(self._block))
-        self._block = [self._special.bos]
+        if len(self._open):
+            self._write(self._open, np.array([len(self._open)]))
+        self._open = PackedRows.from_lists([])
+
+    def _count_sentences(self, lengths: np.ndarray) -> np.ndarray:
+        """Sentences of each block that is complete, since the sentence that follows does not fit into it."""
+        ends = np.cumsum(lengths + 1)  # each sentence has </s> behind it
+        bounds = [0]
+        while bounds[-1] < len(ends):
+            filled = ends[bounds[-1] - 1] if bounds[-1] else 0
+            bounds.append(int(np.searchsorted(ends, filled + self._limit - 1, side="right")))  # one for <s>
+        return np.diff(
+            np.array(bounds[:-1] or bounds)
+        )  # the last one ends where the sentences do: it may go on
+
+    def _write(self, sentences: PackedRows, counts: np.ndarray) -> None:
+        blocks = join_pieces(sentences, counts, self._special)
+        self._writer.extend(blocks)
+        self._max_length = int(blocks.lengths.max(initial=self._max_length))
 
     def entry(self, shard: str, dropped: Counter[str]) -> dict[str, Any]:
         num_tokens = self._writer.num_tokens
@@ -451,17 +520,36 @@ def _entry(
     }
 
 
-def _prepare_unit(task: _Task) -> None:
-    with _explained_full_disk(task.folder):
-        if isinstance(task.unit.source, BitextSource):
-            entries = _prepare_bitext(task, task.unit.source)
-        else:
-            entries = _prepare_mono(task, task.unit.source)
+def _prepare_unit(task: _Task) -> str | None:
+    """Prepare one source; returns a warning if it was not possible in the fast way."""
+    exact = _load_exact(task.tokenizer_file)
+    warning = None
+    with _explained_full_disk(task.folder), _without_garbage_collection():
+        try:
+            entries = _prepare_source(task, _encoder(task))
+        except IdsDiffer as difference:
+            warning = (
+                f"{describe(task.unit.source)} is prepared with tokenizers, not sentencepiece: {difference}"
+            )
+            entries = _prepare_source(task, exact)
         _write_atomically(task.finished_file, json.dumps(entries))
+    return warning
 
 
-def _prepare_bitext(task: _Task, source: BitextSource) -> dict[str, dict[str, Any]]:
-    tokenizer = _load_tokenizer(task.tokenizer_file)
+def _encoder(task: _Task) -> TextEncoder:
+    exact = _load_exact(task.tokenizer_file)
+    if task.sentencepiece_file is None:
+        return exact
+    return CheckedEncoder(_load_fast(task.tokenizer_file, task.sentencepiece_file), exact)
+
+
+def _prepare_source(task: _Task, encoder: TextEncoder) -> dict[str, dict[str, Any]]:
+    if isinstance(task.unit.source, BitextSource):
+        return _prepare_bitext(task, task.unit.source, encoder)
+    return _prepare_mono(task, task.unit.source, encoder)
+
+
+def _prepare_bitext(task: _Task, source: BitextSource, encoder: TextEncoder) -> dict[str, dict[str, Any]]:
     dropped: Counter[str] = Counter()
     blocks: dict[str, _BlockWriter] = {}
     shard = f"bitext/{source.pair}/{task.name}"
@@ -472,17 +560,13 @@ def _prepare_bitext(task: _Task, source: BitextSource) -> dict[str, dict[str, An
             for language, mono_shard in mono_shards.items():
                 blocks[language] = _block_writer(task, stack, mono_shard)
         seen = {language: _Seen() for language in blocks}
-        for pair, ids in _tokenised_pairs(_usable_pairs(task, source, dropped), tokenizer):
-            problem = _pair_problem(ids, task.settings)
-            if problem:
-                dropped[problem] += 1
-                continue
-            writer.append(ids)
-            for language, text, side in zip(
-                blocks, pair, ids, strict=False
-            ):  # no blocks were asked for: no turn
-                if seen[language].is_new(text):
-                    blocks[language].append(side)
+        for pairs in _usable_pairs(task, source, dropped):
+            sides = _encode_pairs(encoder, pairs)
+            kept = np.flatnonzero(_drop_pairs(sides, task.settings, dropped))
+            writer.extend((sides[0].take(kept), sides[1].take(kept)))
+            for language, block_writer, number in zip(blocks, blocks.values(), (0, 1), strict=False):
+                new = seen[language].find_new(pairs[i][number] for i in kept)
+                block_writer.extend(sides[number].take(kept[new]))
         _refuse_identical_sides(source, len(writer), dropped)
         for block_writer in blocks.values():
             block_writer.flush()
@@ -490,19 +574,16 @@ def _prepare_bitext(task: _Task, source: BitextSource) -> dict[str, dict[str, An
     return {"bitext": {source.pair: writer.entry(shard, dropped)}, "mono": mono}
 
 
-def _prepare_mono(task: _Task, source: MonoSource) -> dict[str, dict[str, Any]]:
-    tokenizer = _load_tokenizer(task.tokenizer_file)
+def _prepare_mono(task: _Task, source: MonoSource, encoder: TextEncoder) -> dict[str, dict[str, Any]]:
+    settings = task.settings
     dropped: Counter[str] = Counter()
     shard = f"mono/{source.language}/{task.name}"
     with ExitStack() as stack:
         blocks = _block_writer(task, stack, shard)
-        for batch in _batches(_usable_sentences(task, source, dropped)):
-            for ids in _encode(tokenizer, batch):
-                problem = _length_problem(ids, task.settings.min_length, task.settings.max_length - 2)
-                if problem:
-                    dropped[problem] += 1
-                else:
-                    blocks.append(ids)
+        for texts in _usable_sentences(task, source, dropped):
+            sentences = encoder.encode(texts)
+            problems = _length_problems(sentences.lengths, settings.min_length, settings.max_length - 2)
+            blocks.extend(sentences.take(_drop(problems, dropped)))
         blocks.flush()
     return {"bitext": {}, "mono": {source.language: blocks.entry(shard, dropped)}}
 
@@ -527,78 +608,85 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _encode_pairs(
-    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
-) -> list[tuple[list[int], list[int]]]:
-    ids = _encode(tokenizer, [text for pair in pairs for text in pair])
-    return list(zip(ids[::2], ids[1::2], strict=True))
+def _encode_pairs(encoder: TextEncoder, pairs: Sequence[Pair]) -> Sides:
+    rows = encoder.encode([text for side in (0, 1) for text in map(itemgetter(side), pairs)])
+    lengths = np.split(rows.lengths, 2)
+    tokens = np.split(rows.tokens, [lengths[0].sum()])
+    return PackedRows(tokens[0], lengths[0]), PackedRows(tokens[1], lengths[1])
 
 
-def _tokenised_pairs(
-    pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer
-) -> Iterator[tuple[tuple[str, str], tuple[list[int], list[int]]]]:
-    for batch in _batches(pairs):
-        yield from zip(batch, _encode_pairs(tokenizer, batch), strict=True)
+def _length_problems(lengths: np.ndarray, min_length: int, max_length: int) -> dict[str, np.ndarray]:
+    """What may be wrong with sentences, the first reason first, and which have that problem, bool (n,)."""
+    return {"empty": lengths == 0, "too_short": lengths < min_length, "too_long": lengths > max_length}
 
 
-def _length_problem(ids: Sequence[int], min_length: int, max_length: int) -> str | None:
-    if not ids:
-        return "empty"
-    if len(ids) < min_length:
-        return "too_short"
-    return "too_long" if len(ids) > max_length else None
+def _drop_pairs(sides: Sides, settings: PrepareSettings, dropped: Counter[str]) -> np.ndarray:
+    """Which pairs are kept for their lengths, bool (n,); the others are counted by reason."""
+    kept = np.ones(len(sides[0]), dtype=bool)
+    for side in sides:
+        problems = _length_problems(side.lengths, settings.min_length, settings.longest_side)
+        kept &= _drop({reason: wrong & kept for reason, wrong in problems.items()}, dropped)
+    shorter, longer = np.sort([side.lengths for side in sides], axis=0)
+    return kept & _drop({"length_ratio": kept & (longer > settings.max_length_ratio * shorter)}, dropped)
 
 
-def _pair_problem(ids: tuple[list[int], list[int]], settings: PrepareSettings) -> str | None:
-    for side in ids:
-        problem = _length_problem(side, settings.min_length, settings.longest_side)
-        if problem:
-            return problem
-    shorter, longer = sorted(map(len, ids))
-    return "length_ratio" if longer > settings.max_length_ratio * shorter else None
+def _drop(problems: Mapping[str, np.ndarray], dropped: Counter[str]) -> np.ndarray:
+    """Which of n sentences have no problem, bool (n,); the others are counted by their first one."""
+    kept = ~np.zeros_like(next(iter(problems.values())))
+    for reason, wrong in problems.items():
+        dropped[reason] += int((wrong & kept).sum())
+        kept &= ~wrong
+    return kept
 
 
-def _usable_pairs(task: _Task, source: BitextSource, dropped: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Pairs that pass every check that needs no tokens."""
+def _usable_pairs(task: _Task, source: BitextSource, dropped: Counter[str]) -> Iterator[list[Pair]]:
+    """Batches of pairs that pass every check that needs no tokens."""
     heldout, seen = _heldout_sentences(task), _Seen()
     bad_lines = SkipBadLines()
-    pairs = read_pairs(
+    lines = read_pairs(
         source,
         columns=task.settings.bitext_columns,
         revision=task.unit.revision,
         on_bad_line=_bad_line_handler(task.settings, bad_lines),
     )
-    for raw_source, raw_target in _with_progress(pairs, task):
-        pair = raw_source.strip(), raw_target.strip()
-        if not all(pair):
-            dropped["empty"] += 1
-        elif pair[0] == pair[1]:
-            dropped["identical_sides"] += 1
-        elif heldout and any(text in heldout for text in pair):
-            dropped["heldout"] += 1
-        elif task.settings.deduplicate and not seen.is_new("\n".join(pair)):
-            dropped["duplicate"] += 1
-        else:
-            yield pair
+    for batch in _batches(_with_progress(lines, task)):
+        pairs = [(source.strip(), target.strip()) for source, target in batch]
+        pairs = _keep(pairs, [bool(source and target) for source, target in pairs], "empty", dropped)
+        pairs = _keep(pairs, [source != target for source, target in pairs], "identical_sides", dropped)
+        if heldout:
+            found = heldout.find([text for pair in pairs for text in pair]).reshape(-1, 2).any(axis=1)
+            pairs = _keep(pairs, [not either for either in found], "heldout", dropped)
+        if task.settings.deduplicate:
+            pairs = _keep(pairs, seen.find_new(map("\n".join, pairs)), "duplicate", dropped)
+        if pairs:
+            yield pairs
     dropped["bad_line"] += bad_lines.count
 
 
-def _usable_sentences(task: _Task, source: MonoSource, dropped: Counter[str]) -> Iterator[str]:
-    """Sentences that pass every check that needs no tokens."""
+def _usable_sentences(task: _Task, source: MonoSource, dropped: Counter[str]) -> Iterator[list[str]]:
+    """Batches of sentences that pass every check that needs no tokens."""
     heldout, seen = _heldout_sentences(task), _Seen()
     bad_lines = SkipBadLines()
     handler = _bad_line_handler(task.settings, bad_lines)
-    for raw in _with_progress(read_sentences(source, revision=task.unit.revision, on_bad_line=handler), task):
-        text = raw.strip()
-        if not text:
-            dropped["empty"] += 1
-        elif heldout and text in heldout:
-            dropped["heldout"] += 1
-        elif task.settings.deduplicate and not seen.is_new(text):
-            dropped["duplicate"] += 1
-        else:
-            yield text
+    lines = read_sentences(source, revision=task.unit.revision, on_bad_line=handler)
+    for batch in _batches(_with_progress(lines, task)):
+        texts = [text.strip() for text in batch]
+        texts = _keep(texts, list(map(bool, texts)), "empty", dropped)
+        if heldout:
+            texts = _keep(texts, (~heldout.find(texts)).tolist(), "heldout", dropped)
+        if task.settings.deduplicate:
+            texts = _keep(texts, seen.find_new(texts), "duplicate", dropped)
+        if texts:
+            yield texts
     dropped["bad_line"] += bad_lines.count
+
+
+def _keep(items: list[T], good: Sequence[bool], reason: str, dropped: Counter[str]) -> list[T]:
+    """The good items; the others are counted."""
+    if all(good):
+        return items
+    dropped[reason] += good.count(False)
+    return list(compress(items, good))
 
 
 def _bad_line_handler(settings: PrepareSettings, bad_lines: SkipBadLines) -> BadLineHandler:

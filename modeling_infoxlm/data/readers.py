@@ -17,6 +17,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
@@ -122,12 +123,13 @@ class _ZstdFile(io.RawIOBase):
 
 def _open_bytes(path: Path) -> IO[bytes]:
     compression = take_apart(path).compression
+    # Buffered once more: these modules find the ends of lines in Python.
     if compression == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[type-var]
     if compression == ".xz":
-        return lzma.open(path, "rb")
+        return io.BufferedReader(lzma.open(path, "rb"))  # type: ignore[type-var]
     if compression == ".bz2":
-        return bz2.open(path, "rb")
+        return io.BufferedReader(bz2.open(path, "rb"))  # type: ignore[type-var]
     if compression == ".zst":
         return io.BufferedReader(_ZstdFile(path), buffer_size=1 << 16)
     return open(path, "rb")
@@ -170,16 +172,15 @@ def _parse_lines(path: Path, parse: Callable[[str], T], on_bad_line: BadLineHand
 
 
 class _TsvFields:
-    """Takes the wanted columns out of TSV lines, all of which must have as many columns as the first."""
+    """Splits TSV lines, all of which must have the wanted columns and as many of them as the first."""
 
     def __init__(self, columns: tuple[int, ...]) -> None:
-        self._columns = columns
         self._needed = max(column + 1 if column >= 0 else -column for column in columns)
         self._num_columns: int | None = None
 
-    def __call__(self, line: str) -> tuple[str, ...]:
+    def __call__(self, line: str) -> list[str]:
         if not line:
-            return ("",) * len(self._columns)
+            return [""] * self._needed
         fields = line.split("\t")
         if len(fields) < self._needed:
             raise ValueError(
@@ -188,11 +189,7 @@ class _TsvFields:
         self._num_columns = self._num_columns or len(fields)
         if len(fields) != self._num_columns:
             raise ValueError(f"{len(fields)} columns, but the lines before have {self._num_columns}")
-        return tuple(fields[column] for column in self._columns)
-
-
-def _two(fields: tuple[str, ...]) -> tuple[str, str]:
-    return fields[0], fields[1]
+        return fields
 
 
 def _field(record: Mapping[str, Any], name: str) -> str:
@@ -373,8 +370,9 @@ def _read_pair_file(
 ) -> Iterator[tuple[str, str]]:
     kind = format_of(path, None)
     if kind == "tsv":
-        fields = _TsvFields(columns or (-2, -1))
-        return _parse_lines(path, lambda line: _two(fields(line)), on_bad_line)
+        columns = columns or (-2, -1)
+        fields, take = _TsvFields(columns), itemgetter(*columns)
+        return _parse_lines(path, lambda line: take(fields(line)), on_bad_line)
     if kind == "jsonl":
         return _parse_lines(path, lambda line: _pair_fields(_from_json(line), languages), on_bad_line)
     records = _parquet_records(path, ("translation", *languages))
@@ -437,8 +435,8 @@ def _read_mono_file(path: Path, language: str, on_bad_line: BadLineHandler) -> I
     if kind == "text":
         return _parse_lines(path, str, on_bad_line)
     if kind == "tsv":
-        last_field = _TsvFields((-1,))
-        return _parse_lines(path, lambda line: last_field(line)[0], on_bad_line)
+        fields = _TsvFields((-1,))
+        return _parse_lines(path, lambda line: fields(line)[-1], on_bad_line)
     if kind == "jsonl":
         return _parse_lines(path, lambda line: _text_field(_from_json(line)), on_bad_line)
     return _parse_records(_parquet_records(path, ("text",)), _text_field, on_bad_line)

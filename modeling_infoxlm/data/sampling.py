@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 """Step of the splitmix64 generator: 2**64 divided by the golden ratio, made odd."""
 
+WORD = 2**64 - 1
+
 FEISTEL_ROUNDS = 6
 
 
@@ -31,15 +33,28 @@ def random64(key: ArrayLike, counter: ArrayLike) -> np.ndarray:
     Returns:
         Random bits, uint64, of the broadcast shape.
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant; numpy warns when a scalar wraps
-        bits = np.asarray(counter, dtype=np.uint64) * GOLDEN_GAMMA
-        bits = bits + (np.asarray(key, dtype=np.uint64) + GOLDEN_GAMMA)
-        bits ^= bits >> 30
-        bits *= 0xBF58476D1CE4E5B9
-        bits ^= bits >> 27
-        bits *= 0x94D049BB133111EB
-        bits ^= bits >> 31
-    return np.asarray(bits)
+    counters = np.asarray(counter, dtype=np.uint64)
+    keys = np.asarray(key, dtype=np.uint64)
+    if not counters.ndim and not keys.ndim:
+        return np.asarray(_random64_of_numbers(int(keys), int(counters)), dtype=np.uint64)
+    # At least one axis: numpy warns when a scalar wraps, and modulo 2**64 is meant.
+    bits = np.atleast_1d(counters) * GOLDEN_GAMMA + (np.atleast_1d(keys) + GOLDEN_GAMMA)
+    shifted = bits >> 30
+    bits ^= shifted
+    bits *= 0xBF58476D1CE4E5B9
+    bits ^= np.right_shift(bits, 27, out=shifted)
+    bits *= 0x94D049BB133111EB
+    bits ^= np.right_shift(bits, 31, out=shifted)
+    return bits
+
+
+@lru_cache(maxsize=4096)
+def _random64_of_numbers(key: int, counter: int) -> int:
+    """The same for two numbers, as in the seeds and purposes that every batch hashes anew."""
+    bits = (counter * GOLDEN_GAMMA + key + GOLDEN_GAMMA) & WORD
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & WORD
+    return bits ^ (bits >> 31)
 
 
 def hash64(*parts: str | ArrayLike) -> np.ndarray:

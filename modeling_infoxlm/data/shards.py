@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.ragged import PackedRows
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 _TOKEN_DTYPE = np.dtype("<u4")
 _OFFSET_DTYPE = np.dtype("<i8")
-_FLUSH_TOKENS = 1 << 20  # 4 MB of ids are held before they are written
+_BUFFER_BYTES = 1 << 20  # of ids are held before they are written
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class TokenStoreWriter:
         """
         self.prefix = Path(prefix)
         self.num_tokens = 0
-        self._lengths: list[int] = []
-        self._pending: list[int] = []
+        self._num_sequences = 0
+        self._lengths: list[np.ndarray] = []
         self._final = shard_files(self.prefix)
         # A fixed name: a run restarted after a kill writes over what the killed one left.
         self._partial = tuple(path.with_name(path.name + ".partial") for path in self._final)
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._tokens_file = open(self._partial[0], "wb")
+        self._tokens_file = open(self._partial[0], "wb", buffering=_BUFFER_BYTES)
 
     def __enter__(self) -> TokenStoreWriter:
         """The writer itself."""
@@ -100,7 +101,7 @@ class TokenStoreWriter:
 
     def __len__(self) -> int:
         """Number of sequences appended so far."""
-        return len(self._lengths)
+        return self._num_sequences
 
     def append(self, ids: Sequence[int] | np.ndarray) -> None:
         """Add one sequence.
@@ -108,16 +109,19 @@ class TokenStoreWriter:
         Args:
             ids: Token ids, (L,).
         """
-        self._pending.extend(ids)
-        self._lengths.append(len(ids))
-        self.num_tokens += len(ids)
-        if len(self._pending) >= _FLUSH_TOKENS:
-            self._flush()
+        self.extend(PackedRows(np.asarray(ids, dtype=_TOKEN_DTYPE), np.array([len(ids)])))
 
-    def _flush(self) -> None:
+    def extend(self, rows: PackedRows) -> None:
+        """Add many sequences.
+
+        Args:
+            rows: n sequences.
+        """
         # Not ndarray.tofile(): on a full disk it raises an OSError without errno.
-        self._tokens_file.write(np.asarray(self._pending, dtype=_TOKEN_DTYPE).data)
-        self._pending.clear()
+        self._tokens_file.write(np.ascontiguousarray(rows.tokens, dtype=_TOKEN_DTYPE).data)
+        self._lengths.append(rows.lengths)
+        self._num_sequences += len(rows)
+        self.num_tokens += len(rows.tokens)
 
     def __exit__(
         self,
@@ -137,10 +141,10 @@ class TokenStoreWriter:
                     path.unlink(missing_ok=True)
 
     def _commit(self) -> None:
-        self._flush()
         self._tokens_file.close()
-        offsets = np.zeros(len(self._lengths) + 1, dtype=_OFFSET_DTYPE)
-        np.cumsum(self._lengths, out=offsets[1:])
+        offsets = np.zeros(len(self) + 1, dtype=_OFFSET_DTYPE)
+        if self._lengths:
+            np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
         self._partial[1].write_bytes(offsets.data)
         for path in self._partial:
             fsync_file(path)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_infoxlm.data.batches import PackedRows, add_special_tokens
+from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
 from modeling_infoxlm.evaluation.encoding import encode_sequences
 from modeling_infoxlm.evaluation.mining import RetrievalAccuracy, retrieval_accuracy
@@ -52,8 +52,6 @@ class HeldoutRetrieval:
         """Sentence vectors of both sides of a pair, (N, D) each, computed in eval mode."""
         store = self.corpus.heldout[pair]
         count = min(self.max_pairs, len(store))
-        was_training = encoder.training
-        encoder.eval()
         sides = [
             encode_sequences(
                 encoder,
@@ -64,7 +62,6 @@ class HeldoutRetrieval:
             )
             for side in (store.source, store.target)
         ]
-        encoder.train(was_training)
         return sides[0], sides[1]
 
 
@@ -95,5 +92,6 @@ class _WholeSentences:
         return len(self.store)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        whole = add_special_tokens(PackedRows(*self.store.gather(indices)), 1, self.special)
+        bare = PackedRows(*self.store.gather(indices))
+        whole = join_pieces(bare, np.ones(len(bare), dtype=np.int64), self.special)
         return whole.tokens, whole.lengths

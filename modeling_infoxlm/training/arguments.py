@@ -5,6 +5,7 @@ folder infoxlm/ of microsoft/unilm; "README" the commands given there. Every che
 was expected, what was found and what to do.
 """
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,24 @@ def _in_range(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be in {low:g}..{high:g}, found {value:g}.")
+
+
+def parse_layers(text: str) -> tuple[int, int | None]:
+    """First and last layer of `1-6`, `6` or `all`, counted from 1; the last of `all` is None.
+
+    Raises:
+        ValueError: If the text is none of these.
+    """
+    if text == "all":
+        return 1, None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(
+            f"recompute_layers must be a range such as 1-6, one layer such as 6, or all, counted from 1; "
+            f"found {text!r}."
+        )
+    return first, last
 
 
 @dataclass
@@ -384,6 +403,29 @@ class ObjectiveArguments:
         "What a loss is divided by: its own number of items (the paper's sum of means), or the items "
         "of all objectives together (released code: XlCo is then about 1% of the whole).",
     )
+    weight_decay_on_all: bool = _flag(
+        False, "Let biases and norms decay too, as the released code does (ours: they do not)."
+    )
+    objective_backward: Literal["merged", "sequential"] = _flag(
+        "merged",
+        "One forward and backward pass for all objectives of a batch (fastest), "
+        "or one objective after another (least memory). The gradients are the same.",
+    )
+    tokens_per_device: int | None = _flag(
+        None,
+        "Tokens that a device holds at a time: a larger batch is cut between sequences into micro-batches "
+        "of at most so many (keys not counted). The gradients are those of the whole batch. Unset: not cut.",
+    )
+    recompute_layers: str | None = _flag(
+        None,
+        "Layers that keep their input alone and run once more in the backward pass: a range (1-6), one (6) "
+        "or all, counted from 1. Trades time, a forward pass of these layers, for memory. Unset: none.",
+    )
+    compile_layers: bool = _flag(
+        False,
+        "Compile what each layer does apart from attention (torch.compile). For GPUs; "
+        "measured no faster on CPUs.",
+    )
     overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that holds a run, which is lost.")
     eval_layer: int | None = _flag(
         None,
@@ -412,15 +454,18 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
     adam_beta1: float = _flag(0.9, "Adam's first decay rate (README).")
     adam_beta2: float = _flag(0.98, "Adam's second decay rate (README).")
     adam_epsilon: float = _flag(1e-6, "Adam's epsilon (README).")
-    weight_decay: float = _flag(
-        0.01, "Decoupled weight decay, not on biases and norms (README: 0.01 on all weights)."
-    )
+    weight_decay: float = _flag(0.01, "Decoupled weight decay, see weight_decay_on_all (README: 0.01).")
     max_grad_norm: float = _flag(1.0, "Norm to which gradients are clipped (README).")
     save_steps: float = _flag(
         5000, "Optimiser steps between checkpoints (README); below 1 a share of all steps."
     )
     dataloader_drop_last: bool = _flag(
         True, "Drop an incomplete last batch: ranks must gather equally many keys."
+    )
+    logging_nan_inf_filter: bool = _flag(
+        False,
+        "Leave losses that are no numbers out of the logged mean. Off: the check would make the host wait "
+        "for the device at every step, and hide that a run has diverged.",
     )
     remove_unused_columns: bool = _flag(
         False, "Must stay off: the parts of a joint batch are no arguments of forward."
@@ -438,6 +483,7 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
         }
         _at_least(0, **weights, eval_layer=self.eval_layer)
         _at_least(1, eval_max_pairs=self.eval_max_pairs, max_steps=self.max_steps)
+        _at_least(1, tokens_per_device=self.tokens_per_device)
         if not any(weights.values()):
             raise ValueError(
                 f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."
@@ -446,7 +492,18 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
             raise ValueError(
                 "remove_unused_columns is true, which would drop every part of a joint batch; leave it false."
             )
+        if self.recompute_layers is not None:
+            parse_layers(self.recompute_layers)
+        if self.accelerator_config is None:
+            # Else the host would wait for each batch to arrive, though it is copied from pinned memory.
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
+        # Known only now: transformers has an older name for it.
+        if self.recompute_layers is not None and self.activation_checkpointing:
+            raise ValueError(
+                f"recompute_layers is {self.recompute_layers} and activation_checkpointing (or its older "
+                "name, gradient_checkpointing) is on, which recomputes all layers; give one or the other."
+            )
         self._warn_of_endless_warmup()
 
     def _warn_of_endless_warmup(self) -> None:

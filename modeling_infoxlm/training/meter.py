@@ -1,13 +1,15 @@
 """Running means of losses and metrics between two log entries; on the device, so no step waits for them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from modeling_infoxlm.objectives import LossOutput
+from modeling_infoxlm.training.micro_batches import kept_lengths
 
 # Below this spread of normalised vectors (1 = random
 # directions, 0 = all equal) sentences can hardly be told apart.
@@ -33,7 +35,8 @@ class LossMeter:
     def add(self, losses: Mapping[str, LossOutput]) -> None:
         """Add the losses of one micro-batch; metrics are weighted by its number of items."""
         for name, loss in losses.items():
-            self._add(f"{name}/items", loss.loss_sum.new_tensor(loss.num_items))
+            # Filled on the device: a number that is copied there would make the host wait.
+            self._add(f"{name}/items", loss.loss_sum.new_full((), loss.num_items))
             self._add(f"loss/{name}", loss.loss_sum.detach())
             for metric, value in loss.metrics.items():
                 self._add(f"{name}/{metric}", value * loss.num_items)
@@ -71,6 +74,65 @@ class LossMeter:
                 logs[key] = sums[key] / max(items, 1)
             log_candidates = logs.pop(f"{name}/log_candidates", self._log_vocab)
             logs[f"information/{name}"] = log_candidates - logs[f"loss/{name}"]
+        return logs
+
+
+class LengthMeter:
+    """How long sequences were and how batches were cut since the last log entry; counted on the host."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._largest: dict[str, float] = {}
+
+    def add(self, micro_batches: Sequence[Mapping[str, Any]]) -> None:
+        """Count the micro-batches that one batch of this device was cut into."""
+        self._count("batches", 1)
+        self._count("micro_batches", len(micro_batches))
+        for micro_batch in micro_batches:
+            lengths = {name: kept_lengths(part) for name, part in micro_batch.items()}
+            for name, values in lengths.items():
+                self._count(f"{name}/sequences", len(values))
+                self._count(f"{name}/tokens", sum(values))
+                self._raise(f"length/{name}_longest", max(values))
+            self._raise("micro_batch_tokens", sum(sum(values) for values in lengths.values()))
+
+    def _count(self, key: str, value: float) -> None:
+        self._sums[key] = self._sums.get(key, 0.0) + value
+
+    def _raise(self, key: str, value: float) -> None:
+        self._largest[key] = max(self._largest.get(key, 0.0), value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Counts so far, for a resumed run."""
+        counts = {f"sum.{key}": value for key, value in self._sums.items()}
+        counts |= {f"largest.{key}": value for key, value in self._largest.items()}
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state_dict()`."""
+        values = {key: value.item() for key, value in state.items()}
+        self._sums = {key[4:]: value for key, value in values.items() if key.startswith("sum.")}
+        self._largest = {key[8:]: value for key, value in values.items() if key.startswith("largest.")}
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the statistics of all ranks since the last call, and begin anew.
+
+        Returns:
+            `length/<objective>` and `length/<objective>_longest`, mean and longest sequence in tokens (of the
+            query side for the contrast); `micro_batches`, the mean number that a batch was cut into;
+            `micro_batch_tokens`, the tokens of the largest one, keys not counted.
+        """
+        if not self._sums:
+            return {}
+        sums, largest = sorted(self._sums), sorted(self._largest)
+        values = [self._sums[key] for key in sums] + [self._largest[key] for key in largest]
+        ranks = accelerator.gather(torch.tensor([values], dtype=torch.float64, device=accelerator.device))
+        totals = dict(zip(sums, ranks.sum(dim=0).tolist(), strict=False))
+        logs = dict(zip(largest, ranks.amax(dim=0).tolist()[len(sums) :], strict=True))
+        for name in [key.removesuffix("/tokens") for key in sums if key.endswith("/tokens")]:
+            logs[f"length/{name}"] = totals[f"{name}/tokens"] / totals[f"{name}/sequences"]
+        logs["micro_batches"] = totals["micro_batches"] / totals["batches"]
+        self._sums, self._largest = {}, {}
         return logs
 
 

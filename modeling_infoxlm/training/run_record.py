@@ -46,8 +46,8 @@ _SECRET = re.compile(r"hf_[\w.\-]{8,}")
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
     "seed learning_rate lr_scheduler_type warmup_steps max_steps "
-    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm lr_scheduler_kwargs optim_args "
-    "bf16 fp16 mlm_weight tlm_weight xlco_weight loss_normalization"
+    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay weight_decay_on_all max_grad_norm "
+    "lr_scheduler_kwargs optim_args bf16 fp16 mlm_weight tlm_weight xlco_weight loss_normalization"
 ).split()
 
 

@@ -34,8 +34,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Save and stop if a signal has come to any rank: all must agree on the step."""
-        received = torch.tensor(self.received or 0, device=args.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            received = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
             # A signal that came to this rank meanwhile is met at the next step.
             self.received = int(received) or self.received

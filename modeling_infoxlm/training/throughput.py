@@ -5,8 +5,9 @@ Work is counted in tokens and floating point operations; what the machine could 
 Shapes: D hidden, F intermediate, V vocabulary, Q queue.
 """
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,3 +82,34 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, *, size: int = 2048, s
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Speedometer:
+    """Tokens and useful floating point operations per second since the last log entry."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._tokens, self._flops, self._start = 0, 0.0, time.perf_counter()
+
+    def add(self, tokens: int, flops: float) -> None:
+        """Count a micro-batch."""
+        self._tokens += tokens
+        self._flops += flops
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out: evaluation is no training."""
+        begun = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begun
+
+    def pop(self, num_processes: int, peak: float | None) -> dict[str, float]:
+        """Return `tokens_per_second` of all ranks and `mfu`, the share of the matmul peak; begin anew."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        logs = {"tokens_per_second": num_processes * self._tokens / seconds}
+        if peak is not None:
+            logs["mfu"] = self._flops / seconds / peak
+        self._restart()
+        return logs

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +23,11 @@ from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
 from modeling_infoxlm.objectives import combine_losses
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
-from modeling_infoxlm.training.meter import ContrastAlarm, LossMeter
-from modeling_infoxlm.training.throughput import count_tokens, useful_flops
+from modeling_infoxlm.training.layers import compile_layers, recompute_layers
+from modeling_infoxlm.training.meter import ContrastAlarm, LengthMeter, LossMeter
+from modeling_infoxlm.training.micro_batches import describe_split, split_batch
+from modeling_infoxlm.training.optimizer import clip_in_step, divides_gradients, gradient_norm
+from modeling_infoxlm.training.throughput import Speedometer, count_tokens, useful_flops
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ class InfoXLMTrainer(Trainer):
         kwargs: Further arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: If the run is sharded (FSDP, DeepSpeed ZeRO-3) or uses DataParallel: neither is supported.
+        ValueError: If the run is sharded (FSDP, DeepSpeed ZeRO-3) or uses DataParallel: neither is supported;
+            or if layers are to be recomputed that the model does not have.
     """
 
     args: PretrainingArguments
@@ -76,6 +79,10 @@ class InfoXLMTrainer(Trainer):
     ) -> None:
         self.objectives = tuple(train_dataset.streams)
         model.freeze_unused(self.objectives)
+        if args.recompute_layers is not None:
+            recompute_layers(model, args.recompute_layers)
+        if args.compile_layers:
+            compile_layers(model)
         kwargs.setdefault("data_collator", PretrainingCollator())
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or args.n_gpu > 1:
@@ -90,6 +97,7 @@ class InfoXLMTrainer(Trainer):
         self.evaluator = evaluator
         self.matmul_peak = matmul_peak
         self.meter = LossMeter(model.config.vocab_size)
+        self.lengths = LengthMeter()
         self.momentum_encoder: MomentumEncoder | None = None
         self.queue: KeyQueue | None = None
         self._momentum_at = momentum_schedule(
@@ -99,10 +107,12 @@ class InfoXLMTrainer(Trainer):
             warmup_steps=contrast.momentum_warmup_steps,
             exponent=contrast.momentum_exponent,
         )
-        self._new_keys: list[Tensor] = []
+        self._batch_keys: list[Tensor] = []  # of the batch under way, one tensor a micro-batch
+        self._new_keys: list[Tensor] = []  # waiting to be enqueued, one tensor a batch
         self._restored: dict[str, Tensor] = {}
         self._staging: str | None = None
-        self._speed = _Speedometer()
+        self._announced = False
+        self._speed = Speedometer()
         self._alarm = ContrastAlarm()
         self.add_callback(_AfterOptimizerStep(self))
 
@@ -138,22 +148,59 @@ class InfoXLMTrainer(Trainer):
             with self.accelerator.autocast():
                 keys = encoder.encode(inputs["xlco"]["key"])
             negatives = queue.negatives()
-            self._new_keys.append(keys)
+            self._batch_keys.append(keys)
         losses = model(inputs, keys=keys, negatives=negatives)
         self.meter.add(losses)
         self._speed.add(count_tokens(inputs), self.floating_point_ops(inputs))
         loss = combine_losses(losses, num_items_in_batch, self.joint_weights, self.args.loss_normalization)
         # DDP averages gradients over ranks; the loss is a sum over them.
-        return loss * self.accelerator.num_processes
+        return loss * self.accelerator.num_processes + self._touch_the_rest(inputs)
+
+    def _touch_the_rest(self, inputs: Mapping[str, Any]) -> float | Tensor:
+        """0 with a gradient for what only the contrast trains, where the micro-batch has none.
+
+        DDP exchanges gradients in one backward pass and waits for every parameter in it. What a micro-batch
+        with a masked objective does not reach by itself is the projection of the contrast, one matrix.
+        """
+        if not self.accelerator.use_distributed or "xlco" not in self.objectives or "xlco" in inputs:
+            return 0.0
+        projection = self._plain_model().objectives["xlco"].parameters()
+        return sum(0.0 * value.sum() for value in projection)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward, backward, then enqueue: the loss keeps a view of the queue, so no write comes before."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward of each micro-batch, then enqueue.
+
+        The loss keeps a view of the queue, so no write comes before. The keys of the batch enter together, in
+        its order: how it was cut leaves no trace.
+        """
+        micro_batches = self._micro_batches(inputs)
+        losses = []
+        for i, micro_batch in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, micro_batch, num_items_in_batch))
+        if self._batch_keys:
+            self._new_keys.append(torch.cat(self._batch_keys))
+            self._batch_keys.clear()
         if self.contrast.xlco_enqueue == "microbatch" or self.accelerator.sync_gradients:
             self._enqueue_new_keys()
-        return loss
+        return torch.stack(losses).sum()
+
+    def _micro_batches(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        config = self._plain_model().config
+        micro_batches = split_batch(
+            inputs,
+            tokens_per_device=self.args.tokens_per_device,
+            by_objective=self.args.objective_backward == "sequential",
+            whole_contrast=config.xlco_in_batch_negatives or config.xlco_symmetric,
+        )
+        self.lengths.add(micro_batches)
+        if not self._announced and self.args.should_log:
+            logger.info("the first batch of a device: %s.", describe_split(micro_batches))
+        self._announced = True
+        return micro_batches
 
     def _enqueue_new_keys(self) -> None:
         """Enqueue the keys of all ranks, in the order of one process with the whole batch."""
@@ -166,13 +213,31 @@ class InfoXLMTrainer(Trainer):
         if self.momentum_encoder is not None and not self.accelerator.optimizer_step_was_skipped:
             self.momentum_encoder.update(self._plain_model(), self._momentum_at(self.state.global_step + 1))
 
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Norm of all gradients; the fused optimiser is told to clip, others get clipped gradients."""
+        optimizer = cast(Any, self.optimizer).optimizer  # what accelerate has wrapped
+        if self.accelerator.scaler is not None or not divides_gradients(optimizer):
+            clipped: Tensor = super()._clip_grad_norm(model)
+            return clipped
+        norm = gradient_norm(model.parameters())
+        clip_in_step(optimizer, norm, self.args.max_grad_norm)
+        return norm
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weights that decay: not biases and norms, unless all are asked for."""
+        if self.args.weight_decay_on_all:
+            return [name for name, _ in model.named_parameters()]
+        names: list[str] = super().get_decay_parameter_names(model)
+        return names
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Items of each objective, by name, over the micro-batches of this update and all ranks."""
         counts = [0] * len(self.objectives)
         for batch in batch_samples:
             for i, name in enumerate(self.objectives):
                 counts[i] += len(batch[name]["query"]["lengths"] if name == "xlco" else batch[name]["labels"])
-        total = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float64).to(device), reduction="sum")
+        local = torch.tensor(counts, dtype=torch.float64).to(device, non_blocking=True)
+        total = self.accelerator.reduce(local, reduction="sum")
         return dict(zip(self.objectives, total.float(), strict=True))
 
     # --- momentum encoder and queue -------------------------------------------------------------------------
@@ -257,6 +322,7 @@ class InfoXLMTrainer(Trainer):
         """Add the losses, metrics and speed since the last entry to the Trainer's own training logs."""
         if "loss" in logs:
             logs.update(self.meter.pop(self.accelerator))
+            logs.update(self.lengths.pop(self.accelerator))
             if self.queue is not None:
                 logs["xlco/queue_filled"] = self.queue.num_filled / self.queue.size
                 logs["xlco/momentum"] = self._momentum_at(self.state.global_step)
@@ -367,6 +433,7 @@ class InfoXLMTrainer(Trainer):
     def _save_momentum_state(self, path: Path) -> None:
         """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""
         state = {f"meter.{name}": value for name, value in self.meter.state_dict().items()}
+        state |= {f"lengths.{name}": value for name, value in self.lengths.state_dict().items()}
         state["log.loss"] = self._tr_loss.double()
         state["log.last_step"] = torch.tensor(self._globalstep_last_logged)
         if self.momentum_encoder is not None and self.queue is not None:
@@ -384,6 +451,7 @@ class InfoXLMTrainer(Trainer):
             self.momentum_encoder.load_state_dict(_with_prefix(state, "momentum."))
             self.queue.load_state_dict(_with_prefix(state, "queue."))
         self.meter.load_state_dict(_with_prefix(state, "meter."))
+        self.lengths.load_state_dict(_with_prefix(state, "lengths."))
         self._restored = _with_prefix(state, "log.")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -398,7 +466,7 @@ class InfoXLMTrainer(Trainer):
             self._tr_loss += self._restored["loss"].to(self._tr_loss)
             self._globalstep_last_logged = int(self._restored["last_step"])
             self._restored = {}
-        self._speed = _Speedometer()
+        self._speed = Speedometer()
 
 
 class _AfterOptimizerStep(TrainerCallback):
@@ -428,37 +496,6 @@ class _ConsecutiveBatches(Sampler[Sequence[int]]):
     def __iter__(self) -> Iterator[Sequence[int]]:
         for first in range(0, len(self) * self.batch_size, self.batch_size):
             yield range(first, first + self.batch_size)
-
-
-class _Speedometer:
-    """Tokens and useful floating point operations per second since the last log entry."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self._tokens, self._flops, self._start = 0, 0.0, time.perf_counter()
-
-    def add(self, tokens: int, flops: float) -> None:
-        """Count a micro-batch."""
-        self._tokens += tokens
-        self._flops += flops
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time of the block out: evaluation is no training."""
-        begun = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - begun
-
-    def pop(self, num_processes: int, peak: float | None) -> dict[str, float]:
-        """Return `tokens_per_second` of all ranks and `mfu`, the share of the matmul peak; begin anew."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        logs = {"tokens_per_second": num_processes * self._tokens / seconds}
-        if peak is not None:
-            logs["mfu"] = self._flops / seconds / peak
-        self._restart()
-        return logs
 
 
 def _publish(staged: Path, final: Path) -> None:

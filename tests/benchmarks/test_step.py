@@ -21,7 +21,6 @@ from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import PretrainingCollator
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.objectives import combine_losses
-from modeling_infoxlm.training.arguments import ContrastArguments
 
 TINY = Workload(
     geometry="tiny",

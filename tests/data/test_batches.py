@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader
 
 from modeling_infoxlm.data.batches import (
     JointDataset,
-    PackedRows,
     PretrainingCollator,
     StreamSettings,
-    add_special_tokens,
     gather,
 )
 from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import Corpus, PairStore, SpecialTokens, TokenStore, TokenStoreWriter
 
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=999, vocab_size=1000, all_ids=(0, 1, 2, 3, 999))
@@ -118,15 +117,18 @@ def flatten(batch: dict[str, Any]) -> dict[str, list[int]]:
 # ---- the pieces
 
 
-def test_add_special_tokens_to_one_and_two_pieces() -> None:
+def test_special_tokens_round_one_and_two_pieces() -> None:
     """One separator between two sentences, none doubled, also round an empty piece."""
     pieces = PackedRows(np.array([5, 6, 7, 8], dtype=np.uint32), np.array([2, 1, 0, 1]))
-    one = add_special_tokens(pieces, 1, SPECIAL)
+    one = join_pieces(pieces, np.ones(4, dtype=np.int64), SPECIAL)
     assert one.tokens.tolist() == [0, 5, 6, 2, 0, 7, 2, 0, 2, 0, 8, 2]
     assert one.lengths.tolist() == [4, 3, 2, 3]
-    two = add_special_tokens(pieces, 2, SPECIAL)
+    two = join_pieces(pieces, np.array([2, 2]), SPECIAL)
     assert two.tokens.tolist() == [0, 5, 6, 2, 7, 2, 0, 2, 8, 2]
     assert two.lengths.tolist() == [6, 4]
+    ragged = join_pieces(pieces, np.array([1, 3]), SPECIAL)
+    assert ragged.tokens.tolist() == [0, 5, 6, 2, 0, 7, 2, 2, 8, 2]
+    assert ragged.lengths.tolist() == [4, 6]
     assert pieces.lengths.tolist() == [2, 1, 0, 1]
 
 
@@ -362,12 +364,31 @@ def test_collated_batch_has_the_documented_form(dataset: JointDataset) -> None:
     batch = PretrainingCollator()(dataset.__getitems__([0, 1]))
     assert list(batch) == ["mlm", "tlm", "xlco"]
     for part in (batch["mlm"], batch["tlm"]):
-        assert set(part) == {"input_ids", "lengths", "masked_rows", "labels"}
+        assert set(part) == {"input_ids", "lengths", "masked_rows", "masked_lengths", "labels"}
         assert part["input_ids"].dtype == part["masked_rows"].dtype == part["labels"].dtype == torch.int64
         assert part["masked_rows"].shape == part["labels"].shape
+        assert all(type(count) is int for count in part["masked_lengths"])
+        assert part["masked_lengths"] == count_rows(part)
     for part in (batch["mlm"], batch["tlm"], batch["xlco"]["query"], batch["xlco"]["key"]):
         assert all(type(length) is int for length in part["lengths"])
         assert sum(part["lengths"]) == len(part["input_ids"])
+
+
+def count_rows(part: dict[str, Any]) -> list[int]:
+    """How many of the masked rows of a collated part lie in each of its sequences."""
+    ends = np.cumsum(part["lengths"])
+    rows = part["masked_rows"].numpy()
+    pairs = zip(ends, part["lengths"], strict=True)
+    return [int(((rows >= end - length) & (rows < end)).sum()) for end, length in pairs]
+
+
+def test_masked_lengths_survive_the_joining_of_items(dataset: JointDataset) -> None:
+    """Counts of several packed items stand in item order, like lengths and rows."""
+    batch = PretrainingCollator()([dataset[item] for item in (7, 3, 9)])
+    for part in (batch["mlm"], batch["tlm"]):
+        assert len(part["masked_lengths"]) == len(part["lengths"])
+        assert part["masked_lengths"] == count_rows(part)
+        assert sum(part["masked_lengths"]) == len(part["labels"])
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_infoxlm.data.masking import MAX_SEQUENCE_LENGTH, Masked, concatenate_ranges, mask_tokens
+from modeling_infoxlm.data import masking
+from modeling_infoxlm.data.masking import MAX_SEQUENCE_LENGTH, Masked, mask_tokens
+from modeling_infoxlm.data.ragged import concatenate_ranges
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
 from modeling_infoxlm.data.shards import SpecialTokens
 
@@ -39,6 +41,38 @@ def test_concatenate_ranges() -> None:
     assert concatenate_ranges(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
 
 
+def lowest_tickets(sequence: list[int], key: int, count: int) -> list[int]:
+    """What is to be chosen, by sorting every ticket."""
+    position = np.arange(len(sequence))
+    random = random64(hash64(np.array([key], dtype=np.uint64), "position"), position) >> 36
+    allowed = [i for i, token in enumerate(sequence) if token not in SPECIAL.all_ids]
+    return sorted(sorted(allowed, key=lambda i: (int(random[i]), i))[:count])
+
+
+@settings(deadline=None)
+@given(sequences=BATCHES, seed=st.integers(0, 2**32), probability=PROBABILITIES)
+@pytest.mark.parametrize("narrow", [False, True], ids=["", "bands too narrow"])
+@pytest.mark.parametrize("chunk", [1, 30, 1 << 16])
+def test_the_lowest_tickets_are_chosen(
+    chunk: int, narrow: bool, sequences: list[list[int]], seed: int, probability: float
+) -> None:
+    """However the tokens are cut into chunks, and where the guess of the limit was bad."""
+    keys = hash64(seed, np.arange(len(sequences)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masking, "CHUNK_TOKENS", chunk)
+        if narrow:
+            patch.setattr(masking, "_bands", lambda limit, *_: (limit.copy(), limit.copy()))
+        masked = mask(sequences, keys, probability=probability)
+    starts = np.cumsum([0, *map(len, sequences)])
+    expected = [
+        starts[i] + place
+        for i, (sequence, key) in enumerate(zip(sequences, keys.tolist(), strict=True))
+        for place in lowest_tickets(sequence, key, int(masked.counts[i]))
+    ]
+    assert masked.rows.tolist() == expected
+    assert len(masked.counts) == len(sequences)
+
+
 @settings(deadline=None)
 @given(sequences=BATCHES, seed=st.integers(0, 2**32), probability=PROBABILITIES)
 def test_only_chosen_ordinary_positions_change(
@@ -64,13 +98,14 @@ def test_number_chosen_is_the_rounded_share(
 ) -> None:
     """floor(p m + u) for each sequence, u from its own key: never two more or less than the share."""
     keys = hash64(seed, np.arange(len(sequences)))
-    rows = mask(sequences, keys, probability=probability).rows
+    masked = mask(sequences, keys, probability=probability)
+    rows = masked.rows
     ends = np.cumsum([len(sequence) for sequence in sequences])
     draws = uniform(hash64(keys, "count"))
-    for sequence, end, draw in zip(sequences, ends, draws, strict=True):
+    for sequence, end, draw, count in zip(sequences, ends, draws, masked.counts, strict=True):
         num_ordinary = sum(token in ORDINARY for token in sequence)
         num_chosen = np.sum((rows >= end - len(sequence)) & (rows < end))
-        assert num_chosen == int(np.floor(probability * num_ordinary + draw))
+        assert num_chosen == count == int(np.floor(probability * num_ordinary + draw))
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from modeling_infoxlm.data import shards
 from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.shards import Corpus, TokenStore, TokenStoreWriter
 
 SEQUENCES = [[5, 6, 7], [], [2**32 - 1], [8, 9], [10]]
@@ -80,14 +81,13 @@ def test_store_travels_to_workers_as_paths_only(store: TokenStore) -> None:
     assert [pickle.loads(pickled)[i].tolist() for i in range(5)] == SEQUENCES
 
 
-def test_writer_takes_arrays_and_flushes_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_FLUSH_TOKENS", 4)
+def test_writer_takes_arrays_and_many_sequences_at_once(tmp_path: Path) -> None:
     with TokenStoreWriter(tmp_path / "x") as writer:
-        for start in range(0, 30, 3):
-            writer.append(np.arange(start, start + 3))
-        assert (len(writer), writer.num_tokens) == (10, 30)
+        writer.append(np.arange(3))
+        writer.extend(PackedRows(np.arange(3, 10, dtype=np.uint32), np.array([4, 0, 3])))
+        assert (len(writer), writer.num_tokens) == (4, 10)
     store = TokenStore([tmp_path / "x"])
-    assert store.gather(np.arange(10))[0].tolist() == list(range(30))
+    assert [store[index].tolist() for index in range(4)] == [[0, 1, 2], [3, 4, 5, 6], [], [7, 8, 9]]
 
 
 def test_nothing_is_visible_before_the_end_and_nothing_left_after_an_error(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Two processes, or two accumulated micro-batches, must train as one process with the whole batch does."""
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,9 @@ def run(folder: Path, *flags: str, processes: int = 1) -> dict[str, torch.Tensor
         **load_file(checkpoint / "model.safetensors"),
         **load_file(checkpoint / "momentum_state.safetensors"),
     }
-    return {name: value for name, value in state.items() if not name.startswith(("meter.", "log."))}
+    return {
+        name: value for name, value in state.items() if not name.startswith(("meter.", "lengths.", "log."))
+    }
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -51,26 +55,62 @@ CASES = {
 IN_BATCH = {"in batch": ("--xlco_in_batch_negatives", "true", "--xlco_symmetric", "true")}
 
 
+# How each rank cuts its batch; one of them cuts more often than the other.
+CUTS = {
+    "budget": ("--tokens_per_device", "40"),
+    "sequential with a budget": ("--objective_backward", "sequential", "--tokens_per_device", "30"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, torch.Tensor]]:
+    """What one process with the whole batch trains in each case."""
+
+    @functools.cache
+    def state(case: str) -> dict[str, torch.Tensor]:
+        flags = (*OPTIMISER, *(CASES | IN_BATCH)[case])
+        return run(tmp_path_factory.mktemp("one"), "--per_device_train_batch_size", "8", *flags)
+
+    return state
+
+
 @pytest.mark.parametrize("case", [*CASES, *IN_BATCH])
-def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
+def test_two_processes_equal_one(
+    tmp_path: Path, case: str, one_process: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
     flags = (*OPTIMISER, *(CASES | IN_BATCH)[case])
-    two = run(tmp_path / "two", "--per_device_train_batch_size", "4", *flags, processes=2)
-    one = run(tmp_path / "one", "--per_device_train_batch_size", "8", *flags)
-    assert largest_difference(two, one) < TOLERANCE
+    two = run(tmp_path, "--per_device_train_batch_size", "4", *flags, processes=2)
+    assert largest_difference(two, one_process(case)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "case, cut",
+    [("default", "budget"), ("default", "sequential with a budget"), ("in batch", "budget")],
+)
+def test_two_processes_that_cut_their_batches_equal_one_that_does_not(
+    tmp_path: Path, case: str, cut: str, one_process: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
+    items = ("--per_device_train_batch_size", "4")
+    if case == "default":
+        items = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    two = run(tmp_path, *items, *CUTS[cut], *OPTIMISER, *(CASES | IN_BATCH)[case], processes=2)
+    assert largest_difference(two, one_process(case)) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_accumulation_equals_one_batch(tmp_path: Path, case: str) -> None:
-    flags = (*OPTIMISER, *CASES[case])
+def test_accumulation_equals_one_batch(
+    tmp_path: Path, case: str, one_process: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
     halves = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
-    two = run(tmp_path / "two", *halves, *flags)
-    one = run(tmp_path / "one", "--per_device_train_batch_size", "8", *flags)
-    assert largest_difference(two, one) < TOLERANCE
+    two = run(tmp_path, *halves, *OPTIMISER, *CASES[case])
+    assert largest_difference(two, one_process(case)) < TOLERANCE
 
 
-def test_training_changes_the_model(tmp_path: Path) -> None:
+def test_training_changes_the_model(
+    tmp_path: Path, one_process: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
     """Guard: the comparisons above would hold for a trainer that does nothing."""
     short = run(tmp_path / "short", "--per_device_train_batch_size", "8", *OPTIMISER, "--learning_rate", "0")
-    trained = run(tmp_path / "trained", "--per_device_train_batch_size", "8", *OPTIMISER)
+    trained = one_process("default")
     assert largest_difference(short, trained) > 1e-3
     assert trained["queue.num_filled"] == 24

@@ -23,11 +23,16 @@ def random_vectors(count: int, seed: int) -> torch.Tensor:
     return vectors * torch.rand(count, 1, generator=generator) * 100  # lengths must not matter
 
 
-@pytest.mark.parametrize("rows_per_chunk", [1, 7, 4096])
-def test_neighbours_are_those_of_the_highest_cosine(
-    monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int
-) -> None:
-    monkeypatch.setattr(mining, "ROWS_PER_CHUNK", rows_per_chunk)
+@pytest.fixture(params=[(1, 1), (7, 4), (6, 30), (1024, 4096)], ids=str)
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Rows and columns of a tile of scores."""
+    monkeypatch.setattr(mining, "TILE_ROWS", request.param[0])
+    monkeypatch.setattr(mining, "TILE_COLUMNS", request.param[1])
+    size: tuple[int, int] = request.param
+    return size
+
+
+def test_neighbours_are_those_of_the_highest_cosine(tile: tuple[int, int]) -> None:
     queries, candidates = random_vectors(20, 1), random_vectors(30, 2)
     expected = slow_neighbours(queries.double().numpy(), candidates.double().numpy())
     assert nearest_neighbours(queries, candidates).tolist() == expected
@@ -35,12 +40,31 @@ def test_neighbours_are_those_of_the_highest_cosine(
     assert by_product != expected  # the lengths of this data do matter to a dot product
 
 
-def test_the_first_of_equals_is_taken() -> None:
+def test_the_first_of_equals_is_taken(tile: tuple[int, int]) -> None:
     candidates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     assert nearest_neighbours(torch.tensor([[0.0, 3.0]]), candidates).tolist() == [1]
+    # Sentences 1 and 2 are the same on both sides, so 2 is never the first.
+    accuracy = retrieval_accuracy(candidates, candidates)
+    assert accuracy.source_to_target == accuracy.target_to_source == pytest.approx(2 / 3)
 
 
-def test_both_directions_against_the_slow_search() -> None:
+def test_no_more_than_a_tile_of_scores_is_there_at_once(
+    tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[torch.Size] = []
+    update = mining._Best.update
+
+    def spy(best: mining._Best, row: int, column: int, scores: torch.Tensor) -> None:
+        sizes.append(scores.shape)
+        update(best, row, column, scores)
+
+    monkeypatch.setattr(mining._Best, "update", spy)
+    nearest_neighbours(random_vectors(20, 1), random_vectors(30, 2))
+    assert all(rows <= tile[0] and columns <= tile[1] for rows, columns in sizes)
+    assert sum(rows * columns for rows, columns in sizes) == 20 * 30
+
+
+def test_both_directions_against_the_slow_search(tile: tuple[int, int]) -> None:
     source = random_vectors(40, 3)
     target = source + 0.8 * random_vectors(40, 4)
     forth = slow_neighbours(source.double().numpy(), target.double().numpy())
@@ -64,6 +88,10 @@ def test_translations_of_themselves_are_all_found() -> None:
     vectors = random_vectors(30, 5)
     assert retrieval_accuracy(vectors, -2 * -vectors).mean == 1.0
     assert retrieval_accuracy(vectors, vectors.roll(1, dims=0)).mean == 0.0
+
+
+def test_no_query() -> None:
+    assert nearest_neighbours(torch.zeros(0, 5), random_vectors(3, 1)).tolist() == []
 
 
 @pytest.mark.parametrize("rows", [(3, 4), (0, 0)])

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
+# Dropout draws numbers, and a batch is cut into several micro-batches: all of it must go on where it stopped.
+STEPS = ("--max_steps", "40", "--dropout", "0.1", "--tokens_per_device", "100")
 CLOCK = ("tokens_per_second", "mfu", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
@@ -53,7 +55,7 @@ def differing(one: dict[str, object], other: dict[str, object]) -> list[str]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("straight")
-    assert run(folder, "--max_steps", "40", "--dropout", "0.1") == 0
+    assert run(folder, *STEPS) == 0
     return state(folder, 40)
 
 
@@ -63,15 +65,14 @@ def test_killed_and_resumed_equals_straight(
 ) -> None:
     # Killed at step 27: what steps 20..26 did must leave no
     # trace. Steps are logged in threes: an entry spans the save.
-    assert run(tmp_path, "--max_steps", "40", "--dropout", "0.1", "--kill_after", "27") == -9
+    assert run(tmp_path, *STEPS, "--kill_after", "27") == -9
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20"]
-    resumed = ("--max_steps", "40", "--dropout", "0.1", "--dataloader_num_workers", workers)
-    assert run(tmp_path, *resumed) == 0
+    assert run(tmp_path, *STEPS, "--dataloader_num_workers", workers) == 0
     assert differing(state(tmp_path, 40), straight) == []
 
 
 def test_the_comparison_sees_a_difference(straight: dict[str, object], tmp_path: Path) -> None:
-    assert run(tmp_path, "--max_steps", "40", "--dropout", "0.1", "--momentum", "0.91") == 0
+    assert run(tmp_path, *STEPS, "--momentum", "0.91") == 0
     found = differing(state(tmp_path, 40), straight)
     assert "queue.keys" in found and "momentum.projection.weight" in found
 

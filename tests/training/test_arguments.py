@@ -110,6 +110,24 @@ def test_defaults_that_the_joint_batch_needs(pretraining):
     assert args.dataloader_drop_last is True
 
 
+def test_defaults_let_the_host_run_ahead_of_the_device(pretraining):
+    args = pretraining()
+    assert args.logging_nan_inf_filter is False
+    assert args.accelerator_config.non_blocking is True
+    # Nothing is pinned: a copy that does not wait would gain nothing, and transformers would warn of it.
+    assert pretraining(dataloader_pin_memory=False).accelerator_config.non_blocking is False
+    assert pretraining(accelerator_config={"even_batches": False}).accelerator_config.non_blocking is False
+
+
+@pytest.mark.parametrize("written, layers", [("1-6", "1-6"), ("6", "6"), ("all", "all")])
+def test_layers_to_recompute_arrive_from_a_recipe(tmp_path, written, layers):
+    (tmp_path / "run.yaml").write_text(
+        f"recompute_layers: {written}\nuse_cpu: true\noutput_dir: {tmp_path}\n"
+    )
+    (args,) = parse_args_with_config([PretrainingArguments], ["--config", str(tmp_path / "run.yaml")])
+    assert args.recompute_layers == layers
+
+
 def test_every_field_of_ours_is_explained():
     ours = {field.name for field in fields(PretrainingArguments)} - {
         field.name for field in fields(TrainingArguments)
@@ -268,6 +286,17 @@ def test_bad_value_is_named(build, message):
         ({"eval_layer": -1}, "eval_layer must be at least 0, found -1."),
         ({"eval_max_pairs": 0}, "eval_max_pairs must be at least 1, found 0."),
         ({"remove_unused_columns": True}, "remove_unused_columns is true"),
+        (
+            {"recompute_layers": "0"},
+            "recompute_layers must be a range such as 1-6, one layer such as 6, or all",
+        ),
+        ({"recompute_layers": "6-1"}, "counted from 1; found '6-1'."),
+        ({"recompute_layers": "1,2"}, "counted from 1; found '1,2'."),
+        (
+            {"recompute_layers": "1-6", "activation_checkpointing": True},
+            "recompute_layers is 1-6 and activation_checkpointing (or its older name, gradient_chec",
+        ),
+        ({"recompute_layers": "1-6", "gradient_checkpointing": True}, "give one or the other"),
     ],
 )
 def test_bad_training_value_is_named(pretraining, values, message):

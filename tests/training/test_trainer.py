@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_run import tiny_corpus, tiny_model
-from transformers import AutoModel, TrainerCallback, XLMRobertaForMaskedLM
+from transformers import AutoModel, Trainer, TrainerCallback, XLMRobertaForMaskedLM
 
 import modeling_infoxlm  # noqa: F401  # registers the auto classes
 from modeling_infoxlm import InfoXLMForPreTraining
@@ -23,7 +23,7 @@ from modeling_infoxlm.hub.export import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
-from modeling_infoxlm.training.throughput import count_tokens
+from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 ALL = ("mlm", "tlm", "xlco")
@@ -293,6 +293,151 @@ def test_logged_loss_is_the_weighted_mean_over_the_whole_batch(
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+class Gradients(TrainerCallback):
+    """Keeps the gradients that the optimiser gets, of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        named = model.named_parameters()
+        self.steps.append({name: value.grad.clone() for name, value in named if value.grad is not None})
+
+
+CUTS = {
+    "sequential": {"objective_backward": "sequential"},
+    "budget": {"tokens_per_device": 100},
+    "one sequence each": {"tokens_per_device": 1},
+    "sequential with a budget": {"objective_backward": "sequential", "tokens_per_device": 40},
+    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "accumulated with a budget": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "tokens_per_device": 60,
+    },
+}
+IN_BATCH = {"xlco_in_batch_negatives": True, "xlco_symmetric": True}
+
+
+@pytest.mark.parametrize(
+    "definition, cut",
+    [*(({}, name) for name in CUTS), *((IN_BATCH, name) for name in CUTS if "accumulated" not in name)],
+)
+@pytest.mark.parametrize("rule", ["per_objective", "per_item"])
+def test_however_a_batch_is_cut_loss_gradients_and_keys_are_the_same(
+    make: Callable[..., InfoXLMTrainer], definition: dict[str, bool], cut: str, rule: str
+) -> None:
+    contrast = {"queue_prefill": True, "momentum": 0.5}
+    runs = []
+    for folder, values in (("merged", {}), ("cut", CUTS[cut])):
+        gradients = Gradients()
+        # Without a step of the optimiser the second batch meets the same weights: no rounding is amplified.
+        given = {"per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 0.0, **values}
+        trainer = make(
+            # Fresh vectors are nearly equal; differences of what is nearly equal would be rounding.
+            model=tiny_model(initializer_range=0.1, **definition),
+            contrast=contrast,
+            folder=folder,
+            callbacks=[gradients],
+            loss_normalization=rule,
+            **given,
+        )
+        trainer.train()
+        runs.append((trainer, gradients))
+    (merged, expected), (other, found) = runs
+    for one, two in zip(expected.steps, found.steps, strict=True):
+        assert one.keys() == two.keys()
+        norms = torch.stack([value.norm() for value in one.values()])
+        errors = torch.stack([(two[name] - value).norm() for name, value in one.items()])
+        assert norms.norm() > 0.1 and errors.norm() < 1e-5 * norms.norm()
+        # One by one too: a small one could hide behind the others. A key's bias has rounding alone.
+        assert (errors < 1e-4 * norms + 1e-6 * norms.norm()).all()
+    torch.testing.assert_close(other.queue.keys, merged.queue.keys, rtol=1e-5, atol=1e-6)
+    assert (other.queue.cursor, other.queue.num_filled) == (merged.queue.cursor, merged.queue.num_filled)
+    logs = [[e for e in trainer.state.log_history if "loss/xlco" in e] for trainer in (merged, other)]
+    same_logs = {"loss", "grad_norm", "loss/mlm", "loss/tlm", "loss/xlco", "xlco/accuracy", "xlco/key_norm"}
+    same_logs |= {"information/mlm", "information/tlm", "information/xlco", "xlco/queue_norm"}
+    same_logs |= {"length/mlm", "length/tlm_longest", "length/xlco"}
+    for one, two in zip(*logs, strict=True):
+        assert {n: two[n] for n in same_logs} == pytest.approx(
+            {n: one[n] for n in same_logs}, rel=1e-5, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.05, 1e3])
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
+def test_clipping_in_the_step_trains_what_clipping_before_it_does(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch, optim: str, max_grad_norm: float
+) -> None:
+    given = {"max_steps": 3, "max_grad_norm": max_grad_norm, "optim": optim}
+    # Adam divides by the root of the second moment; a large epsilon keeps it from amplifying rounding.
+    found = make(folder="found", adam_epsilon=1e-3, **given)
+    found.train()
+    monkeypatch.setattr(InfoXLMTrainer, "_clip_grad_norm", Trainer._clip_grad_norm)
+    expected = make(folder="expected", adam_epsilon=1e-3, **given)
+    expected.train()
+    for name, value in expected.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    norms = [[e["grad_norm"] for e in t.state.log_history if "loss" in e] for t in (found, expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    assert norms[0][0] > 0.1  # before clipping, as the Trainer logs it
+    assert bool(found.optimizer.optimizer.param_groups[0]["fused"]) == (optim == "adamw_torch_fused")
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_weight_decay_is_on_matrices_unless_on_all(
+    make: Callable[..., InfoXLMTrainer], everywhere: bool
+) -> None:
+    trainer = make(weight_decay_on_all=everywhere, weight_decay=0.01)
+    decay = {}
+    for group in trainer.create_optimizer().param_groups:
+        decay |= dict.fromkeys(map(id, group["params"]), group["weight_decay"])
+    for name, value in trainer.model.named_parameters():
+        spared = name.endswith(".bias") or "norm" in name.lower()
+        assert decay[id(value)] == (0.01 if everywhere or not spared else 0.0), name
+
+
+def test_a_budget_bounds_what_the_model_sees(make: Callable[..., InfoXLMTrainer]) -> None:
+    trainer = make(per_device_train_batch_size=8, tokens_per_device=100)
+    seen: list[int] = []
+
+    def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        batch = args[0]
+        seen.append(sum(len(batch[name]["input_ids"]) for name in ("mlm", "tlm")))
+        seen[-1] += len(batch["xlco"]["query"]["input_ids"])
+
+    trainer.model.register_forward_pre_hook(look, with_kwargs=True)
+    trainer.train()
+    assert len(seen) > 3 and max(seen) <= 100
+    logs = trainer.state.log_history[0]
+    assert logs["micro_batches"] == len(seen) and logs["micro_batch_tokens"] == max(seen)
+
+
+def test_speed_is_counted_alike_however_a_batch_is_cut(
+    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work: list[tuple[int, float]] = []
+    monkeypatch.setattr(Speedometer, "add", lambda self, tokens, flops: work.append((tokens, flops)))
+    totals = []
+    for values in ({}, {"objective_backward": "sequential", "tokens_per_device": 30}):
+        trainer = make(per_device_train_batch_size=8, folder=f"out{len(totals)}", **values)
+        trainer.train()
+        totals.append((*np.sum(work, axis=0), trainer.state.total_flos))
+        work.clear()
+    assert totals[1] == pytest.approx(totals[0]) and totals[0][0] > 100
+
+
+def test_the_first_batch_is_described_once(
+    make: Callable[..., InfoXLMTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="modeling_infoxlm"):
+        make(max_steps=3, tokens_per_device=60).train()
+    lines = [
+        r.getMessage() for r in caplog.records if r.getMessage().startswith("the first batch of a device")
+    ]
+    assert len(lines) == 1 and "micro-batches of at most" in lines[0]
+
+
 def test_compute_loss_refuses_what_it_cannot_do(make: Callable[..., InfoXLMTrainer]) -> None:
     trainer = make()
     with pytest.raises(ValueError, match="needs num_items_in_batch and returns the loss alone"):
@@ -308,6 +453,9 @@ LOGGED = {
     *("information/mlm", "information/tlm", "information/xlco"),
     *("xlco/accuracy", "xlco/in_batch_accuracy", "xlco/query_std", "xlco/key_std"),
     *("xlco/key_norm", "xlco/queue_norm", "xlco/queue_filled", "xlco/momentum"),
+    *("length/mlm", "length/tlm", "length/xlco"),
+    *("length/mlm_longest", "length/tlm_longest", "length/xlco_longest"),
+    *("micro_batches", "micro_batch_tokens"),
     *("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"),
 }
 
@@ -333,7 +481,7 @@ def test_objectives_that_are_off_are_not_logged(make: Callable[..., InfoXLMTrain
     trainer = make(objectives=("tlm",))
     trainer.train()
     names = {name for name in trainer.state.log_history[0] if "/" in name}
-    assert names == {"loss/tlm", "information/tlm"}
+    assert names == {"loss/tlm", "information/tlm", "length/tlm", "length/tlm_longest"}
 
 
 def test_tokens_of_the_whole_run_are_counted(make: Callable[..., InfoXLMTrainer]) -> None:

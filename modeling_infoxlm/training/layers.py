@@ -1,0 +1,56 @@
+"""How the encoder's layers run in training: recomputed in the backward pass, or compiled."""
+
+import functools
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.training.arguments import parse_layers
+
+
+def recompute_layers(model: InfoXLMForPreTraining, layers: str) -> None:
+    """Have layers keep their input alone and run once more in the backward pass.
+
+    Gradients stay what they are, dropout included.
+
+    Args:
+        model: Model to train; changed in place. Its state stays as it is.
+        layers: `1-6`, `6` or `all`, counted from 1.
+
+    Raises:
+        ValueError: If the text is none of these, or the model has no such layer.
+    """
+    first, last = parse_layers(layers)
+    count = model.config.num_hidden_layers
+    last = count if last is None else last
+    if last > count:
+        raise ValueError(
+            f"recompute_layers is {layers} but the model has {count} layers; "
+            f"give layers from 1 to {count}, or all."
+        )
+    for layer in _layers(model)[first - 1 : last]:
+        layer.gradient_checkpointing = True
+        # The reentrant form would lose the gradients of a layer whose input needs none.
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def compile_layers(model: InfoXLMForPreTraining, **options: Any) -> None:
+    """Compile what each layer does apart from attention, in place, for any number of rows.
+
+    Attention over packed rows is left out: its groups change with every batch. Compiled with it, a layer was
+    seen to be compiled anew for each batch until torch gave up; without it, all layers share a few graphs
+    that serve every batch. Names of parameters stay; a copy of a compiled layer (the momentum encoder's) runs
+    uncompiled.
+
+    Args:
+        model: Model to train; changed in place.
+        options: Further arguments of `torch.compile`, such as `backend`.
+    """
+    for layer in _layers(model):
+        for module in (layer.attention.output, layer.intermediate, layer.output):
+            module.compile(dynamic=True, **options)
+
+
+def _layers(model: InfoXLMForPreTraining) -> list[Any]:
+    return list(model.roberta.encoder.layer)

@@ -1,0 +1,162 @@
+"""Cutting a device's joint batch into packed micro-batches, so that its memory is even and bounded.
+
+A batch is a number of examples, and that number defines the mathematics. How it is cut does not: objectives
+return sums, and the loss divides by counts of the whole global batch, so the gradients of the micro-batches
+add up to those of the batch. Nothing is truncated, padded or left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Batch = dict[str, Any]
+
+
+def split_batch(
+    batch: Batch, *, tokens_per_device: int | None, by_objective: bool, whole_contrast: bool = False
+) -> list[Batch]:
+    """Cut a joint batch between sequences, all parts together or one objective after another.
+
+    Cut together, each part gives a share to every micro-batch; a part with fewer sequences than there are
+    micro-batches gives to the last ones. So the last one has all parts: under DDP its backward pass is the
+    one that exchanges gradients. Where that cannot be, it has the masked objectives, whose backward pass
+    reaches all parameters but the projection of the contrast.
+
+    Args:
+        batch: Joint batch as `PretrainingCollator` makes it.
+        tokens_per_device: Most tokens in a micro-batch, those whose activations are kept: `mlm`, `tlm` and
+            the query side of `xlco` (keys need no gradient). A micro-batch is larger only if it is down to
+            one sequence of each part. None: no such cut.
+        by_objective: Objectives apart, `xlco` first: the least memory.
+        whole_contrast: Keep `xlco` in one micro-batch of its own, because the loss of each pair depends on
+            the others of the batch. It is the first: ranks meet in it, however often each of them cuts.
+
+    Returns:
+        Micro-batches; sequences stay in order. Tokens and labels are views of the batch.
+    """
+    whole = whole_contrast and (by_objective or tokens_per_device is not None) and "xlco" in batch
+    if by_objective:
+        groups = [{name: batch[name]} for name in sorted(batch, reverse=True)]  # xlco, tlm, mlm
+    elif whole and len(batch) > 1:
+        groups = [
+            {"xlco": batch["xlco"]},
+            {name: part for name, part in batch.items() if name != "xlco"},
+        ]
+    else:
+        groups = [batch]
+    micro_batches = []
+    for group in groups:
+        if tokens_per_device is None or (whole and "xlco" in group):
+            micro_batches.append(group)
+        else:
+            micro_batches += _cut(group, tokens_per_device)
+    return micro_batches
+
+
+def kept_lengths(part: Mapping[str, Any]) -> list[int]:
+    """Lengths of the sequences whose activations are kept for the backward pass."""
+    lengths: list[int] = part["query"]["lengths"] if "query" in part else part["lengths"]
+    return lengths
+
+
+def describe_split(micro_batches: Sequence[Batch]) -> str:
+    """Say for a log how a batch was cut, and how long its sequences are."""
+    kept = [{name: kept_lengths(part) for name, part in batch.items()} for batch in micro_batches]
+    tokens = [sum(sum(values) for values in batch.values()) for batch in kept]
+    lengths: dict[str, list[int]] = {}
+    for batch in kept:
+        for name, values in batch.items():
+            lengths.setdefault(name, []).extend(values)
+    parts = [
+        f"{name} {len(values)} x {sum(values) / len(values):.0f} (longest {max(values)})"
+        for name, values in lengths.items()
+    ]
+    return (
+        f"{sum(tokens)} tokens in {len(tokens)} micro-batches of at most {max(tokens)}; "
+        f"sequences and mean tokens: {', '.join(parts)}"
+    )
+
+
+def _cut(batch: Batch, budget: int) -> list[Batch]:
+    """The fewest micro-batches within the budget, or one for each sequence of the part that has most."""
+    lengths = {name: np.asarray(kept_lengths(part)) for name, part in batch.items()}
+    most = max(len(values) for values in lengths.values())
+    count = max(1, min(most, -(-sum(int(values.sum()) for values in lengths.values()) // budget)))
+    while True:
+        bounds = {name: _balanced_bounds(values, count) for name, values in lengths.items()}
+        if count == most or _largest(lengths, bounds, count) <= budget:
+            break
+        count += 1
+    if count == 1:
+        return [batch]
+    micro_batches: list[Batch] = [{} for _ in range(count)]
+    for name, part in batch.items():
+        pieces = _cut_part(part, bounds[name])
+        for micro_batch, piece in zip(micro_batches[-len(pieces) :], pieces, strict=True):
+            micro_batch[name] = piece
+    return micro_batches
+
+
+def _balanced_bounds(lengths: np.ndarray, count: int) -> np.ndarray:
+    """First sequence of each of at most `count` contiguous pieces of about equal tokens, and the end.
+
+    Args:
+        lengths: Tokens of each sequence, (n,).
+        count: Pieces wanted.
+
+    Returns:
+        Ascending numbers from 0 to n; there are min(count, n) pieces, none of them empty.
+    """
+    count = min(count, len(lengths))
+    ends = np.cumsum(lengths)
+    targets = ends[-1] * np.arange(1, count) / count
+    # The boundary nearest to each target: half of the sequence that lies across it decides.
+    inner = np.searchsorted(ends - lengths / 2, targets)
+    # Each piece needs a sequence, and leaves one for each piece behind it.
+    steps = np.arange(1, count)
+    inner = np.maximum.accumulate(np.maximum(inner, 1) - steps) + steps
+    return np.concatenate([[0], np.minimum(inner, len(lengths) - count + steps), [len(lengths)]])
+
+
+def _largest(lengths: Mapping[str, np.ndarray], bounds: Mapping[str, np.ndarray], count: int) -> int:
+    """Tokens of the largest micro-batch."""
+    totals = np.zeros(count, dtype=np.int64)
+    for name, values in lengths.items():
+        pieces = np.add.reduceat(values, bounds[name][:-1])
+        totals[-len(pieces) :] += pieces
+    return int(totals.max())
+
+
+def _cut_part(part: Mapping[str, Any], bounds: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """Cut one part between sequences.
+
+    Args:
+        part: `input_ids` (T,) and `lengths` (n numbers), with or without `masked_rows` (M,), `masked_lengths`
+            (n numbers) and `labels` (M,); or views of such parts (`query`, `key`).
+        bounds: First sequence of each piece, and n.
+    """
+    if "lengths" not in part:
+        views = {view: _cut_part(value, bounds) for view, value in part.items()}
+        return [dict(zip(views, pieces, strict=True)) for pieces in zip(*views.values(), strict=True)]
+    return [
+        _sequences(part, int(first), int(end)) for first, end in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def _sequences(part: Mapping[str, Any], first: int, end: int) -> dict[str, Any]:
+    """Sequences `first` to `end` - 1 of a part."""
+    token, stop = _extent(part["lengths"], first, end)
+    piece = {"input_ids": part["input_ids"][token:stop], "lengths": part["lengths"][first:end]}
+    if "masked_rows" in part:
+        row, last = _extent(part["masked_lengths"], first, end)
+        piece["masked_rows"] = part["masked_rows"][row:last] - token
+        piece["masked_lengths"] = part["masked_lengths"][first:end]
+        piece["labels"] = part["labels"][row:last]
+    return piece
+
+
+def _extent(lengths: Sequence[int], first: int, end: int) -> tuple[int, int]:
+    """Rows of a packed buffer that belong to the sequences `first` to `end` - 1."""
+    start = sum(lengths[:first])
+    return start, start + sum(lengths[first:end])

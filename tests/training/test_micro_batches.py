@@ -1,0 +1,176 @@
+"""A batch that is cut must hold the same sequences, in order, within the budget, without a copy of tokens."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling_infoxlm.training.micro_batches import describe_split, kept_lengths, split_batch
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
+
+
+def part(lengths: list[int], *, seed: int = 0) -> dict[str, Any]:
+    """A masked part; about every fourth token is masked, in some sequences none."""
+    rng = np.random.default_rng(seed)
+    masked = rng.random(sum(lengths)) < 0.25
+    rows = np.flatnonzero(masked)
+    bounds = np.cumsum([0, *lengths])
+    return {
+        "input_ids": torch.from_numpy(rng.integers(4, 50, sum(lengths))),
+        "lengths": lengths,
+        "masked_rows": torch.from_numpy(rows),
+        "masked_lengths": np.diff(np.searchsorted(rows, bounds)).tolist(),
+        "labels": torch.from_numpy(rng.integers(4, 50, len(rows))),
+    }
+
+
+def side(lengths: list[int]) -> dict[str, Any]:
+    return {"input_ids": torch.arange(sum(lengths)), "lengths": lengths}
+
+
+def batch_of(mlm: list[int], tlm: list[int], xlco: list[int]) -> dict[str, Any]:
+    keys = [length + 1 for length in xlco]
+    return {
+        "mlm": part(mlm),
+        "tlm": part(tlm, seed=1),
+        "xlco": {"query": side(xlco), "key": side(keys)},
+    }
+
+
+def tokens(micro_batch: dict[str, Any]) -> int:
+    return sum(sum(kept_lengths(part)) for part in micro_batch.values())
+
+
+def joined(micro_batches: list[dict[str, Any]], *path: str) -> dict[str, Any]:
+    """The pieces of one part put together again; the first name is that of the part."""
+    pieces: list[dict[str, Any]] = [batch[path[0]] for batch in micro_batches if path[0] in batch]
+    for name in path[1:]:
+        pieces = [piece[name] for piece in pieces]
+    whole: dict[str, Any] = {"lengths": [n for piece in pieces for n in piece["lengths"]]}
+    whole["input_ids"] = torch.cat([piece["input_ids"] for piece in pieces])
+    if "labels" in pieces[0]:
+        starts = np.cumsum([0, *(len(piece["input_ids"]) for piece in pieces)])
+        rows = [piece["masked_rows"] + int(start) for piece, start in zip(pieces, starts, strict=False)]
+        whole["masked_rows"] = torch.cat(rows)
+        whole["masked_lengths"] = [n for piece in pieces for n in piece["masked_lengths"]]
+        whole["labels"] = torch.cat([piece["labels"] for piece in pieces])
+    return whole
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        equal = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert equal, name
+
+
+@given(LENGTHS, LENGTHS, LENGTHS, st.integers(1, 400), st.booleans(), st.booleans())
+def test_the_pieces_are_the_batch(
+    mlm: list[int], tlm: list[int], xlco: list[int], budget: int, by_objective: bool, whole: bool
+) -> None:
+    batch = batch_of(mlm, tlm, xlco)
+    found = split_batch(batch, tokens_per_device=budget, by_objective=by_objective, whole_contrast=whole)
+    for path in (("mlm",), ("tlm",), ("xlco", "query"), ("xlco", "key")):
+        expected = batch[path[0]] if len(path) == 1 else batch[path[0]][path[1]]
+        assert_same(joined(found, *path), expected)
+    for micro_batch in found:
+        assert all(kept_lengths(piece) for piece in micro_batch.values())  # no part without a sequence
+        if "xlco" in micro_batch:  # each query with its key
+            query, key = micro_batch["xlco"]["query"]["lengths"], micro_batch["xlco"]["key"]["lengths"]
+            assert key == [length + 1 for length in query]
+        single = all(len(kept_lengths(piece)) == 1 for piece in micro_batch.values())
+        whole_contrast = whole and "xlco" in micro_batch
+        shares = len(found) == max(len(mlm), len(tlm), len(xlco))  # cut as finely as it can be
+        assert tokens(micro_batch) <= budget or single or whole_contrast or shares or by_objective
+
+
+@given(LENGTHS, LENGTHS, LENGTHS, st.integers(1, 400))
+def test_the_last_micro_batch_has_every_part(
+    mlm: list[int], tlm: list[int], xlco: list[int], budget: int
+) -> None:
+    """Under DDP it is the one whose backward pass exchanges the gradients."""
+    found = split_batch(batch_of(mlm, tlm, xlco), tokens_per_device=budget, by_objective=False)
+    assert found[-1].keys() == {"mlm", "tlm", "xlco"}
+
+
+def test_every_micro_batch_has_a_share_of_every_part() -> None:
+    batch = batch_of([50] * 6, [20] * 6, [10] * 6)
+    found = split_batch(batch, tokens_per_device=160, by_objective=False)
+    assert [kept_lengths(piece) for piece in found[0].values()] == [[50, 50], [20, 20], [10, 10]]
+    assert [tokens(micro_batch) for micro_batch in found] == [160, 160, 160]
+
+
+def test_a_part_with_few_sequences_is_left_out_at_first() -> None:
+    found = split_batch(batch_of([10] * 4, [10], [10, 10]), tokens_per_device=20, by_objective=False)
+    assert [list(micro_batch) for micro_batch in found] == [
+        ["mlm"],
+        ["mlm"],
+        ["mlm", "xlco"],
+        ["mlm", "tlm", "xlco"],
+    ]
+
+
+def test_a_sequence_longer_than_the_budget_is_not_cut() -> None:
+    found = split_batch({"mlm": part([10, 90, 10])}, tokens_per_device=30, by_objective=False)
+    assert [micro_batch["mlm"]["lengths"] for micro_batch in found] == [[10], [90], [10]]
+
+
+def test_pieces_are_balanced() -> None:
+    lengths = [5, 45, 30, 20, 60, 40]
+    found = split_batch({"mlm": part(lengths)}, tokens_per_device=100, by_objective=False)
+    assert [micro_batch["mlm"]["lengths"] for micro_batch in found] == [[5, 45, 30, 20], [60, 40]]
+
+
+def test_keys_do_not_count() -> None:
+    batch = {"xlco": {"query": side([5, 5]), "key": side([500, 500])}}
+    assert len(split_batch(batch, tokens_per_device=10, by_objective=False)) == 1
+
+
+def test_without_a_budget_the_batch_is_what_it_was() -> None:
+    batch = batch_of([3, 4], [5], [6, 7])
+    assert split_batch(batch, tokens_per_device=None, by_objective=False, whole_contrast=True) == [batch]
+    (whole,) = split_batch(batch, tokens_per_device=25, by_objective=False)
+    assert whole is batch
+
+
+def test_one_objective_after_another() -> None:
+    batch = batch_of([3, 4], [5], [6, 7])
+    found = split_batch(batch, tokens_per_device=None, by_objective=True)
+    assert [list(micro_batch) for micro_batch in found] == [["xlco"], ["tlm"], ["mlm"]]
+    found = split_batch(batch, tokens_per_device=7, by_objective=True)
+    assert [list(micro_batch) for micro_batch in found] == [["xlco"], ["xlco"], ["tlm"], ["mlm"]]
+
+
+@pytest.mark.parametrize("by_objective", [False, True])
+def test_a_contrast_within_the_batch_is_kept_whole_and_first(by_objective: bool) -> None:
+    batch = batch_of([10] * 4, [10] * 4, [10] * 4)
+    found = split_batch(batch, tokens_per_device=20, by_objective=by_objective, whole_contrast=True)
+    assert list(found[0]) == ["xlco"] and kept_lengths(found[0]["xlco"]) == [10] * 4
+    assert all("xlco" not in micro_batch and tokens(micro_batch) == 20 for micro_batch in found[1:])
+    (alone,) = split_batch(
+        {"xlco": batch["xlco"]}, tokens_per_device=20, by_objective=False, whole_contrast=True
+    )
+    assert alone["xlco"] is batch["xlco"]
+
+
+def test_tokens_and_labels_are_views() -> None:
+    batch = {"mlm": part([20] * 4), "xlco": {"query": side([9] * 4), "key": side([9] * 4)}}
+    found = split_batch(batch, tokens_per_device=60, by_objective=False)
+    assert len(found) == 2
+    storage = batch["mlm"]["input_ids"].untyped_storage().data_ptr()
+    labels = batch["mlm"]["labels"].untyped_storage().data_ptr()
+    for micro_batch in found:
+        assert micro_batch["mlm"]["input_ids"].untyped_storage().data_ptr() == storage
+        assert micro_batch["mlm"]["labels"].untyped_storage().data_ptr() == labels
+
+
+def test_the_description_says_how_it_was_cut() -> None:
+    found = split_batch(batch_of([30, 10], [9], [7, 8]), tokens_per_device=40, by_objective=False)
+    assert describe_split(found) == (
+        "64 tokens in 2 micro-batches of at most 37; sequences and mean tokens: "
+        "mlm 2 x 20 (longest 30), xlco 2 x 8 (longest 8), tlm 1 x 9 (longest 9)"
+    )

@@ -1,0 +1,91 @@
+"""Clipping inside fused AdamW is clipping before plain AdamW; the norm is exact; fused is the default."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import tiny_model
+from torch import nn
+from transformers import Trainer
+
+from modeling_infoxlm.training.arguments import PretrainingArguments
+from modeling_infoxlm.training.optimizer import clip_in_step, divides_gradients, gradient_norm
+
+ADAM: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01}
+
+
+def parameters(seed: int = 0) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(300, 16), (16, 16), (16,)]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def give_gradients(params: list[nn.Parameter], *, step: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in params:
+        parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0], ids=["below the maximum", "above it", "far above it"])
+def test_clipping_in_the_step_is_clipping_before_it(scale: float) -> None:
+    one, other = parameters(), parameters()
+    fused, plain = torch.optim.AdamW(one, fused=True, **ADAM), torch.optim.AdamW(other, foreach=False, **ADAM)
+    assert divides_gradients(fused)
+    # The second step is far smaller: the scale of the first must not stay.
+    for step, factor in enumerate((1.0, 1e-3, 1.0)):
+        give_gradients(one, step=step, scale=factor * scale)
+        give_gradients(other, step=step, scale=factor * scale)
+        norm = gradient_norm(one)
+        clip_in_step(fused, norm, max_norm=1.0)
+        fused.step()
+        expected = nn.utils.clip_grad_norm_(other, 1.0)
+        plain.step()
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-6)
+    for found, wanted, start in zip(one, other, parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+        assert (found - start).abs().max() > 1e-3  # it did step
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(
+                fused.state[found][name], plain.state[wanted][name], rtol=1e-4, atol=1e-9
+            )
+
+
+def test_the_norm_of_a_large_table_is_exact() -> None:
+    """Torch's own norm on the CPU, summed in fp32 from end to end, is further off here."""
+    table = nn.Parameter(torch.zeros(2**26 // 16, 16))
+    table.grad = torch.full_like(table, 1e-3)
+    assert gradient_norm([table]).item() == pytest.approx(1e-3 * math.sqrt(2**26), rel=1e-4)
+
+
+def test_parameters_without_gradient_do_not_count() -> None:
+    params = parameters()
+    params[0].grad = torch.full_like(params[0], 3.0)
+    assert gradient_norm(params).item() == pytest.approx(3.0 * math.sqrt(300 * 16))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        torch.optim.AdamW(parameters(), fused=False),
+        torch.optim.AdamW(parameters()),
+        torch.optim.SGD(parameters(), fused=True),
+    ],
+    ids=["plain", "default", "sgd"],
+)
+def test_other_optimisers_do_not_divide(optimizer: torch.optim.Optimizer) -> None:
+    assert not divides_gradients(optimizer)
+
+
+def test_fused_adamw_is_the_default_on_the_cpu(tmp_path: Any) -> None:
+    args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = Trainer(tiny_model(), args)
+    assert isinstance(trainer.create_optimizer(), torch.optim.AdamW)
+    assert divides_gradients(trainer.optimizer)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd"])
+def test_other_optimisers_fall_back_to_clipping_before_the_step(tmp_path: Any, optim: str) -> None:
+    args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", optim=optim)
+    trainer = Trainer(tiny_model(), args)
+    assert not divides_gradients(trainer.create_optimizer())
