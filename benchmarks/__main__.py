@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks.report import write_report
 
-STEP = ("benchmarks.step", "--steps", "4")
-MEMORY = ("benchmarks.step", "--batch_size", "8", "--steps", "2", "--default_allocator")
+STEP = ("benchmarks.step", "--steps", "3")  # both sides together take 22 GiB, and more with each step
+MEMORY = ("benchmarks.step", "--batch_size", "8", "--steps", "2")
+DEFAULT = "--default_allocator"
 # Name of the result file, and the module with its flags.
 SHORT_SET: dict[str, tuple[str, ...]] = {
     "step_fp32": STEP,
@@ -25,7 +26,13 @@ SHORT_SET: dict[str, tuple[str, ...]] = {
     "memory_baseline": (*MEMORY, "--only", "baseline"),
     "memory_fp32": (*MEMORY, "--only", "ours"),
     "memory_bf16": (*MEMORY, "--only", "ours", "--dtype", "bfloat16"),
-    "memory_sequential": (*MEMORY, "--only", "ours", "--flag", "objective_backward=sequential"),
+    "memory_baseline_default": (*MEMORY, DEFAULT, "--only", "baseline"),
+    "memory_fp32_default": (*MEMORY, DEFAULT, "--only", "ours"),
+    "memory_bf16_default": (*MEMORY, DEFAULT, "--only", "ours", "--dtype", "bfloat16"),
+    "memory_sequential_default": (
+        *(*MEMORY, DEFAULT, "--only", "ours"),
+        *("--flag", "objective_backward=sequential"),
+    ),
     "attention": ("benchmarks.attention",),
     "scale": ("benchmarks.scale",),
     "data": ("benchmarks.data",),

@@ -34,8 +34,8 @@ def alternatives(length: int, tokens: int, dtype: torch.dtype) -> dict[str, Call
         return grouped(*rows, heads=HEADS, scaling=HEAD_SIZE**-0.5, dropout=0.0)
 
     def kernel() -> Tensor:
-        heads = [part.view(count, length, HEADS, HEAD_SIZE).transpose(1, 2) for part in rows]
-        context = torch.nn.functional.scaled_dot_product_attention(*heads)
+        query, key, value = (part.view(count, length, HEADS, HEAD_SIZE).transpose(1, 2) for part in rows)
+        context = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         return context.transpose(1, 2).reshape(count * length, -1)
 
     return {

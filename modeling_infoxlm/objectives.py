@@ -157,7 +157,7 @@ class CrossLingualContrast(nn.Module):
             if self.similarity == "cosine":
                 queued = queued / norms.clamp(min=1e-12)
             losses, metrics["accuracy"], num_candidates = self._query_to_key(query, key, queued)
-            metrics["log_candidates"] = losses.new_tensor(num_candidates).log()
+            metrics["log_candidates"] = losses.new_full((), num_candidates).log()
             own = torch.arange(len(query), device=query.device)
             metrics["in_batch_accuracy"] = _share_highest(query.detach() @ key.t(), own)
             if self.symmetric:

@@ -116,7 +116,7 @@ def first_rows(lengths: Sequence[int]) -> Tensor:
 def sequence_means(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     """Mean of the rows (T, D) of each packed sequence, (B, D), in fp32 at least."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    counts = torch.tensor(lengths, device=rows.device)
+    counts = torch.tensor(lengths).to(rows.device, non_blocking=True)
     index = torch.repeat_interleave(
         torch.arange(len(lengths), device=rows.device), counts, output_size=len(rows)
     )
@@ -163,7 +163,8 @@ def _embed(model: Any, requests: Sequence[EncodeRequest], sparse_gradient: bool)
     table = model.embeddings.word_embeddings
     # An adapter or another subclass has a way of its own.
     if sparse_gradient and type(table) is nn.Embedding:
-        looked_up = nn.functional.embedding(input_ids, table.weight, table.padding_idx, sparse=True)
+        # No padding_idx: nothing here is padding, and to leave it out a GPU would have to tell the host.
+        looked_up = nn.functional.embedding(input_ids, table.weight, sparse=True)
         words = {"inputs_embeds": looked_up[None]}
     hidden: Tensor = model.embeddings(**words, position_ids=positions[None])
     return hidden[0]

@@ -654,8 +654,8 @@ def _usable_pairs(task: _Task, source: BitextSource, dropped: Counter[str]) -> I
         pairs = _keep(pairs, [bool(source and target) for source, target in pairs], "empty", dropped)
         pairs = _keep(pairs, [source != target for source, target in pairs], "identical_sides", dropped)
         if heldout:
-            found = heldout.find([text for pair in pairs for text in pair]).reshape(-1, 2).any(axis=1)
-            pairs = _keep(pairs, [not either for either in found], "heldout", dropped)
+            found = heldout.find([text for pair in pairs for text in pair]).reshape(-1, 2)
+            pairs = _keep(pairs, (found.sum(axis=1) == 0).tolist(), "heldout", dropped)
         if task.settings.deduplicate:
             pairs = _keep(pairs, seen.find_new(map("\n".join, pairs)), "duplicate", dropped)
         if pairs:

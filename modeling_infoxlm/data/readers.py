@@ -125,11 +125,11 @@ def _open_bytes(path: Path) -> IO[bytes]:
     compression = take_apart(path).compression
     # Buffered once more: these modules find the ends of lines in Python.
     if compression == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[type-var]
+        return io.BufferedReader(gzip.open(path, "rb"))
     if compression == ".xz":
-        return io.BufferedReader(lzma.open(path, "rb"))  # type: ignore[type-var]
+        return io.BufferedReader(lzma.open(path, "rb"))
     if compression == ".bz2":
-        return io.BufferedReader(bz2.open(path, "rb"))  # type: ignore[type-var]
+        return io.BufferedReader(bz2.open(path, "rb"))
     if compression == ".zst":
         return io.BufferedReader(_ZstdFile(path), buffer_size=1 << 16)
     return open(path, "rb")

@@ -85,16 +85,16 @@ class SentencePieceEncoder:
     """SentencePiece, with the ids of the tokenizers library.
 
     Both cut words at spaces and then look for the pieces of highest total score, so words are encoded one by
-    one and remembered. For a new word there are two ways in which the two may differ:
+    one and remembered. A new word is looked at for the two ways in which the libraries may differ:
 
-    - The normaliser. The tokenizers library normalises whole grapheme clusters, SentencePiece the longest match in
-      its table. They disagree on decomposed letters (two vowel signs of Tamil or Bengali that make one), and at
-      characters that become a space. So both normalise every new word, and where they disagree, the
-      tokenizers library encodes the text.
+    - The normaliser. The tokenizers library normalises whole grapheme clusters, SentencePiece the longest
+      match in its table. They disagree on decomposed letters (two vowel signs of Tamil or Bengali that make
+      one), and at characters that become a space. So both normalise every new word, and where they disagree,
+      the tokenizers library encodes the text.
     - Nearly equal scores. One adds in float64, the other in float32 ("casse" + "r" and "ca" + "sser" are
-      2e-5 apart). So every new word is encoded by two models whose scores were shifted by small random numbers, up
-      in the one and down in the other: unless both give the same pieces, or if two neighbours could change
-      places ("m" + "mm"), the tokenizers library encodes the word.
+      2e-5 apart). So every new word is encoded by two models whose scores were shifted by small random
+      numbers, up in the one and down in the other: unless both give the same pieces, or if two neighbours
+      could change places ("m" + "mm"), the tokenizers library encodes the word.
     """
 
     def __init__(self, model_file: Path, exact: TokenizersEncoder) -> None:
@@ -144,9 +144,8 @@ class SentencePieceEncoder:
     # ---- words
 
     def _forget(self) -> None:
-        self._numbers: defaultdict[str, int] = defaultdict(
-            count().__next__
-        )  # numbers a word when asked for it
+        # It numbers a word when it is asked for it.
+        self._numbers: defaultdict[str, int] = defaultdict(count().__next__)
         self._words = PackedRows(np.empty(0, np.uint32), np.empty(0, np.int64))
         self._is_odd = np.empty(0, dtype=bool)
 
@@ -160,7 +159,7 @@ class SentencePieceEncoder:
         self._is_odd = np.concatenate([self._is_odd, self._find_odd(words)])
 
     def _have_exchangeable_neighbours(self, rows: PackedRows) -> np.ndarray:
-        """Whether two different neighbours repeat the same string, bool (n,): in either order they are equal."""
+        """Whether two different neighbours repeat one string, and could change places, bool (n,)."""
         roots = self._roots[rows.tokens]
         found = np.zeros(len(roots), dtype=bool)
         found[1:] = (roots[1:] == roots[:-1]) & (rows.tokens[1:] != rows.tokens[:-1])
@@ -228,9 +227,9 @@ class CheckedEncoder:
         return rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _joins_the_space(first: str) -> bool:
-    """Whether a word that begins with this character may make one grapheme cluster with the space before it."""
+    """Whether a word with this first character may make a grapheme cluster with the space before it."""
     return unicodedata.category(first) in ("Mn", "Mc", "Me", "Cf", "Lm", "Sk")
 
 
@@ -297,7 +296,7 @@ def _shifted(raw: bytes, shift: float) -> Any:
 
 
 def _number_roots(processor: Any) -> np.ndarray:
-    """A number for each piece, equal for pieces that repeat the same string: "m" and "mm", "ha" and "haha"."""
+    """A number for each piece, equal for pieces that repeat one string: "m" and "mm", "ha" and "haha"."""
     numbers: defaultdict[str, int] = defaultdict(count().__next__)
     pieces = processor.id_to_piece(list(range(processor.vocab_size())))
     roots = (piece[: (piece + piece).find(piece, 1)] for piece in pieces)

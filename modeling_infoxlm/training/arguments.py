@@ -8,7 +8,7 @@ was expected, what was found and what to do.
 import re
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
 
@@ -494,10 +494,11 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
             )
         if self.recompute_layers is not None:
             parse_layers(self.recompute_layers)
-        if self.accelerator_config is None:
-            # Else the host would wait for each batch to arrive, though it is copied from pinned memory.
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        copies_as_asked = self.accelerator_config is not None
         super().__post_init__()
+        if not copies_as_asked:
+            # Else the host would wait for each batch to arrive, though it is copied from pinned memory.
+            cast(Any, self.accelerator_config).non_blocking = self.dataloader_pin_memory
         # Known only now: transformers has an older name for it.
         if self.recompute_layers is not None and self.activation_checkpointing:
             raise ValueError(

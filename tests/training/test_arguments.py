@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data.batches import StreamSettings
@@ -110,12 +111,17 @@ def test_defaults_that_the_joint_batch_needs(pretraining):
     assert args.dataloader_drop_last is True
 
 
-def test_defaults_let_the_host_run_ahead_of_the_device(pretraining):
-    args = pretraining()
-    assert args.logging_nan_inf_filter is False
-    assert args.accelerator_config.non_blocking is True
-    # Nothing is pinned: a copy that does not wait would gain nothing, and transformers would warn of it.
-    assert pretraining(dataloader_pin_memory=False).accelerator_config.non_blocking is False
+def test_defaults_let_the_host_run_ahead_of_the_device(pretraining, monkeypatch):
+    assert pretraining().logging_nan_inf_filter is False
+    # Nothing is pinned on a CPU: a copy that does not wait would gain nothing, and transformers would warn.
+    assert pretraining().accelerator_config.non_blocking is False
+
+    def on_a_gpu(self):
+        vars(self).update(asked, accelerator_config=AcceleratorConfig(**(self.accelerator_config or {})))
+
+    asked: dict[str, Any] = {"dataloader_pin_memory": True, "activation_checkpointing": False}
+    monkeypatch.setattr(TrainingArguments, "__post_init__", on_a_gpu)
+    assert pretraining().accelerator_config.non_blocking is True
     assert pretraining(accelerator_config={"even_batches": False}).accelerator_config.non_blocking is False
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_run import tiny_corpus, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, Trainer, TrainerCallback, XLMRobertaForMaskedLM
 
 import modeling_infoxlm  # noqa: F401  # registers the auto classes
@@ -23,6 +24,7 @@ from modeling_infoxlm.hub.export import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
@@ -690,3 +692,62 @@ def test_exported_weights_are_the_trained_ones(make: Callable[..., InfoXLMTraine
     plain = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "plain")
     name = "roberta.encoder.layer.1.output.dense.weight"
     assert torch.equal(plain.state_dict()[name], trainer.model.state_dict()[name])
+
+
+# ---------------------------------------------------------------------------- waiting for the device
+
+
+class HostReads(TorchDispatchMode):
+    """Records the operations that make the host wait for the values of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class DuringThirdStep(TrainerCallback):
+    """Enters a context between the end of the second step and that of the third."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.context.__enter__()
+        if state.global_step == 3:
+            self.context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("filtered", [False, True], ids=["default", "with transformers' filter"])
+def test_a_step_reads_no_tensor_on_the_host(make: Callable[..., InfoXLMTrainer], filtered: bool) -> None:
+    """On a GPU each such read would make the host wait for all that is under way."""
+    reads = HostReads()
+    values: dict[str, Any] = {"logging_nan_inf_filter": True} if filtered else {}
+    callbacks = [StopOnSignal(), DuringThirdStep(reads)]
+    make(max_steps=4, logging_steps=50, save_strategy="no", callbacks=callbacks, **values).train()
+    assert bool(reads.found) == filtered  # the filter shows that reads are seen
+
+
+def test_layers_are_recomputed_and_compiled_only_where_asked_for(make: Callable[..., InfoXLMTrainer]) -> None:
+    def state(trainer: InfoXLMTrainer) -> list[tuple[bool, bool]]:
+        layers = trainer.model.roberta.encoder.layer
+        return [
+            (layer.gradient_checkpointing, layer.output._compiled_call_impl is not None) for layer in layers
+        ]
+
+    assert state(make()) == [(False, False)] * 3
+    assert state(make(recompute_layers="1-2")) == [(True, False), (True, False), (False, False)]
+    assert state(make(compile_layers=True)) == [(False, True)] * 3
+
+
+def test_recomputing_layers_changes_no_step(make: Callable[..., InfoXLMTrainer]) -> None:
+    plain, recomputed = make(max_steps=3), make(max_steps=3, recompute_layers="all", folder="other")
+    plain.train()
+    recomputed.train()
+    assert same(parameters(recomputed.model), parameters(plain.model))
+    assert same(parameters(recomputed.momentum_encoder), parameters(plain.momentum_encoder))

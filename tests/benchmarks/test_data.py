@@ -1,0 +1,88 @@
+"""The benchmark of the data path measures what it says, with sizes too small for a time to mean anything."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import data
+from benchmarks.measure import make_console, write_result
+from modeling_infoxlm.data.tokenise import MODEL_FILE_NAME
+
+FILES = [data.EXAMPLES / f"en-{language}.tsv.xz" for language in ("de", "zh")]
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("INFOXLM_DATA", raising=False)
+        patch.setattr(data, "BATCH_TOKENS", (500, 2000))
+        patch.setattr(data, "MIDDLE", 2000)
+        patch.setattr(data, "PAIRS", 200)
+        patch.setattr(data, "PIECES", 1500)
+        text = ["--text", *map(str, FILES), "--lines", "100"]
+        return data.measure(
+            data.parse_arguments([*text, "--repeats", "1", "--step_tokens_per_second", "1e5"])
+        )
+
+
+def test_every_number_is_there(result: dict[str, Any]) -> None:
+    assert set(result["prepare_tokens_per_second"]) == {"sentencepiece", "tokenizers"}
+    for name in ("mask_tokens_per_second", "joint_tokens_per_second"):
+        assert set(result[name]) == {"500", "2000"} and min(result[name].values()) > 0
+    assert result["tokenizer"].startswith("trained on the text")
+    assert result["prepare"]["files"] == 2 and result["prepare"]["tokens"] > 2000
+    for size, found in result["joint"].items():
+        assert found["tokens"] == pytest.approx(int(size), rel=0.7)
+
+
+def test_shares_follow_from_the_rates(result: dict[str, Any]) -> None:
+    share = result["share_of_step"]
+    assert share["collate_and_mask"] == pytest.approx(1e5 / result["collate_and_mask_tokens_per_second"])
+    for size, rate in result["joint_tokens_per_second"].items():
+        assert share["joint"][size] == pytest.approx(1e5 / rate)
+
+
+def test_printed_and_written(result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = make_console()
+    data.print_result(console, result)
+    monkeypatch.setattr(sys, "argv", ["data.py"])
+    write_result(tmp_path / "data.json", result, console)
+    written = json.loads((tmp_path / "data.json").read_text())
+    assert written["joint_tokens_per_second"] == result["joint_tokens_per_second"]
+    assert f"{result['prepare']['tokens']:,} tokens" in written["printed"]
+    assert f"{result['prepare']['ratio']:.2f}x" in written["printed"]
+
+
+def test_different_shards_are_no_result(tmp_path: Path) -> None:
+    for name, content in {"a": b"1", "b": b"2"}.items():
+        shard = tmp_path / name / "mono" / "de" / "x.tokens"
+        shard.parent.mkdir(parents=True)
+        shard.write_bytes(content)
+    with pytest.raises(ValueError, match="different shards"):
+        data._refuse_different_shards(tmp_path / "a", tmp_path / "b")
+    data._refuse_different_shards(tmp_path / "a", tmp_path / "a")
+
+
+def test_a_tokenizer_without_a_model_is_refused(tmp_path: Path) -> None:
+    texts = data.copy_text(FILES, tmp_path, 60)
+    data.make_tokenizer(texts, tmp_path / "tokenizer", 800)
+    (tmp_path / "tokenizer" / MODEL_FILE_NAME).unlink()
+    with pytest.raises(ValueError, match=f"expected a {MODEL_FILE_NAME}"):
+        data.measure_prepare(texts, tmp_path / "tokenizer", tmp_path, 1)
+
+
+def test_text_and_tokenizer_of_the_data_folder_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("INFOXLM_DATA", raising=False)
+    assert data.parse_arguments([]).tokenizer is None
+    assert FILES[0] in data.parse_arguments([]).text
+    for folder in ("parallel", "mono", "tokenizer_xlmr"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("INFOXLM_DATA", str(tmp_path))
+    options = data.parse_arguments([])
+    assert options.tokenizer == tmp_path / "tokenizer_xlmr"
+    assert tmp_path / "mono" / "de.txt.xz" in options.text and FILES[0] not in options.text
