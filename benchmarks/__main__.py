@@ -37,6 +37,7 @@ SHORT_SET: dict[str, tuple[str, ...]] = {
     "scale": ("benchmarks.scale",),
     "data": ("benchmarks.data",),
     "evaluate": ("benchmarks.evaluate",),
+    "optimizer_states": ("benchmarks.optimizer_states",),
 }
 
 

@@ -131,16 +131,19 @@ class Workload:
             disable_tqdm=True,
         )
         given = dict(flag.split("=", 1) for flag in self.flags)
-        fields = PretrainingArguments.__dataclass_fields__
-        return PretrainingArguments(
-            **values | {name: _parse(fields[name].type, given[name]) for name in given}
-        )
+        return PretrainingArguments(**values | {name: _parse(text) for name, text in given.items()})
 
 
-def _parse(kind: Any, text: str) -> Any:
+def _parse(text: str) -> Any:
+    """A number, true or false, or text."""
     if text in ("true", "false"):
         return text == "true"
-    return int(text) if text.lstrip("-").isdigit() else text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @dataclass

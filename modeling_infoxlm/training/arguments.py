@@ -406,6 +406,11 @@ class ObjectiveArguments:
     weight_decay_on_all: bool = _flag(
         False, "Let biases and norms decay too, as the released code does (ours: they do not)."
     )
+    moments_dtype: Literal["float32", "bfloat16"] = _flag(
+        "float32",
+        "Type in which AdamW keeps its moments. bfloat16 takes 4 bytes less for each parameter, 1.1 GB for "
+        "XLM-R base, and is made for adam_beta2 up to 0.98 (ours).",
+    )
     objective_backward: Literal["merged", "sequential"] = _flag(
         "merged",
         "One forward and backward pass for all objectives of a batch (fastest), "
@@ -484,6 +489,7 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
         _at_least(0, **weights, eval_layer=self.eval_layer)
         _at_least(1, eval_max_pairs=self.eval_max_pairs, max_steps=self.max_steps)
         _at_least(1, tokens_per_device=self.tokens_per_device)
+        self._check_moments()
         if not any(weights.values()):
             raise ValueError(
                 f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."
@@ -506,6 +512,14 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
                 "name, gradient_checkpointing) is on, which recomputes all layers; give one or the other."
             )
         self._warn_of_endless_warmup()
+
+    def _check_moments(self) -> None:
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        if self.moments_dtype == "bfloat16" and (self.fp16 or not optimizer.startswith("adamw_torch")):
+            raise ValueError(
+                f"moments_dtype bfloat16 is AdamW's without fp16, but optim is {optimizer} and fp16 is "
+                f"{self.fp16}; leave both as they are, or moments_dtype float32."
+            )
 
     def _warn_of_endless_warmup(self) -> None:
         if self.max_steps > 0 and self.warmup_steps >= max(1, self.max_steps):

@@ -26,7 +26,12 @@ from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingAr
 from modeling_infoxlm.training.layers import compile_layers, recompute_layers
 from modeling_infoxlm.training.meter import ContrastAlarm, LengthMeter, LossMeter
 from modeling_infoxlm.training.micro_batches import describe_split, split_batch
-from modeling_infoxlm.training.optimizer import clip_in_step, divides_gradients, gradient_norm
+from modeling_infoxlm.training.optimizer import (
+    clip_in_step,
+    divides_gradients,
+    gradient_norm,
+    low_memory_adamw,
+)
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens, useful_flops
 
 logger = logging.getLogger(__name__)
@@ -84,6 +89,8 @@ class InfoXLMTrainer(Trainer):
         if args.compile_layers:
             compile_layers(model)
         kwargs.setdefault("data_collator", PretrainingCollator())
+        if args.moments_dtype == "bfloat16":
+            kwargs.setdefault("optimizer_cls_and_kwargs", low_memory_adamw(args))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or args.n_gpu > 1:
             raise ValueError(

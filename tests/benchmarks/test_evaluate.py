@@ -65,5 +65,5 @@ def test_without_sentence_transformers_ours_alone_is_measured_and_said_to_be(
 
 def _small(train):
     return lambda sources, folder, **options: train(
-        sources, folder, **{**options, "vocab_size": 500, "max_sentences": 300}
+        sources, folder, **{**options, "vocab_size": 4000, "max_sentences": 2000}
     )

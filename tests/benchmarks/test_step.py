@@ -152,6 +152,6 @@ def test_losses_of_both_are_printed_side_by_side(result: dict[str, Any]) -> None
 
 
 def test_flags_reach_the_training_arguments(tmp_path: Path) -> None:
-    workload = replace(TINY, flags=("mlm_weight=3", "max_grad_norm=0"))
+    workload = replace(TINY, flags=("mlm_weight=0.3", "max_grad_norm=0"))
     args = workload.arguments(tmp_path, "bfloat16")
-    assert (args.mlm_weight, args.max_grad_norm, args.bf16) == (3, 0, True)
+    assert (args.mlm_weight, args.max_grad_norm, args.bf16) == (0.3, 0, True)

@@ -1,5 +1,6 @@
 """Clipping inside fused AdamW is clipping before plain AdamW; the norm is exact; fused is the default."""
 
+import copy
 import math
 from typing import Any
 
@@ -10,7 +11,12 @@ from torch import nn
 from transformers import Trainer
 
 from modeling_infoxlm.training.arguments import PretrainingArguments
-from modeling_infoxlm.training.optimizer import clip_in_step, divides_gradients, gradient_norm
+from modeling_infoxlm.training.optimizer import (
+    AdamWBf16Moments,
+    clip_in_step,
+    divides_gradients,
+    gradient_norm,
+)
 
 ADAM: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01}
 
@@ -89,3 +95,46 @@ def test_other_optimisers_fall_back_to_clipping_before_the_step(tmp_path: Any, o
     args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", optim=optim)
     trainer = Trainer(tiny_model(), args)
     assert not divides_gradients(trainer.create_optimizer())
+
+
+def trained(optimizer_class: type, steps: int = 30, **options: Any) -> tuple[list[nn.Parameter], Any]:
+    params = parameters()
+    optimizer = optimizer_class(params, **ADAM, **options)
+    for step in range(steps):
+        give_gradients(params, step=step, scale=1.0)
+        clip_in_step(optimizer, gradient_norm(params), max_norm=1.0)
+        optimizer.step()
+    return params, optimizer
+
+
+def test_bf16_moments_follow_adamw() -> None:
+    """To the rounding of the moments: a share of the way, not of the weights."""
+    found, optimizer = trained(AdamWBf16Moments)
+    wanted, _ = trained(torch.optim.AdamW, fused=True)
+    for mine, theirs, start in zip(found, wanted, parameters(), strict=True):
+        way = (theirs - start).norm()
+        assert way > 0.1
+        assert (mine - theirs).norm() < 5e-3 * way
+        assert {optimizer.state[mine][name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
+
+
+def test_bf16_moments_go_on_bit_by_bit_after_a_reload() -> None:
+    params, optimizer = trained(AdamWBf16Moments, steps=5)
+    optimizer.grad_scale = None  # of the last step alone
+    copies = [nn.Parameter(value.detach().clone()) for value in params]
+    other = AdamWBf16Moments(copies, **ADAM)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as from a file
+    assert other.state[copies[0]]["exp_avg"].dtype == torch.bfloat16
+    for owned, resumed in ((params, optimizer), (copies, other)):
+        give_gradients(owned, step=9, scale=1.0)
+        resumed.step()
+    assert all(torch.equal(one, two) for one, two in zip(params, copies, strict=True))
+
+
+def test_bf16_moments_refuse_what_they_cannot_do(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="moments_dtype bfloat16"):
+        PretrainingArguments(
+            output_dir=str(tmp_path), moments_dtype="bfloat16", optim="adafactor", use_cpu=True
+        )
+    with pytest.raises(ValueError, match="closure"):
+        AdamWBf16Moments(parameters(), **ADAM).step(lambda: None)
