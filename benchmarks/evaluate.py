@@ -19,12 +19,14 @@ What stands beside ours:
 
 import argparse
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import multiprocessing
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ MISSING = (
 JUDGED = "st cut to the layer"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the difference of vectors, relative to their norm
 ST_BATCH = 32  # sentences; their default
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 # --- what is encoded ----------------------------------------------------------------------------------------
@@ -368,9 +371,17 @@ def fitted_exponent(sizes: Sequence[int], values: Sequence[float]) -> float | No
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it where the allocator still gives memory back, so that peaks can be told apart."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """Call it in a process that gives all memory back at once, so that peaks can be told apart."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_give_memory_back) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _give_memory_back() -> None:
+    """Let glibc map each block above 64 KiB by itself; else a peak hides in what an earlier one left."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 65536)
 
 
 def peak_rise(run: Callable[[], Any]) -> float:
@@ -400,24 +411,25 @@ def _retrieval_memory(sizes: Sequence[int]) -> dict[str, list[float]]:
 
 
 def measure_encoding_memory(sizes: Sequence[int], geometry: str) -> dict[str, Any]:
-    """Memory of encoding more and more sentences, the result not counted; no layer runs, to save time."""
-    rises = in_fresh_process(_encoding_memory, tuple(sizes), geometry)
-    return {"sentences": list(sizes), "mib_beside_the_result": rises}
+    """Peak memory of encoding ever more sentences, and how much the result takes; no layer runs, for time."""
+    width = GEOMETRIES[geometry][1]
+    return {
+        "sentences": list(sizes),
+        "peak_mib": [in_fresh_process(_encoding_memory, size, geometry) for size in sizes],
+        "result_mib": [size * width * 4 / 2**20 for size in sizes],
+    }
 
 
-def _encoding_memory(sizes: Sequence[int], geometry: str) -> list[float]:
+def _encoding_memory(size: int, geometry: str) -> float:
     quiet()
     with tempfile.TemporaryDirectory() as folder:
-        workload = make_workload(Path(folder), geometry, LANGUAGES, max(sizes))
-    encoder, width = workload.model.roberta, workload.model.config.hidden_size
+        workload = make_workload(Path(folder), geometry, LANGUAGES, size)
 
-    def rise(size: int) -> float:
-        texts = workload.texts[:size]
-        whole = peak_rise(lambda: encode_texts(encoder, workload.tokenizer, texts, layer=0, progress=False))
-        return whole - size * width * 4 / 2**20
+    def encode(texts: Sequence[str]) -> Tensor:
+        return encode_texts(workload.model.roberta, workload.tokenizer, texts, layer=0, progress=False)
 
-    rise(min(sizes))  # threads and kernels take memory once
-    return [rise(size) for size in sizes]
+    encode(workload.texts[:500])  # threads and kernels take memory once
+    return peak_rise(functools.partial(encode, workload.texts))
 
 
 # --- program ------------------------------------------------------------------------------------------------
@@ -479,9 +491,9 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         result |= _encoding(options, console)
     if "memory" in options.parts:
         result["encoding_memory"] = measure_encoding_memory(options.memory_sentences, options.geometry)
-        sizes, rises = result["encoding_memory"].values()
-        listed = ", ".join(f"{size:,}: {rise:.0f}" for size, rise in zip(sizes, rises, strict=True))
-        console.print(f"memory of encoding beside the result, MiB by number of sentences: {listed}")
+        rows = zip(*result["encoding_memory"].values(), strict=True)
+        listed = ", ".join(f"{size:,}: {peak:.0f} / {vectors:.0f}" for size, peak, vectors in rows)
+        console.print(f"encoding, number of sentences: peak / result itself, MiB: {listed}")
     if "retrieval" in options.parts:
         result["retrieval"] = measure_retrieval(options.pairs, repeats=options.repeats)
         print_retrieval(console, result["retrieval"])

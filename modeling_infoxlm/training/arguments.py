@@ -515,7 +515,9 @@ class PretrainingArguments(TrainingArguments, ObjectiveArguments):
 
     def _check_moments(self) -> None:
         optimizer = str(getattr(self.optim, "value", self.optim))
-        if self.moments_dtype == "bfloat16" and (self.fp16 or not optimizer.startswith("adamw_torch")):
+        if self.moments_dtype == "bfloat16" and (
+            self.fp16 or optimizer not in ("adamw_torch", "adamw_torch_fused")
+        ):
             raise ValueError(
                 f"moments_dtype bfloat16 is AdamW's without fp16, but optim is {optimizer} and fp16 is "
                 f"{self.fp16}; leave both as they are, or moments_dtype float32."

@@ -110,6 +110,7 @@ class AdamWBf16Moments(torch.optim.Optimizer):
         for state in self.state.values():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = state[name].to(torch.bfloat16)
+            state["step"] = state["step"].cpu()  # under DDP the Trainer loads all of it onto the device
 
 
 def low_memory_adamw(args: Any) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

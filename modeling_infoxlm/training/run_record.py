@@ -47,7 +47,8 @@ _SECRET = re.compile(r"hf_[\w.\-]{8,}")
 _COMPUTED = (
     "seed learning_rate lr_scheduler_type warmup_steps max_steps "
     "optim adam_beta1 adam_beta2 adam_epsilon weight_decay weight_decay_on_all max_grad_norm "
-    "lr_scheduler_kwargs optim_args bf16 fp16 mlm_weight tlm_weight xlco_weight loss_normalization"
+    "moments_dtype lr_scheduler_kwargs optim_args bf16 fp16 "
+    "mlm_weight tlm_weight xlco_weight loss_normalization"
 ).split()
 
 

@@ -131,10 +131,9 @@ def test_bf16_moments_go_on_bit_by_bit_after_a_reload() -> None:
     assert all(torch.equal(one, two) for one, two in zip(params, copies, strict=True))
 
 
-def test_bf16_moments_refuse_what_they_cannot_do(tmp_path: Any) -> None:
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_torch_8bit"])
+def test_bf16_moments_refuse_what_they_cannot_do(tmp_path: Any, optim: str) -> None:
     with pytest.raises(ValueError, match="moments_dtype bfloat16"):
-        PretrainingArguments(
-            output_dir=str(tmp_path), moments_dtype="bfloat16", optim="adafactor", use_cpu=True
-        )
+        PretrainingArguments(output_dir=str(tmp_path), moments_dtype="bfloat16", optim=optim, use_cpu=True)
     with pytest.raises(ValueError, match="closure"):
         AdamWBf16Moments(parameters(), **ADAM).step(lambda: None)

@@ -52,6 +52,9 @@ def test_what_changes_the_result_is_part_of_the_run(tmp_path: Path) -> None:
     plain = identity(tmp_path)
     for change in ({"seed": 7}, {"learning_rate": 1.0}, {"xlco_weight": 2.0}, {"max_steps": 3}):
         assert identity(tmp_path, **change) != plain, change
+    # A checkpoint's optimiser could not go on with other moments.
+    for change in ({"moments_dtype": "bfloat16"}, {"weight_decay_on_all": True}):
+        assert identity(tmp_path, **change) != plain, change
 
 
 def test_what_does_not_change_the_result_may_differ_on_resumption(tmp_path: Path) -> None:
