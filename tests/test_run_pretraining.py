@@ -415,7 +415,7 @@ def test_full_disk(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare._PairWriter, "append", full)
+        patch.setattr(prepare._PairWriter, "extend", full)
         message = refusal(flags(out, text))
     assert message.startswith(f"no space left in {out / 'data'}: the shard being written has been removed")
     assert not list(out.rglob("*.partial")) and not list((out / "data").rglob("*.tokens"))
