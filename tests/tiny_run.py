@@ -115,3 +115,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    if "RANK" in os.environ:
+        # A thread of gloo now and then aborts the process while it is torn down, with all work done and the
+        # group left in order ("terminate called without an active exception"): end without tearing down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
