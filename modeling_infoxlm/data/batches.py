@@ -23,6 +23,7 @@ from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
 Objective = Literal["mlm", "tlm", "xlco"]
 ConcatenatePairs = Literal["random", "adjacent", "code_mixed", "none"]
 PackedPart = dict[str, np.ndarray]
+Lengths = dict[str, float]
 
 VIEWS = np.array([[0], [1]])
 """Query and key, broadcast over the example numbers: (2, 1)."""
@@ -135,6 +136,16 @@ class Stream(Protocol):
         """Read, join and mask the examples with these numbers, (n,)."""
         ...
 
+    def tokens_per_example(self, group: str) -> Lengths:
+        """Tokens of an example of this language or pair, special tokens included."""
+        ...
+
+
+def _lengths_of(entry: Mapping[str, Any], *, copies: int, special: int) -> Lengths:
+    """Tokens of an example that is made of `copies` examples of a manifest's entry and special tokens."""
+    mean = entry["num_tokens"] / entry["num_examples"]
+    return {"mean_tokens": copies * mean + special, "most_tokens": copies * entry["max_length"] + special}
+
 
 class MlmStream:
     """Blocks of monolingual text with masked tokens to predict."""
@@ -155,6 +166,10 @@ class MlmStream:
         _check_lengths(sequences.lengths, self._corpus.max_length, "mlm")
         keys = hash64(self._settings.seed, "mlm mask", numbers)
         return _mask_for_prediction(sequences, keys, self._corpus.special, self._settings)
+
+    def tokens_per_example(self, group: str) -> Lengths:
+        """Tokens of a block."""
+        return _lengths_of(self._corpus.manifest["mono"][group], copies=1, special=0)
 
 
 class TlmStream:
@@ -179,6 +194,10 @@ class TlmStream:
         _check_lengths(sequences.lengths, self._corpus.max_length, "tlm")
         keys = hash64(self._settings.seed, "tlm mask", numbers)
         return _mask_for_prediction(sequences, keys, self._corpus.special, self._settings)
+
+    def tokens_per_example(self, group: str) -> Lengths:
+        """Tokens of `<s> a </s> b </s>`."""
+        return _lengths_of(self._corpus.manifest["bitext"][group], copies=1, special=3)
 
 
 class XlcoStream:
@@ -207,6 +226,11 @@ class XlcoStream:
         sequences = add_special_tokens(pieces, store.shape[2], self._corpus.special)
         _check_lengths(sequences.lengths, self._corpus.max_length, "xlco")
         return _split_views(self._mask(sequences, numbers))
+
+    def tokens_per_example(self, group: str) -> Lengths:
+        """Tokens of both views; the most that two pairs joined may have, whichever pairs meet."""
+        copies = 1 if self._settings.concatenate_pairs == "none" else 2
+        return _lengths_of(self._corpus.manifest["bitext"][group], copies=copies, special=2 + 2 * copies)
 
     def _choose_sentences(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Store and index of every sentence, (2 views, n, sentences of a view)."""
@@ -377,12 +401,19 @@ class JointDataset(Dataset[dict[str, Any]]):
         Returns:
             For each objective `examples_per_item`, `epoch_size` and `groups`: for each language or pair its
             `examples`, sampling `probability` and `expected_share` of an epoch (the probability rounded to
-            whole examples, which every epoch keeps exactly).
+            whole examples, which every epoch keeps exactly), and `mean_tokens` and `most_tokens` of an
+            example as it is trained on. The lengths come from the manifest, whatever the size of the corpus.
         """
-        return {
-            objective: {"examples_per_item": stream.examples_per_item, **stream.sampler.describe()}
-            for objective, stream in self.streams.items()
-        }
+        return {objective: _describe_stream(stream) for objective, stream in self.streams.items()}
+
+
+def _describe_stream(stream: Stream) -> dict[str, object]:
+    groups = {
+        name: {**group, **stream.tokens_per_example(name)}
+        for name, group in stream.sampler.describe_groups().items()
+    }
+    epoch_size = stream.sampler.epoch_size
+    return {"examples_per_item": stream.examples_per_item, "epoch_size": epoch_size, "groups": groups}
 
 
 def _open_streams(corpus: Corpus, settings: StreamSettings) -> dict[str, Stream]:
@@ -456,4 +487,4 @@ def _collate(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _to_tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+    return torch.from_numpy(np.concatenate(arrays, dtype=np.int64))

@@ -7,25 +7,18 @@ worker or resumed run.
 Shape letters: B sequences, T tokens of all sequences one after another, M masked positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from modeling_infoxlm.data.ragged import concatenate_ranges, sums_of_runs
+from modeling_infoxlm.data.ragged import sums_of_runs
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
 from modeling_infoxlm.data.shards import SpecialTokens
 
-# Lottery ticket of a token, one uint64, so that a single plain sort draws for every sequence at once:
-# sequence (20 bits) | random (28 bits) | position in the sequence (16 bits).
-# The position names the token after the sort, and settles equal random parts alike on every machine.
-POSITION_BITS = 16
-RANDOM_BITS = 28
-SEQUENCE_SHIFT = POSITION_BITS + RANDOM_BITS
-MAX_SEQUENCE_LENGTH = 1 << POSITION_BITS
-MAX_SEQUENCES = 1 << (64 - SEQUENCE_SHIFT)
-CHUNK_TOKENS = 1 << 16  # tokens that are drawn for at a time; larger arrays fall out of the cache
-BLOCKED = 0xFFFFFFFF  # random part, beyond all others, of a token that may not be chosen
+MAX_SEQUENCE_LENGTH = 1 << 20
+"""Positions are drawn with 32 random bits; for longer sequences they would no longer be equally likely."""
+LOW_BITS = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -76,160 +69,109 @@ def mask_tokens(
         The masked batch. A short sequence may have no chosen position at all.
 
     Raises:
-        ValueError: If the shapes do not fit together, a share is impossible, or the batch is beyond
-            1,048,576 sequences or 65,536 tokens in one of them.
+        ValueError: If the shapes do not fit together, a share is impossible, or a sequence has more
+            than 1,048,576 tokens.
     """
     _check_arguments(tokens, lengths, keys, probability, mask_share, random_share)
-    never_chosen = () if mask_special_tokens else special.all_ids
-    rows, counts = [], []
-    for first_row, sequences, chunk in _chunks(tokens, lengths):
-        chosen, num_chosen = _choose(chunk, lengths[sequences], keys[sequences], never_chosen, probability)
-        rows.append(chosen + first_row)
-        counts.append(num_chosen)
-    return _replace(
-        tokens,
-        lengths,
-        keys,
-        np.concatenate(rows),
-        np.concatenate(counts),
-        special,
-        (mask_share, random_share),
-    )
+    forbidden = _find_any(tokens, () if mask_special_tokens else special.all_ids)
+    num_allowed = lengths - sums_of_runs(forbidden, lengths)
+    counts = np.floor(probability * num_allowed + uniform(hash64(keys, "count"))).astype(np.int64)
+    rows, bits = _draw_rows(forbidden, lengths, hash64(keys, "position"), counts, num_allowed)
 
-
-def _chunks(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
-    """Cut between sequences into chunks whose arrays stay in the cache; a chunk has one sequence at least.
-
-    Yields:
-        First row, sequences, and tokens of each chunk.
-    """
-    ends = np.cumsum(lengths)
-    first, first_row = 0, 0
-    while first < len(lengths) or first == 0:
-        last = max(first + 1, int(np.searchsorted(ends, first_row + CHUNK_TOKENS, side="right")))
-        end_row = int(ends[min(last, len(ends)) - 1]) if len(ends) else 0
-        yield first_row, slice(first, last), tokens[first_row:end_row]
-        first, first_row = last, end_row
-
-
-def _choose(
-    tokens: np.ndarray, lengths: np.ndarray, keys: np.ndarray, never: Sequence[int], probability: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the chosen tokens, ascending, int64 (M,), and how many each sequence has, int64 (B,)."""
-    allowed = _find_others(tokens, never)
-    num_allowed = sums_of_runs(allowed, lengths)
-    num_chosen = np.floor(probability * num_allowed + uniform(hash64(keys, "count"))).astype(np.int64)
-    return _draw_rows(allowed, num_allowed, lengths, hash64(keys, "position"), num_chosen), num_chosen
-
-
-def _replace(
-    tokens: np.ndarray,
-    lengths: np.ndarray,
-    keys: np.ndarray,
-    rows: np.ndarray,
-    counts: np.ndarray,
-    special: SpecialTokens,
-    shares: tuple[float, float],
-) -> Masked:
-    """Mask, replace or keep each chosen token."""
-    mask_share, random_share = shares
-    sequence = np.repeat(np.arange(len(lengths)), counts)
-    position = rows - (np.cumsum(lengths) - lengths)[sequence]
-    labels = tokens[rows]
-    action = uniform(random64(hash64(keys, "action")[sequence], position))
-    replacement = np.where(action < mask_share, labels.dtype.type(special.mask), labels)
-    random = np.flatnonzero((action >= mask_share) & (action < mask_share + random_share))
-    bits = random64(hash64(keys, "token")[sequence[random]], position[random])
-    replacement[random] = _draw_ordinary_tokens(bits, special)
+    action = bits & LOW_BITS  # the upper half said which row
+    masked, replaced = round(mask_share * 2**32), round((mask_share + random_share) * 2**32)
+    is_random = (action >= masked) & (action < replaced)
     input_ids = tokens.copy()
-    input_ids[rows] = replacement
-    return Masked(input_ids=input_ids, rows=rows, labels=labels, counts=counts)
+    input_ids[rows[action < masked]] = special.mask
+    input_ids[rows[is_random]] = _draw_ordinary_tokens(random64(bits[is_random], 0), special)
+    return Masked(input_ids=input_ids, rows=rows, labels=tokens[rows], counts=counts)
 
 
-def _find_others(tokens: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """Tokens that are none of `ids`, bool (T,)."""
-    # "sort" compares with one id after another when they are few: 15 times faster here than the default
-    # table.
-    return np.isin(tokens, np.asarray(ids, dtype=tokens.dtype), invert=True, kind="sort")
+def _find_any(tokens: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Tokens that are one of `ids`, bool (T,)."""
+    found = np.zeros(len(tokens), dtype=bool)
+    for first, last in _runs(ids):  # two comparisons for <s>, <pad>, </s>, <unk> together instead of four
+        found |= (tokens >= first) & (tokens <= last)
+    return found
+
+
+def _runs(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(set(ids)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _draw_rows(
-    allowed: np.ndarray,
-    num_allowed: np.ndarray,
-    lengths: np.ndarray,
-    keys: np.ndarray,
-    num_chosen: np.ndarray,
-) -> np.ndarray:
-    """Rows of the `num_chosen` lowest tickets of each sequence, ascending, int64 (M,).
+    forbidden: np.ndarray, lengths: np.ndarray, keys: np.ndarray, counts: np.ndarray, num_allowed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `counts` allowed rows of each sequence.
 
-    To sort all tickets would take most of the time of masking. The expected value of the highest one chosen
-    splits them nearly right; only those near it are sorted.
+    Positions are drawn with replacement, and the first `counts` different allowed ones are taken. So all
+    subsets are equally likely, and only little more has to be drawn than is chosen: no token gets a random
+    number of its own, and nothing is sorted.
+
+    Returns:
+        The rows, ascending, int64 (M,), and the random bits that each was drawn with, uint64 (M,).
     """
-    position = _positions(lengths)
-    random = (random64(np.repeat(keys, lengths), position) >> (64 - RANDOM_BITS)).astype(np.uint32)
-    random |= ~allowed * np.uint32(BLOCKED)
-    limit = _expected_limit(num_chosen, num_allowed)
-    chosen = random < np.repeat(limit, lengths)
-    missing = num_chosen - sums_of_runs(chosen, lengths)  # below 0: so many too many
-    low, high = _bands(limit, missing, num_allowed)
-    near = _between(random, low, high, lengths)
-    num_near = sums_of_runs(near, lengths)
-    too_narrow = num_near < np.abs(missing)
-    if too_narrow.any():
-        low[too_narrow], high[too_narrow] = 0, 1 << RANDOM_BITS
-        near = _between(random, low, high, lengths)
-        num_near = sums_of_runs(near, lengths)
-    chosen &= ~near
-    # Of the sorted ones of a sequence, those that bring it to its number.
-    num_taken = num_chosen - sums_of_runs(chosen, lengths)
-    chosen[_lowest(near, random, lengths, num_near, num_taken)] = True
-    return np.flatnonzero(chosen)
-
-
-def _positions(lengths: np.ndarray) -> np.ndarray:
-    """Position of each token in its sequence, int64 (T,)."""
-    return concatenate_ranges(np.zeros_like(lengths), lengths)
-
-
-def _expected_limit(num_chosen: np.ndarray, num_allowed: np.ndarray) -> np.ndarray:
-    """Random part below which as many tickets are expected as are to be chosen, uint32 (B,)."""
-    share = num_chosen / np.maximum(num_allowed, 1)
-    return (share * 2.0**RANDOM_BITS).astype(np.uint32)
-
-
-def _bands(limit: np.ndarray, missing: np.ndarray, num_allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Random parts, from `low` to below `high`, among which the missing or surplus tickets should be, (B,).
-
-    Above the limit where tickets are missing, below it where there are too many, empty where it is right.
-    """
-    count = np.abs(missing)
-    wanted = np.where(count > 0, count + 4 * np.sqrt(count) + 4, 0)  # four standard deviations more
-    width = np.sign(missing) * wanted * (2.0**RANDOM_BITS / np.maximum(num_allowed, 1))
-    other = (limit + width).clip(0, 1 << RANDOM_BITS).astype(np.uint32)
-    return np.minimum(limit, other), np.maximum(limit, other)
-
-
-def _between(random: np.ndarray, low: np.ndarray, high: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Whether each token's random part lies in the band of its sequence, bool (T,)."""
-    # One comparison: below `low` the difference wraps round to a large number.
-    difference = random - np.repeat(low, lengths)
-    return difference < np.repeat(high - low, lengths)
-
-
-def _lowest(
-    near: np.ndarray, random: np.ndarray, lengths: np.ndarray, num_near: np.ndarray, num_taken: np.ndarray
-) -> np.ndarray:
-    """Rows of the `num_taken` lowest tickets of each sequence among those that are `near`, int64."""
-    rows = np.flatnonzero(near)
-    sequence = np.repeat(np.arange(len(lengths)), num_near)
     starts = np.cumsum(lengths) - lengths
-    tickets = sequence.astype(np.uint64) << SEQUENCE_SHIFT
-    tickets |= random[rows].astype(np.uint64) << POSITION_BITS
-    tickets |= (rows - starts[sequence]).astype(np.uint64)
-    tickets.sort()  # sequence by sequence, and within each the lowest first
-    taken = tickets[concatenate_ranges(np.cumsum(num_near) - num_near, num_taken)]
-    position = (taken & (MAX_SEQUENCE_LENGTH - 1)).astype(np.int64)
-    return np.repeat(starts, num_taken) + position
+    taken = np.zeros(len(forbidden), dtype=bool)
+    draw_of_row = np.empty(len(forbidden), dtype=np.int64)
+    draws = [np.empty(0, dtype=np.uint64)]
+    todo = np.flatnonzero(counts)
+    num_draws = _expect_draws(lengths[todo], num_allowed[todo], counts[todo])
+    while todo.size:
+        sequence = np.repeat(np.arange(len(todo)), num_draws)
+        rows, bits = _draw(sequence, num_draws, keys[todo], starts[todo], lengths[todo])
+        found = _find_first(rows, draw_of_row, sum(map(len, draws))) & ~forbidden[rows]
+        found, enough = _limit(found, sequence, num_draws, counts[todo])
+        taken[rows[found]] = True
+        draws.append(bits)
+        # The few that too often drew what they had already draw the same once more, and then go on.
+        todo, num_draws = todo[~enough], 2 * num_draws[~enough]
+    chosen = np.flatnonzero(taken)
+    return chosen, np.concatenate(draws)[draw_of_row[chosen]]
+
+
+def _expect_draws(lengths: np.ndarray, num_allowed: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How often to draw so that `counts` different allowed positions almost surely come up, int64."""
+    # The coupon collector: after i of m the next new one takes length / (m - i) draws on average.
+    mean = lengths * np.log((num_allowed + 0.5) / (num_allowed - counts + 0.5))
+    excess = mean - counts
+    return np.ceil(mean + 3 * np.sqrt(excess * (1 + excess / counts)) + 2).astype(np.int64)
+
+
+def _draw(
+    sequence: np.ndarray, num_draws: np.ndarray, keys: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform rows of the sequences, as many of each as it has draws, int64, and their bits, uint64."""
+    number = np.arange(len(sequence)) - (np.cumsum(num_draws) - num_draws)[sequence]
+    bits = random64(keys[sequence], number)
+    position = ((bits >> 32) * lengths.astype(np.uint64)[sequence]) >> 32
+    return position.astype(np.int64) + starts[sequence], bits
+
+
+def _find_first(rows: np.ndarray, draw_of_row: np.ndarray, offset: int) -> np.ndarray:
+    """Draws whose row did not come up before, bool; their numbers, from `offset` on, go to `draw_of_row`."""
+    numbers = np.arange(offset, offset + len(rows))
+    # Where rows are equal the last one written stays; written backwards, that is the first one drawn.
+    draw_of_row[rows[::-1]] = numbers[::-1]
+    return np.asarray(draw_of_row[rows] == numbers)
+
+
+def _limit(
+    found: np.ndarray, sequence: np.ndarray, num_draws: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the draws found those that are taken, and which sequences have enough of them."""
+    rank = np.cumsum(found)
+    ends = np.cumsum(num_draws)
+    before = rank[ends - num_draws] - found[ends - num_draws]
+    last = before + counts
+    return found & (rank <= last[sequence]), rank[ends - 1] >= last
 
 
 def _draw_ordinary_tokens(bits: np.ndarray, special: SpecialTokens) -> np.ndarray:
@@ -259,8 +201,7 @@ def _check_arguments(
         raise ValueError(
             f"mask_share and random_share must be >= 0 and sum to <= 1; found {mask_share}, {random_share}."
         )
-    if len(lengths) > MAX_SEQUENCES or lengths.max(initial=0) > MAX_SEQUENCE_LENGTH:
+    if lengths.max(initial=0) > MAX_SEQUENCE_LENGTH:
         raise ValueError(
-            f"masking takes at most {MAX_SEQUENCES} sequences of at most {MAX_SEQUENCE_LENGTH} tokens; found "
-            f"{len(lengths)} sequences, the longest of {lengths.max()} tokens."
+            f"masking takes sequences of at most {MAX_SEQUENCE_LENGTH} tokens; found one of {lengths.max()}."
         )

@@ -105,5 +105,8 @@ def join_pieces(pieces: PackedRows, counts: np.ndarray, special: SpecialTokens) 
     ends = np.cumsum(widths)
     tokens = np.full(widths.sum(), special.eos, dtype=np.uint32)
     tokens[(ends - widths)[first]] = special.bos
-    tokens[concatenate_ranges(ends - 1 - pieces.lengths, pieces.lengths)] = pieces.tokens
+    is_piece = np.ones(len(tokens), dtype=bool)
+    is_piece[(ends - widths)[first]] = False
+    is_piece[ends - 1] = False
+    tokens[is_piece] = pieces.tokens
     return PackedRows(tokens, sums_of_runs(widths, counts))

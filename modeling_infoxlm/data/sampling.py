@@ -227,10 +227,10 @@ class ExampleSampler:
         index = permute(step, self.counts[group], hash64(self._group_keys[group], finished_passes))
         return group, index
 
-    def describe(self) -> dict[str, object]:
-        """Epoch size, and for each group its examples, sampling probability and exact share of an epoch."""
+    def describe_groups(self) -> dict[str, dict[str, float]]:
+        """For each group its `examples`, sampling `probability` and `expected_share` of an epoch."""
         rows = zip(self.groups, self.counts, self.probabilities, self.places, strict=True)
-        groups = {
+        return {
             name: {
                 "examples": int(count),
                 "probability": float(probability),
@@ -238,4 +238,3 @@ class ExampleSampler:
             }
             for name, count, probability, places in rows
         }
-        return {"epoch_size": self.epoch_size, "groups": groups}

@@ -157,7 +157,7 @@ def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     for path in (tokens_path, offsets_path):
         if not path.is_file():
             raise DataError(f"shard file {path} is missing; delete the prepared folder and prepare it again.")
-    offsets = np.memmap(offsets_path, dtype=_OFFSET_DTYPE, mode="r")
+    offsets = _map(offsets_path, _OFFSET_DTYPE)
     num_found = tokens_path.stat().st_size // _TOKEN_DTYPE.itemsize
     if num_found != offsets[-1]:
         raise DataError(
@@ -166,7 +166,12 @@ def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if num_found == 0:  # an empty file cannot be memory-mapped
         return np.empty(0, dtype=_TOKEN_DTYPE), offsets
-    return np.memmap(tokens_path, dtype=_TOKEN_DTYPE, mode="r"), offsets
+    return _map(tokens_path, _TOKEN_DTYPE), offsets
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    # A plain array over the mapped file: numpy.memmap does work of its own for every array cut out of it.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
 class TokenStore:

@@ -68,7 +68,24 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             for side in (0, 1)
         ]
         bitext[name] = PairStore(sides[0], sides[1], *name.split("-"))
-    return Corpus(folder, {}, SPECIAL, MAX_LENGTH, mono, bitext, {})
+    return Corpus(folder, manifest(mono, bitext), SPECIAL, MAX_LENGTH, mono, bitext, {})
+
+
+def manifest(mono: dict[str, TokenStore], bitext: dict[str, PairStore]) -> dict[str, Any]:
+    """The lengths that `prepare` writes into a manifest."""
+
+    def entry(*stores: TokenStore) -> dict[str, int]:
+        lengths = sum(store.lengths(np.arange(len(store))) for store in stores)
+        return {
+            "num_examples": len(lengths),
+            "num_tokens": int(lengths.sum()),
+            "max_length": int(lengths.max()),
+        }
+
+    return {
+        "mono": {name: entry(store) for name, store in mono.items()},
+        "bitext": {name: entry(pairs.source, pairs.target) for name, pairs in bitext.items()},
+    }
 
 
 def split(part: dict[str, Any]) -> list[list[int]]:
@@ -435,15 +452,37 @@ def test_describe_tells_each_streams_shares(corpus: Corpus) -> None:
     described = JointDataset(corpus, adjacent, 8).describe()
     assert list(described) == ["mlm", "tlm", "xlco"]
     assert described["mlm"]["epoch_size"] == 85
-    assert described["xlco"] == {
-        "examples_per_item": 3,
-        "epoch_size": 20,
-        "groups": {
-            "de-en": {"examples": 15, "probability": pytest.approx(1 / 3), "expected_share": 7 / 20},
-            "en-fr": {"examples": 4, "probability": pytest.approx(1 / 3), "expected_share": 7 / 20},
-            "en-sw": {"examples": 1, "probability": pytest.approx(1 / 3), "expected_share": 6 / 20},
-        },
+    assert [described["xlco"][name] for name in ("examples_per_item", "epoch_size")] == [3, 20]
+    third = pytest.approx(1 / 3)
+    shares = {
+        name: [group[key] for key in ("examples", "probability", "expected_share")]
+        for name, group in described["xlco"]["groups"].items()
     }
+    assert shares == {
+        "de-en": [15, third, 7 / 20],
+        "en-fr": [4, third, 7 / 20],
+        "en-sw": [1, third, 6 / 20],
+    }
+
+
+@pytest.mark.parametrize("concatenate_pairs", ["none", "random", "adjacent"])
+def test_described_lengths_are_those_of_the_batches(corpus: Corpus, concatenate_pairs: Any) -> None:
+    """Mean over whole epochs, special tokens included; the most is reached, or for joined pairs a bound."""
+    streams = StreamSettings(sampling_alpha=1.0, pair_sampling_alpha=1.0, concatenate_pairs=concatenate_pairs)
+    only = replace(corpus, mono={"en": corpus.mono["en"]}, bitext={"en-fr": corpus.bitext["en-fr"]})
+    dataset = JointDataset(only, streams, 10_000)
+    described = dataset.describe()
+    lengths = {}
+    for name, epochs in (("mlm", 60), ("tlm", 8), ("xlco", 8)):
+        part = dataset.pack(range(epochs * 8))[name]
+        views = [part["query"], part["key"]] if name == "xlco" else [part]
+        lengths[name] = sum(view["lengths"] for view in views)
+    blocks, pairs = described["mlm"]["groups"]["en"], described["tlm"]["groups"]["en-fr"]
+    both_views = described["xlco"]["groups"]["en-fr"]
+    assert (blocks["mean_tokens"], blocks["most_tokens"]) == (lengths["mlm"].mean(), lengths["mlm"].max())
+    assert (pairs["mean_tokens"], pairs["most_tokens"]) == (lengths["tlm"].mean(), lengths["tlm"].max())
+    assert both_views["mean_tokens"] == pytest.approx(lengths["xlco"].mean(), rel=0.1)
+    assert lengths["xlco"].max() <= both_views["most_tokens"] <= lengths["xlco"].max() + 10
 
 
 # ---- what is refused

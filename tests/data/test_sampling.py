@@ -234,13 +234,9 @@ def test_small_group_is_repeated_and_large_one_cut() -> None:
     assert len(set(index[group == 0].tolist())) == 500
 
 
-def test_describe() -> None:
-    """What is logged: epoch size, and per group examples, probability and exact share."""
-    described = ExampleSampler({"en": 30, "sw": 10}, 0.0, 1, "mlm").describe()
-    assert described == {
-        "epoch_size": 40,
-        "groups": {
-            "en": {"examples": 30, "probability": 0.5, "expected_share": 0.5},
-            "sw": {"examples": 10, "probability": 0.5, "expected_share": 0.5},
-        },
+def test_describe_groups() -> None:
+    """What is logged of each group: examples, probability and exact share."""
+    assert ExampleSampler({"en": 30, "sw": 10}, 0.0, 1, "mlm").describe_groups() == {
+        "en": {"examples": 30, "probability": 0.5, "expected_share": 0.5},
+        "sw": {"examples": 10, "probability": 0.5, "expected_share": 0.5},
     }
