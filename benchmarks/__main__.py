@@ -33,6 +33,7 @@ SHORT_SET: dict[str, tuple[str, ...]] = {
         *(*MEMORY, DEFAULT, "--only", "ours"),
         *("--flag", "objective_backward=sequential"),
     ),
+    "memory_recompute_default": (*MEMORY, DEFAULT, "--only", "ours", "--flag", "recompute_layers=1-6"),
     "attention": ("benchmarks.attention",),
     "scale": ("benchmarks.scale",),
     "data": ("benchmarks.data",),

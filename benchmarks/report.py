@@ -21,6 +21,7 @@ TITLES = {
     "memory_fp32_default": "Peak memory at B = 8, default allocator: ours, fp32",
     "memory_bf16_default": "Peak memory at B = 8, default allocator: ours, bf16",
     "memory_sequential_default": "Peak memory at B = 8, default allocator: ours, fp32, sequential",
+    "memory_recompute_default": "Peak memory at B = 8, default allocator: ours, fp32, layers 1-6 recomputed",
     "attention": "Attention on the CPU",
     "scale": "How the cost of a step grows",
     "data": "Data path",
