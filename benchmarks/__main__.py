@@ -21,8 +21,8 @@ SHORT_SET: dict[str, tuple[str, ...]] = {
     "step_fp32": STEP,
     "step_bf16": (*STEP, "--dtype", "bfloat16"),
     "step_bf16_both": (*STEP, "--dtype", "bfloat16", "--baseline_dtype", "bfloat16"),
-    "step_fp32_defaults": ("benchmarks.step", "--baseline_defaults", "--steps", "2"),
-    "step_bf16_defaults": ("benchmarks.step", "--baseline_defaults", "--steps", "2", "--dtype", "bfloat16"),
+    "step_fp32_defaults": ("benchmarks.step", "--baseline_defaults", "--steps", "3"),
+    "step_bf16_defaults": ("benchmarks.step", "--baseline_defaults", "--steps", "3", "--dtype", "bfloat16"),
     "memory_baseline": (*MEMORY, "--only", "baseline"),
     "memory_fp32": (*MEMORY, "--only", "ours"),
     "memory_bf16": (*MEMORY, "--only", "ours", "--dtype", "bfloat16"),
@@ -33,18 +33,25 @@ SHORT_SET: dict[str, tuple[str, ...]] = {
         *(*MEMORY, DEFAULT, "--only", "ours"),
         *("--flag", "objective_backward=sequential"),
     ),
-    "memory_recompute_default": (*MEMORY, DEFAULT, "--only", "ours", "--flag", "recompute_layers=1-6"),
+    "memory_recompute_default": (*MEMORY, DEFAULT, "--only", "ours", "--flag", "recompute_layers=1-9"),
     "attention": ("benchmarks.attention",),
     "scale": ("benchmarks.scale",),
     "data": ("benchmarks.data",),
     "evaluate": ("benchmarks.evaluate",),
     "optimizer_states": ("benchmarks.optimizer_states",),
 }
+# Run only when named: it takes ten minutes.
+LONG_SET: dict[str, tuple[str, ...]] = {
+    "evaluate_5000": (
+        *("benchmarks.evaluate", "--parts", "encoding", "--sentences", "5000"),
+        *("--repeats", "1", "--dtypes", "float32"),
+    ),
+}
 
 
 def run(name: str, results: Path) -> bool:
     """Run one benchmark; False if it failed, after saying so."""
-    module, *flags = SHORT_SET[name]
+    module, *flags = (SHORT_SET | LONG_SET)[name]
     command = [sys.executable, "-m", module, *flags, "--output", str(results / f"{name}.json")]
     print(f"\n--- {name}: python -m {module} {' '.join(flags)}", flush=True)
     finished = subprocess.run(command)
@@ -57,7 +64,9 @@ def main() -> int:
     """Run what is asked for, then write the page; the exit code says whether all of it ran."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--only", nargs="*", choices=SHORT_SET, help="these alone; nothing: only the page")
+    parser.add_argument(
+        "--only", nargs="*", choices=[*SHORT_SET, *LONG_SET], help="these alone; nothing: only the page"
+    )
     parser.add_argument("--results", type=Path, default=Path("docs/results/speed"))
     parser.add_argument("--report", type=Path, default=Path("docs/results/speed.md"))
     options = parser.parse_args()

@@ -325,9 +325,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         preparation = measure_prepare(texts, tokenizer_folder, work, options.repeats)
         tokenizer = XLMRobertaTokenizer.from_pretrained(tokenizer_folder)
         batches = measure_batches(tokenizer, BATCH_TOKENS, MIDDLE, PAIRS, 3 * options.repeats)
-    rates = {name: found["tokens_per_second"] for name, found in batches["joint"].items()}
+    rates = {size: found["tokens_per_second"] for size, found in batches["joint"].items()}
+    name = options.tokenizer.name if options.tokenizer else "trained on the text"
     return {
-        "tokenizer": str(options.tokenizer or f"trained on the text, {len(tokenizer):,} ids"),
+        "tokenizer": f"{name}, {len(tokenizer):,} ids",
         "text": sorted({path.parent.name for path in options.text}),
         "prepare_tokens_per_second": preparation["tokens_per_second"],
         "mask_tokens_per_second": {

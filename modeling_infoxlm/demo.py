@@ -7,12 +7,9 @@ printed stands in `<output_dir>/results.json` too. Run again, it goes on where i
 """
 
 import argparse
-import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
@@ -50,6 +47,7 @@ from modeling_infoxlm.evaluation.encoding import encode_sequences
 from modeling_infoxlm.evaluation.mining import RetrievalAccuracy, retrieval_accuracy
 from modeling_infoxlm.hub.export import save_as_xlm_roberta
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.provenance import describe_program, file_sha256
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -60,7 +58,6 @@ from modeling_infoxlm.training.config_file import parse_args_with_config
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
 from modeling_infoxlm.training.model_setup import build_model
 from modeling_infoxlm.training.process import INTERRUPTED, Interrupted, configure_process, run_main
-from modeling_infoxlm.training.run_record import PACKAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples" / "data"
@@ -215,23 +212,21 @@ def open_results(setup: DemoSetup, *, argv: Sequence[str], fresh: bool) -> dict[
     if fresh:
         _remove_output(setup.root)
         earlier = {}
-    digest = hashlib.sha256(setup.recipe.read_bytes()).hexdigest()
+    digest = file_sha256(setup.recipe)
     if earlier and earlier["recipe"]["sha256"] != digest:
         raise ValueError(
             f"{setup.root} holds a demo of another recipe ({setup.recipe} may have changed since); "
             "--fresh starts over, another --output_dir keeps both."
         )
+    program = describe_program(argv)
     return {
         "made_by": MADE_BY,
         "command": ["python", "-m", MADE_BY, *argv],
         "python": _shown(Path(sys.executable)),
         "output_dir": str(setup.root),
         "recipe": {"path": _shown(setup.recipe), "sha256": digest},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": program["python"], **program["versions"]},
+        "machine": program["machine"],
         "stages": earlier.get("stages", {}),
         "seconds": 0.0,
     }

@@ -7,7 +7,7 @@ Shapes: B sentences, M masked positions, D hidden, Q queued keys, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -188,10 +188,26 @@ def _gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """Rows of all ranks in rank order, with gradient, and where this rank's begin; all hold equally many."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows, 0
-    from torch.distributed.nn.functional import all_gather  # the one whose backward pass sums over ranks
+    gathered: Tensor = _GatherRows.apply(rows)
+    return gathered, torch.distributed.get_rank() * len(rows)
 
-    gathered = all_gather(rows)
-    return torch.cat(list(gathered)), torch.distributed.get_rank() * len(rows)
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; every rank's loss may depend on them, so their gradients are summed over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        gathered = rows.new_empty(torch.distributed.get_world_size() * len(rows), *rows.shape[1:])
+        torch.distributed.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        summed = upstream[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(summed)
+        start = torch.distributed.get_rank() * ctx.count
+        return summed[start : start + ctx.count]
 
 
 def _share_highest(scores: Tensor, targets: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
 
 
+class UsageError(ValueError):
+    """What was asked for cannot be done with what was given: one line, exit code 2."""
+
+
 class Interrupted(Exception):
     """Training was stopped by a signal after a checkpoint."""
 
@@ -52,7 +56,8 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
 
     Returns:
         0 done; 1 failure, after one line on stderr that says what to do (`--debug` anywhere in `argv` adds
-        the traceback); 130 interrupted. Usage errors end the process with 2 in the argument parser.
+        the traceback); 2 the same for a `UsageError`; 130 interrupted. The argument parser ends the process
+        with 2 by itself.
     """
     arguments = [argument for argument in argv if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -68,9 +73,10 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
+        status = USAGE if isinstance(error, UsageError) else FAILED
         message = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, (ValueError, OSError)):  # not foreseen: say what it is, and how to see more
             message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
         print(f"error: {message}", file=sys.stderr)
-        return FAILED
+        return status
     return OK

@@ -1,12 +1,7 @@
 """`run.json`: what a run is and how it came to be; and the check that a folder holds no other run."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_infoxlm.provenance import describe_program, write_json
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -30,18 +26,6 @@ _SHAPING_TOKENIZER = {
     "max_seq_length",
 }
 _RUN_FOLDERS = ("data", "tokenizer", ".saving")
-PACKAGES = (
-    "torch",
-    "transformers",
-    "datasets",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "huggingface_hub",
-    "numpy",
-)
-_SECRET = re.compile(r"hf_[\w.\-]{8,}")
-
 # Training arguments that change what is computed; others
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
@@ -74,19 +58,8 @@ def write_run_record(
 
     Secrets that look like Hub tokens are blotted out of the command.
     """
-    record = {
-        "command": [_SECRET.sub("<token>", argument) for argument in argv],
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "identity": dict(identity),
-        **details,
-    }
-    output_dir.mkdir(parents=True, exist_ok=True)
-    partial = output_dir / f"{RUN_FILE}.partial"
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    partial.replace(output_dir / RUN_FILE)
+    record = {**describe_program(argv), "identity": dict(identity), **details}
+    write_json(output_dir / RUN_FILE, record)
 
 
 def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite: bool) -> str | None:
@@ -157,12 +130,3 @@ def _remove_run(output_dir: Path) -> None:
             f"{output_dir} holds {checkpoints[0].name} but no {RUN_FILE}, so nobody knows of which run; "
             "remove it, or give another --output_dir."
         )
-
-
-def _commit() -> str | None:
-    """Commit of the code, None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

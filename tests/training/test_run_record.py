@@ -12,8 +12,8 @@ from modeling_infoxlm.training.arguments import (
     ModelArguments,
     PretrainingArguments,
 )
+from modeling_infoxlm.provenance import PACKAGES
 from modeling_infoxlm.training.run_record import (
-    PACKAGES,
     OutputFolderError,
     find_checkpoint,
     is_finished,

@@ -1,0 +1,206 @@
+"""Result files: one schema for every task, so that each number has a file that says how it came to be.
+
+{"schema": "infoxlm-result-1", "task": "tatoeba", "metric": "accuracy", "unit": "percent",
+ "dataset": {"name": ..., "sha256": ..., "files": {file: sha256}},
+ "model": {"name_or_path": ..., "revision": ..., "sha256": ..., "model_type": ..., "num_parameters": ...},
+ "settings": {"layer": 7, ...}, "seed": null,
+ "scores": {"de": {"accuracy": {"value": 95.1, "low": 93.7, "high": 96.4, "count": 1000}}},
+ "summary": {"mean": ...}, "details": {...},
+ "command": [...], "commit": ..., "python": ..., "machine": ..., "versions": {...}}
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from modeling_infoxlm.provenance import describe_program, file_sha256, write_json
+
+SCHEMA = "infoxlm-result-1"
+RESULT_SUFFIX = "_results.json"
+
+RESAMPLES = 1000
+_CHUNK = 1 << 22  # counts of resampled items that are held at a time
+
+Unit = Literal["percent", "nats"]
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number measured on a sample of items, with its 95 % bootstrap interval.
+
+    Attributes:
+        value: On the whole sample, in the unit of the result.
+        low: 2.5 % percentile of the resamples.
+        high: 97.5 % percentile.
+        count: Items of the sample.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """What was measured on.
+
+    Attributes:
+        name: Name of the benchmark or of the Hub dataset.
+        files: sha256 of each file by its name; empty for a dataset of the Hub.
+        revision: Commit of a Hub dataset.
+    """
+
+    name: str
+    files: Mapping[str, str]
+    revision: str | None = None
+
+    @classmethod
+    def of_files(cls, name: str, paths: Iterable[str | Path]) -> "DatasetRecord":
+        """Hash the files; a name that two of them share is told apart by its folder."""
+        unique = sorted({Path(path) for path in paths})
+        names = [path.name for path in unique]
+        shown = [
+            path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in unique
+        ]
+        return cls(name, {text: file_sha256(path) for text, path in zip(shown, unique, strict=True)})
+
+    @property
+    def sha256(self) -> str | None:
+        """One hash of all files; None for a dataset of the Hub."""
+        if not self.files:
+            return None
+        text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(self.files.items()))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What was measured.
+
+    Attributes:
+        name_or_path: As it was asked for.
+        revision: Commit on the Hub; None for a folder.
+        sha256: Of the weight files of a folder; None for a model of the Hub.
+        model_type: transformers' name of the architecture.
+        num_parameters: All of them.
+    """
+
+    name_or_path: str
+    revision: str | None
+    sha256: str | None
+    model_type: str
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Scores of one model on one task.
+
+    Attributes:
+        task: `tatoeba`, `xnli`, `mlqa`, ...; also the beginning of the file's name.
+        metric: The metric of tables, one of those in `scores`.
+        unit: Of all scores and of `summary`.
+        dataset: What was measured on.
+        model: What was measured.
+        settings: Everything that shaped the numbers: layer, pooling, learning rate, ...
+        seed: Of the fine-tuning; None where nothing is drawn.
+        scores: Language or pair, then metric, then the number.
+        summary: Numbers over languages, such as `mean` and `gap`.
+        details: More of the same: matrices, layer curves, counts of skipped rows.
+    """
+
+    task: str
+    metric: str
+    unit: Unit
+    dataset: DatasetRecord
+    model: ModelRecord
+    settings: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, Estimate]]
+    summary: Mapping[str, float]
+    seed: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_result(folder: str | Path, result: TaskResult, *, command: Sequence[str]) -> Path:
+    """Write `<folder>/<task>_results.json`, whole or not at all.
+
+    Args:
+        folder: Made if missing.
+        result: What was measured.
+        command: The program and its arguments.
+
+    Returns:
+        The file.
+    """
+    content = asdict(result)
+    content["dataset"]["sha256"] = result.dataset.sha256
+    path = Path(folder) / f"{result.task}{RESULT_SUFFIX}"
+    write_json(path, {"schema": SCHEMA, **content, **describe_program(command)})
+    return path
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """Read a result file.
+
+    Raises:
+        ValueError: If it is none, or of another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != SCHEMA:
+        raise ValueError(f"{path} is no result file: expected schema {SCHEMA!r}, found {found!r}.")
+    return dict(content)
+
+
+def summarise(values: Mapping[str, float], *, english: str = "en") -> dict[str, float]:
+    """Mean over languages and, where English is one of several, the transfer gap.
+
+    Args:
+        values: Score of each language.
+        english: Key of English.
+
+    Returns:
+        `mean`, and `gap`: English minus the mean of the others (arXiv 2007.07834, table 6).
+    """
+    summary = {"mean": float(np.mean(list(values.values())))}
+    others = [value for language, value in values.items() if language != english]
+    if english in values and others:
+        summary["gap"] = values[english] - float(np.mean(others))
+    return summary
+
+
+def bootstrap(items: np.ndarray, statistic: Statistic | None = None, *, seed: int = 0) -> Estimate:
+    """Estimate a statistic of a sample with its percentile bootstrap interval (Efron and Tibshirani, 1993).
+
+    Args:
+        items: One number for each item, (N,), or K numbers, (N, K).
+        statistic: Takes means of the K numbers over items, (..., K), to one number, (...), such as a ratio of
+            two of them. None takes the mean of one number.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: If there is no item.
+    """
+    if not len(items):
+        raise ValueError("expected at least one item to score, found none.")
+    table = np.asarray(items, dtype=np.float64).reshape(len(items), -1)
+    apply = statistic or (lambda means: means[..., 0])
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // len(table))
+    parts = []
+    for start in range(0, RESAMPLES, rows):
+        shape = (min(rows, RESAMPLES - start), len(table))
+        drawn = rng.integers(0, len(table), size=shape)
+        parts.append(np.stack([column[drawn].mean(axis=1) for column in table.T], axis=-1))
+    low, high = np.percentile(apply(np.concatenate(parts)), [2.5, 97.5])
+    return Estimate(float(apply(table.mean(axis=0))), float(low), float(high), len(table))

@@ -1,0 +1,106 @@
+"""Result files: what is written can be read, and intervals cover what they should."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling_infoxlm.evaluation.results import (
+    SCHEMA,
+    DatasetRecord,
+    Estimate,
+    ModelRecord,
+    TaskResult,
+    bootstrap,
+    read_result,
+    summarise,
+    write_result,
+)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> TaskResult:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dev.tsv").write_text(f"text of {name}\n")
+    (tmp_path / "other.tsv").write_text("more\n")
+    files = [tmp_path / "a" / "dev.tsv", tmp_path / "b" / "dev.tsv", tmp_path / "other.tsv"]
+    return TaskResult(
+        task="xnli",
+        metric="accuracy",
+        unit="percent",
+        dataset=DatasetRecord.of_files("xnli", files),
+        model=ModelRecord("encoder", None, "0" * 64, "infoxlm", 12),
+        settings={"learning_rate": 1e-5},
+        scores={"en": {"accuracy": Estimate(80.0, 79.0, 81.0, 100)}},
+        summary={"mean": 80.0},
+        seed=3,
+    )
+
+
+def test_a_result_is_read_as_it_was_written(result: TaskResult, tmp_path: Path) -> None:
+    path = write_result(tmp_path / "out", result, command=["run_xnli.py", "--token", "hf_abcdefghijk"])
+    assert path == tmp_path / "out" / "xnli_results.json"
+    found = read_result(path)
+    assert found["schema"] == SCHEMA and found["seed"] == 3 and found["unit"] == "percent"
+    assert found["scores"]["en"]["accuracy"] == {"value": 80.0, "low": 79.0, "high": 81.0, "count": 100}
+    assert found["command"] == ["run_xnli.py", "--token", "<token>"]
+    assert found["dataset"]["sha256"] == result.dataset.sha256
+    assert found["versions"]["torch"]
+
+
+def test_files_of_one_name_are_told_apart(result: TaskResult) -> None:
+    assert sorted(result.dataset.files) == ["a/dev.tsv", "b/dev.tsv", "other.tsv"]
+
+
+def test_the_hash_of_a_dataset_changes_with_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before = DatasetRecord.of_files("x", [path]).sha256
+    path.write_text("two")
+    assert DatasetRecord.of_files("x", [path]).sha256 != before
+    assert DatasetRecord("hub", {}, "abc").sha256 is None
+
+
+@pytest.mark.parametrize("content", ['{"schema": "other"}', "[1]", "no json"])
+def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"file\.json is no (result|JSON) file"):
+        read_result(path)
+
+
+def test_nothing_is_left_of_a_write_that_fails(result: TaskResult, tmp_path: Path) -> None:
+    path = write_result(tmp_path, result, command=["x"])
+    assert json.loads(path.read_text())["task"] == "xnli"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_gap_is_english_minus_the_mean_of_the_others() -> None:
+    assert summarise({"en": 90.0, "de": 80.0, "sw": 60.0}) == pytest.approx({"mean": 230 / 3, "gap": 20.0})
+    assert summarise({"de": 80.0, "sw": 60.0}) == {"mean": 70.0}
+    assert summarise({"en": 90.0}) == {"mean": 90.0}
+
+
+def test_the_interval_of_a_share_is_that_of_the_normal_approximation() -> None:
+    items = np.repeat([100.0, 0.0], [300, 700])
+    found = bootstrap(items)
+    half = 1.96 * 100 * np.sqrt(0.3 * 0.7 / 1000)
+    assert found.value == pytest.approx(30.0) and found.count == 1000
+    assert found.low == pytest.approx(30 - half, abs=0.5)
+    assert found.high == pytest.approx(30 + half, abs=0.5)
+    assert found == bootstrap(items)
+
+
+def test_a_ratio_of_sums_is_resampled_by_item() -> None:
+    items = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 10.0]])
+    found = bootstrap(items, lambda means: means[..., 0] / means[..., 1])
+    assert found.value == pytest.approx(4 / 16)
+    # The extreme resamples are three times the lowest and three times the highest ratio.
+    assert 0 <= found.low < found.value < found.high <= 0.75
+
+
+def test_no_item_is_no_number() -> None:
+    with pytest.raises(ValueError, match="at least one item"):
+        bootstrap(np.empty(0))
