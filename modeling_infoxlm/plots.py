@@ -225,6 +225,52 @@ def _best_layer(label: str, shares: Sequence[float]) -> str:
     return f"{label} {shares[best]:.0%} (layer {best})"
 
 
+def layer_curve_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], *, marked_layer: int) -> Figure:
+    """Retrieval of one encoder at each of its layers: the mean over languages in bold, each language thin.
+
+    Args:
+        curves: Language -> `source_to_target` and `target_to_source`, each the accuracy in percent at layers
+            0 (the embeddings), 1, ...
+        marked_layer: Layer of the result.
+
+    Returns:
+        One panel. The two languages that are found best and worst at the best layer are named.
+    """
+    # (languages, 2 directions, layers)
+    table = np.array([[row["source_to_target"], row["target_to_source"]] for row in curves.values()])
+    forth, back = table.mean(axis=0)
+    means = (forth + back) / 2
+    best = int(means.argmax())
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8, 4.4))
+        axes = figure.add_subplot()
+        for row in table.mean(axis=1):
+            axes.plot(row, color=_MUTED, alpha=0.35, linewidth=0.8)
+        for row, style, label in ((forth, "-", "source to target"), (back, "--", "target to source")):
+            axes.plot(row, color=_RUN_COLORS[0], linestyle=style, marker="o", markersize=4, label=label)
+        axes.axvline(marked_layer, color=_MUTED, linewidth=1, linestyle=":", zorder=0)
+        _name_extremes(axes, list(curves), table.mean(axis=1), best)
+        over = f"mean of {len(curves)} languages" if len(curves) > 1 else next(iter(curves))
+        at_mark = "" if marked_layer == best else f", {means[marked_layer]:.1f}% at layer {marked_layer}"
+        axes.set_title(f"Best layer: {best}, {means[best]:.1f}%{at_mark} ({over})")
+        axes.set(xlabel="layer (0: embeddings)", ylabel="top-1 retrieval, %", ylim=(0, 102))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower right")
+    return figure
+
+
+def _name_extremes(axes: Axes, languages: Sequence[str], accuracy: np.ndarray, layer: int) -> None:
+    """Write the names of the best and the worst language beside their curves, (K, L), at a layer."""
+    if len(languages) < 2:
+        return
+    order = np.argsort(accuracy[:, layer], kind="stable")
+    for row, offset in ((order[-1], 5), (order[0], -5)):
+        axes.annotate(
+            languages[row], (layer, accuracy[row, layer]), xytext=(0, offset), textcoords="offset points",
+            ha="center", va="bottom" if offset > 0 else "top", color=_MUTED, fontsize=10,
+        )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ similarity
 
 
@@ -332,3 +378,141 @@ def _draw_map(axes: Axes, points: np.ndarray, languages: Sequence[str]) -> None:
         )
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+
+
+# --------------------------------------------------------------------------------------- scores by language
+
+_CELL_INCHES = (0.44, 0.34)  # width and height: a number of five characters fits
+_CHARACTER_INCHES = 0.09  # of a row's label
+_DARK_CELL = 0.55  # share of the colour scale up to which white text is easier to read
+# Tol's "muted" again, in an order in which neighbours differ in lightness too.
+_RADAR_COLORS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99")
+
+
+def language_heat_map_figure(
+    scores: Mapping[str, Sequence[float]], *, columns: Sequence[str], label: str
+) -> Figure:
+    """Score of each model in each language as colour and number.
+
+    Args:
+        scores: Model -> score of each language; NaN where there is none.
+        columns: The languages.
+        label: What the scores are, such as "accuracy, percent".
+
+    Returns:
+        One panel, a row for each model.
+    """
+    values = np.array(list(scores.values()), dtype=np.float64)
+    title = f"{label}: {_extremes(values, columns)}"
+    return _heat_map(values, rows=list(scores), columns=columns, label=label, title=title)[0]
+
+
+def matrix_figure(
+    values: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    parts: tuple[str, str],
+    name: str,
+    label: str,
+) -> Figure:
+    """Scores where two parts of an input are in different languages, such as premise and hypothesis.
+
+    Args:
+        values: (rows, columns), NaN where a pair was not measured.
+        rows: Languages of the first part.
+        columns: Languages of the second part.
+        parts: What the two parts are.
+        name: Of the model, for the title.
+        label: What the scores are.
+
+    Returns:
+        One panel; the title says how much is lost when the languages differ.
+    """
+    same = np.array([[first == second for second in columns] for first in rows])
+    within, across = (np.nanmean(values[which]) if which.any() else np.nan for which in (same, ~same))
+    title = f"{name}\nsame language {within:.1f}, different languages {across:.1f}"
+    figure, axes = _heat_map(values, rows=rows, columns=columns, label=label, title=title)
+    axes.set(ylabel=f"language of the {parts[0]}", xlabel=f"language of the {parts[1]}")
+    return figure
+
+
+def radar_figure(scores: Mapping[str, Sequence[float]], *, languages: Sequence[str], label: str) -> Figure:
+    """Scores of several models around a circle of languages.
+
+    The centre is not 0 but a round number below the lowest score, which the ring labels show.
+
+    Args:
+        scores: Model -> score of each language.
+        languages: At least three.
+        label: What the scores are.
+
+    Returns:
+        One polar panel, a closed line for each model.
+
+    Raises:
+        ValueError: If there are more models than distinct colours.
+    """
+    if len(scores) > len(_RADAR_COLORS):
+        raise ValueError(f"the chart has colours for {len(_RADAR_COLORS)} models, found {len(scores)}.")
+    values = np.array(list(scores.values()), dtype=np.float64)
+    angles = np.linspace(0, 2 * np.pi, len(languages), endpoint=False)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 6.4 + 0.25 * len(scores)))
+        axes: Any = figure.add_subplot(projection="polar")
+        axes.set_theta_offset(np.pi / 2)
+        axes.set_theta_direction(-1)
+        for (name, row), color in zip(scores.items(), _RADAR_COLORS, strict=False):
+            closed = [*row, row[0]]
+            axes.plot([*angles, angles[0]], closed, color=color, marker="o", markersize=4, label=name)
+            axes.fill([*angles, angles[0]], closed, color=color, alpha=0.06)
+        axes.set_xticks(angles, languages)
+        axes.set_ylim(*_round_limits(values))
+        axes.tick_params(axis="y", labelsize=9, labelcolor=_MUTED)
+        _title_of_figure(figure, f"{label}: {_extremes(values, languages)}")
+        figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+def _heat_map(
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], label: str, title: str
+) -> tuple[Figure, Axes]:
+    """Coloured cells with their numbers; a cell without a number stays white."""
+    width = 1.8 + _CELL_INCHES[0] * len(columns) + _CHARACTER_INCHES * max(map(len, rows))
+    with rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(max(8.2, width), 1.3 + _CELL_INCHES[1] * len(rows)))
+        axes = figure.add_subplot()
+        image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+        middle = image.norm.vmin + _DARK_CELL * (image.norm.vmax - image.norm.vmin)  # type: ignore[operator]
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                color = "white" if value < middle else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
+        axes.set_xticks(range(len(columns)), columns, fontsize=9)
+        axes.set_yticks(range(len(rows)), rows, fontsize=10)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        _title_of_figure(figure, title)
+        figure.colorbar(image, ax=axes, label=label, pad=0.01)
+    return figure, axes
+
+
+def _title_of_figure(figure: Figure, title: str) -> None:
+    """Write a title at the left edge, where long labels of rows leave no room above the panel."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=_STYLE["axes.titlesize"])
+
+
+def _extremes(values: np.ndarray, columns: Sequence[str]) -> str:
+    """Highest and lowest score of all rows (rows, columns), and in which language."""
+    (low, lowest), (high, highest) = (
+        (values.flat[place], columns[place % len(columns)])
+        for place in (int(np.nanargmin(values)), int(np.nanargmax(values)))
+    )
+    return f"from {low:.1f} ({lowest}) to {high:.1f} ({highest})"
+
+
+def _round_limits(values: np.ndarray) -> tuple[float, float]:
+    """Limits for an axis that begins somewhat below the lowest value."""
+    low, high = float(values.min()), float(values.max())
+    step = 10 ** np.floor(np.log10(max(high - low, 0.1)))
+    return float(np.floor(low / step - 0.5) * step), float(np.ceil(high / step) * step)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modeling_infoxlm.data.errors import DataError
-from modeling_infoxlm.training.process import Interrupted, configure_process, run_main
+from modeling_infoxlm.training.process import Interrupted, UsageError, configure_process, run_main
 
 
 def raising(error: BaseException) -> Callable[[list[str]], None]:
@@ -24,6 +24,11 @@ def raising(error: BaseException) -> Callable[[list[str]], None]:
 def test_done_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(lambda argv: None, []) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_usage_error_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(UsageError("layer must be in 0..2,\n found 9.")), []) == 2
+    assert capsys.readouterr().err == "error: layer must be in 0..2, found 9.\n"
 
 
 def test_debug_is_taken_out_of_the_arguments() -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from modeling_infoxlm.provenance import PACKAGES
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
     ModelArguments,
     PretrainingArguments,
 )
-from modeling_infoxlm.provenance import PACKAGES
 from modeling_infoxlm.training.run_record import (
     OutputFolderError,
     find_checkpoint,

@@ -1,0 +1,50 @@
+r"""Bitext retrieval on Tatoeba, NTREX, FLORES or your own pairs, for any encoder that AutoModel loads.
+
+    python run_tatoeba.py --model_name_or_path microsoft/infoxlm-base \
+        --dataset_name mteb/tatoeba-bitext-mining --output_dir results/infoxlm-base
+    python run_tatoeba.py --model_name_or_path out --data_dir tatoeba --languages de fr sw --all_layers
+    python run_tatoeba.py --model_name_or_path out --bitext_files x.de,x.en --margin ratio
+
+The defaults are the paper's (arXiv 2007.07834): mean of all tokens of layer 7, cosine, both directions.
+"""
+
+import sys
+
+from rich.console import Console
+
+from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.results import write_result
+from modeling_infoxlm.evaluation.tatoeba import (
+    TatoebaArguments,
+    check_output,
+    evaluate_retrieval,
+    print_result,
+    write_figure,
+)
+from modeling_infoxlm.training.config_file import parse_args_with_config
+from modeling_infoxlm.training.process import configure_process, run_main
+
+
+def evaluate(argv: list[str]) -> None:
+    """Read the test sets, encode and search them, and write the results and the figure."""
+    encoder_args, args = parse_args_with_config((EncoderArguments, TatoebaArguments), argv)
+    configure_process()
+    check_output(args)
+    sets, dataset = args.load_sets()
+    encoder = load_encoder(encoder_args)
+    result = evaluate_retrieval(encoder, sets, dataset, args)
+    print_result(result, Console())
+    files = (
+        write_figure(args.output_dir, result),
+        write_result(args.output_dir, result, command=["run_tatoeba.py", *argv]),
+    )
+    print("wrote", *filter(None, files))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; see `run_main` for the exit codes."""
+    return run_main(evaluate, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
