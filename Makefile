@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first: its build is then chosen by the pin alone, before anything else asks for a newer one.
 	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,plots,tracking]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,eval,plots,tracking]'
 	touch $@
 
 demo: setup

@@ -4,8 +4,16 @@ infoxlm train-tokenizer --bitext_files bitext/ --tokenizer_vocab_size 32000 --ou
 infoxlm prepare --tokenizer_name tokenizer --bitext_files bitext/ --output_dir corpus
 infoxlm pretrain --config recipes/continue_xlmr_base.yaml --prepared_data corpus --output_dir out
 infoxlm export out --output_dir release
+infoxlm tatoeba --model_name_or_path out --data_dir tatoeba --output_dir results
+infoxlm xnli --model_name_or_path out --data_dir XNLI --output_dir results/xnli
+infoxlm mlqa --model_name_or_path out --train_file train.json --test_files MLQA --output_dir results/mlqa
+infoxlm report results --output_dir tables
+infoxlm mine en.txt de.txt --model_name_or_path out --output en-de.tsv
+infoxlm information --model_name_or_path out --bitext_files heldout/en-de.tsv --output_dir results
+infoxlm align-words --model_name_or_path out --text_file en-de.txt --output_dir alignment
 """
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -125,11 +133,27 @@ def export_command(argv: list[str]) -> None:
     )
 
 
+def _imported(module: str, function: str) -> Callable[[list[str]], None]:
+    """A command whose module is imported when it is run: the benchmarks' libraries take seconds to load."""
+
+    def command(argv: list[str]) -> None:
+        getattr(importlib.import_module(module), function)(argv)
+
+    return command
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare_command,
     "train-tokenizer": train_tokenizer_command,
     "pretrain": run_pretraining.pretrain,
     "export": export_command,
+    "tatoeba": _imported("run_tatoeba", "evaluate"),
+    "xnli": _imported("run_xnli", "fine_tune_and_test"),
+    "mlqa": _imported("run_mlqa", "fine_tune_and_answer"),
+    "report": _imported("modeling_infoxlm.evaluation.report", "report_command"),
+    "mine": _imported("modeling_infoxlm.evaluation.mine", "mine_command"),
+    "information": _imported("modeling_infoxlm.evaluation.information", "information_command"),
+    "align-words": _imported("modeling_infoxlm.evaluation.word_alignment", "align_words_command"),
 }
 
 

@@ -250,9 +250,9 @@ def layer_curve_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], *, m
             axes.plot(row, color=_RUN_COLORS[0], linestyle=style, marker="o", markersize=4, label=label)
         axes.axvline(marked_layer, color=_MUTED, linewidth=1, linestyle=":", zorder=0)
         _name_extremes(axes, list(curves), table.mean(axis=1), best)
-        over = f"mean of {len(curves)} languages" if len(curves) > 1 else next(iter(curves))
+        shown = f"mean of {len(curves)} languages" if len(curves) > 1 else next(iter(curves))
         at_mark = "" if marked_layer == best else f", {means[marked_layer]:.1f}% at layer {marked_layer}"
-        axes.set_title(f"Best layer: {best}, {means[best]:.1f}%{at_mark} ({over})")
+        axes.set_title(f"Best layer {best} with {means[best]:.1f}%{at_mark} ({shown})")
         axes.set(xlabel="layer (0: embeddings)", ylabel="top-1 retrieval, %", ylim=(0, 102))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right")
@@ -465,9 +465,9 @@ def radar_figure(scores: Mapping[str, Sequence[float]], *, languages: Sequence[s
         for (name, row), color in zip(scores.items(), _RADAR_COLORS, strict=False):
             closed = [*row, row[0]]
             axes.plot([*angles, angles[0]], closed, color=color, marker="o", markersize=4, label=name)
-            axes.fill([*angles, angles[0]], closed, color=color, alpha=0.06)
         axes.set_xticks(angles, languages)
         axes.set_ylim(*_round_limits(values))
+        axes.set_rlabel_position(np.degrees(angles[1]) / 2)  # between two languages
         axes.tick_params(axis="y", labelsize=9, labelcolor=_MUTED)
         _title_of_figure(figure, f"{label}: {_extremes(values, languages)}")
         figure.legend(loc="outside lower center", ncols=1)

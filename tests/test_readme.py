@@ -21,9 +21,14 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+import run_mlqa
 import run_pretraining
+import run_tatoeba
+import run_xnli
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli
 from modeling_infoxlm.demo import markdown_table
+from modeling_infoxlm.evaluation import information, mine, mlqa, report, tatoeba, word_alignment, xnli
+from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -35,6 +40,10 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = "<!-- executed -->"
+PROGRAMS = (
+    *(cli, run_mlqa, run_pretraining, run_tatoeba, run_xnli),
+    *(information, mine, report, word_alignment),
+)
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -109,7 +118,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return parse_and_stop
 
-    for module in (cli, run_pretraining):
+    for module in PROGRAMS:
         monkeypatch.setattr(module, "parse_args_with_config", stop_after(module.parse_args_with_config))
     monkeypatch.chdir(ROOT)  # recipes are named from there
 
@@ -129,6 +138,10 @@ def check(argv: list[str]) -> None:
             assert path == ".venv/bin/activate"
         case ["python", "run_pretraining.py", *flags]:
             run_pretraining.pretrain([*flags, "--use_cpu"])  # machines without a GPU refuse bf16 otherwise
+        case ["python", ("run_mlqa.py" | "run_tatoeba.py" | "run_xnli.py") as script, *flags]:
+            tuned = script != "run_tatoeba.py"
+            command = cli.COMMANDS[script.removeprefix("run_").removesuffix(".py")]
+            command([*flags, "--use_cpu"] if tuned else flags)
         case ["torchrun", "--nproc_per_node", count, "run_pretraining.py", *flags]:
             assert int(count) > 1
             run_pretraining.pretrain([*flags, "--use_cpu"])
@@ -165,6 +178,9 @@ def test_command_is_understood(argv: list[str], capsys: pytest.CaptureFixture[st
         ["infoxlm", "prepare", "--heldout_part", "0.1"],
         ["infoxlm", "train-tokenizer", "--vocab_size", "4000"],
         ["infoxlm", "export", "outputs/mine", "--output", "outputs/release"],
+        ["infoxlm", "mine", "a.de.txt", "a.en.txt", "--limit", "1"],
+        ["python", "run_tatoeba.py", "--data", "tatoeba"],
+        ["python", "run_xnli.py", "--data", "XNLI"],
     ],
     ids=lambda argv: argv[-2],
 )
@@ -176,7 +192,9 @@ def test_misspelt_command_is_refused(argv: list[str]) -> None:
 
 def known_flags() -> set[str]:
     types = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
-    types += [cli.OutputArguments, cli.ExportArguments]
+    types += [cli.OutputArguments, cli.ExportArguments, EncoderArguments]
+    modules = (information, mine, mlqa, report, tatoeba, word_alignment, xnli)
+    types += [part for module in modules for name, part in vars(module).items() if name.endswith("Arguments")]
     names = {field.name for part in types for field in fields(part)}
     others = {"config", "debug", "help", "nproc_per_node", "compare", "fresh", "nnodes"}
     others |= {"batch_size", "max_length", "dtype", "only"}  # benchmarks.step

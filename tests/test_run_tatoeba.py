@@ -1,5 +1,7 @@
 """The entry point, in this process: results and figure, and every input it must refuse."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,9 +100,14 @@ def nothing(data: Path) -> None:
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
-    encoder: Path, data: Path, capsys: pytest.CaptureFixture[str], spoil: object, own: list[str], message: str
+    encoder: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    own: list[str],
+    message: str,
 ) -> None:
-    spoil(data)  # type: ignore[operator]
+    spoil(data)
     assert run_tatoeba.main(flags(encoder, data, *own)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
@@ -117,8 +124,6 @@ def test_test_sets_given_in_no_way_or_in_two(encoder: Path, data: Path) -> None:
 def test_figure_without_the_extra(
     encoder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "modeling_infoxlm.plots", raising=False)
     assert run_tatoeba.main(flags(encoder, data, "--all_layers", "true")) == 2

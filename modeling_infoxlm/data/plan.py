@@ -202,7 +202,7 @@ def make_plan(
     """
     require(bool(sources), "nothing to prepare: no bitext and no monolingual source was given.")
     tokenizer_json = _tokenizer_json(tokenizer)
-    special = _special_tokens(tokenizer)
+    special = special_tokens(tokenizer)
     units = _units(sources, _known_hashes(folder), num_workers)
     description = {
         "tokenizer": {
@@ -269,7 +269,12 @@ def plain_text_encoder(tokenizer_json: str) -> str:
     return json.dumps(content)
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """Ids of the special tokens that the data needs; those of BERT-like tokenizers go by `[CLS]` and `[SEP]`.
+
+    Raises:
+        DataError: If one of the five is missing.
+    """
     ids = {
         "bos": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
         "pad": tokenizer.pad_token_id,

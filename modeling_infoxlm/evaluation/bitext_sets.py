@@ -83,7 +83,7 @@ class _Candidate:
     def load(self) -> BitextSet:
         source, target = self.read()
         languages = self.languages
-        if False:
+        if languages[0] == ENGLISH:
             source, target, languages = target, source, (languages[1], ENGLISH)
         return BitextSet(self.language, "-".join(languages), source, target)
 

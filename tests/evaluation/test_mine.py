@@ -37,7 +37,8 @@ def sentences() -> tuple[list[str], list[str]]:
     rows = [draw.integers(4, 59, draw.integers(3, 9)) for _ in range(40)]
     source = rows[:30]
     target = [np.append(row[:-1], draw.integers(4, 59)) for row in rows[:15]] + rows[30:]
-    return tuple([" ".join(f"w{i}" for i in row) for row in side] for side in (source, target))  # type: ignore[return-value]
+    texts = [[" ".join(f"w{i}" for i in row) for row in side] for side in (source, target)]
+    return texts[0], texts[1]
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_figure_draws_the_curves_of_the_result(
     assert np.allclose(lines[2:4], [result.details["layer_means"][name] for name in tatoeba.DIRECTIONS])
     means = np.mean(lines[2:4], axis=0)
     best = int(np.argmax(means))
-    assert axes.get_title(loc="left").startswith(f"Best layer: {best}, {means[best]:.1f}%")
+    assert axes.get_title(loc="left").startswith(f"Best layer {best} with {means[best]:.1f}%")
     assert {text.get_text() for text in axes.texts} == {"de", "fr"}
 
 

@@ -1,0 +1,647 @@
+"""Fine-tuning of any encoder for a task with a head: what `run_xnli.py` and `run_mlqa.py` share.
+
+A script reads its data, then
+
+    head = load_head_model(model_args, AutoModelForSequenceClassification, seed=args.seed, num_labels=3)
+    identity = run_identity(head.record, task_args, args, files)
+    run = open_run(args, identity=identity, argv=argv)
+    rows = cached_rows(encode, key=(tokenizer_hash(head.tokenizer), *texts), cache_dir=model_args.cache_dir)
+    fine_tune(head, args, rows=rows, label_names=("labels",), selection=..., checkpoint=run.checkpoint)
+    for members, output in forward_batches(head.model, test_rows, head.tokenizer, bf16=args.bf16): ...
+    finish_run(args, identity=identity, argv=argv)
+
+Batches hold rows of like length in training as in evaluation, so hardly any padding is computed. A run that
+was killed goes on from its last checkpoint with the weights that it would have had without the kill.
+
+Shapes: N rows, B rows of a batch, T tokens of the longest.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_model
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from modeling_infoxlm.evaluation.encoders import (
+    EncoderArguments,
+    batches_by_length,
+    check_tokenizer,
+    describe_model,
+    longest_sequence,
+    transformer_folder,
+)
+from modeling_infoxlm.evaluation.encoding import (
+    CPU_TOKENS_PER_BATCH,
+    GPU_TOKENS_PER_BATCH,
+    PROGRESS_DELAY,
+)
+from modeling_infoxlm.evaluation.results import ModelRecord
+from modeling_infoxlm.training.process import Interrupted, UsageError
+from modeling_infoxlm.training.run_record import (
+    RUN_FILE,
+    OutputFolderError,
+    find_checkpoint,
+    is_finished,
+    write_run_record,
+)
+from modeling_infoxlm.training.signals import StopOnSignal
+
+logger = logging.getLogger(__name__)
+
+TRAINING_ARGS_JSON = "training_args.json"
+LENGTH = "length"  # the column of a row's number of tokens
+TEXTS_PER_CALL = 1000  # the tokenizer's own records of a text are far larger than its ids
+
+_BATCHES_SORTED_TOGETHER = 50
+_TRAINER_STATE = "trainer_state.json"
+# Training arguments that change what is computed; others (logging, saving, workers) may differ on resumption.
+_COMPUTED = (
+    "seed data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs "
+    "max_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm bf16 fp16 "
+    "label_smoothing_factor eval_strategy eval_steps load_best_model_at_end do_train do_predict"
+).split()
+
+
+@dataclass
+class HeadModelArguments(EncoderArguments):
+    """Which encoder is fine-tuned."""
+
+    _argument_group_name = "model"
+
+    bf16: bool = field(init=False, default=False)  # the training arguments have the flag
+
+
+@dataclass
+class FineTuningArguments(TrainingArguments):
+    """transformers' training arguments with defaults for fine-tuning; a task sets its own ahead of these."""
+
+    _argument_group_name = "training"
+
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a batch (paper: 32)."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Steps of linear warm-up; below 1 a share of all steps."}
+    )
+    eval_strategy: str = field(
+        default="steps",
+        metadata={
+            "help": "When the dev set is scored: steps (eval_steps), epoch, or no: the last step wins."
+        },
+    )
+    eval_steps: float | None = field(
+        default=5000,
+        metadata={
+            "help": "Steps between two scores on the dev set (paper: 5,000); below 1 a share of all steps. "
+            "The last step is always scored."
+        },
+    )
+    save_steps: float = field(
+        default=0, metadata={"help": "Steps between checkpoints, a multiple of eval_steps. 0: eval_steps."}
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept: the best and the newest. At least 2."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Take the checkpoint with the best dev score (paper), not the last."}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Has no effect: batches hold what the model takes."}
+    )
+    do_train: bool = field(
+        default=True, metadata={"help": "Fine-tune. false: the model already is, only predict."}
+    )
+    do_predict: bool = field(default=True, metadata={"help": "Predict and score the test sets."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew in an output_dir that holds a run, which is lost."}
+    )
+
+    def __post_init__(self) -> None:
+        """Settle what follows from other arguments."""
+        if not self.do_train:
+            self.eval_strategy = "no"
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        else:
+            self.save_strategy = self.eval_strategy
+        if not self.save_steps:
+            self.save_steps = self.eval_steps or 5000
+        # With 1 the Trainer removes the newest checkpoint when it stops, and there is nothing to go on from.
+        if self.save_total_limit is not None and self.save_total_limit < 2:
+            raise ValueError(f"save_total_limit must be at least 2, found {self.save_total_limit}.")
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else the base class refuses bf16, which CPUs have too
+        super().__post_init__()
+
+
+# ------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """A model with a task's head, and its tokenizer.
+
+    Attributes:
+        model: In fp32, on the CPU; the head is new unless the checkpoint has one.
+        tokenizer: Fits the model's vocabulary.
+        record: The checkpoint that it was loaded from.
+        new_weights: Names of the parameters that the checkpoint does not have.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    record: ModelRecord
+    new_weights: tuple[str, ...]
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a sequence, special tokens included."""
+        return longest_sequence(self.model.config, self.tokenizer)
+
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self.model.to(device)  # type: ignore[arg-type]  # the library's own annotation is wrong
+
+    def check_length(self, max_seq_length: int) -> None:
+        """Refuse a length that the model has no positions for.
+
+        Raises:
+            UsageError: With both numbers.
+        """
+        if max_seq_length > self.max_length:
+            raise UsageError(
+                f"max_seq_length is {max_seq_length}, but {self.record.name_or_path} takes at most "
+                f"{self.max_length} tokens; give --max_seq_length {self.max_length} or less."
+            )
+
+    def check_trained(self) -> None:
+        """Refuse a model whose head was never trained.
+
+        Raises:
+            UsageError: If the checkpoint has no head.
+        """
+        if self.new_weights:
+            raise UsageError(
+                f"{self.record.name_or_path} has no trained head ({self.new_weights[0]} is missing); "
+                "fine-tune it first: --do_train true."
+            )
+
+
+def load_head_model(
+    arguments: HeadModelArguments, auto_class: Any, *, seed: int, **overrides: Any
+) -> HeadModel:
+    """Load a model with a task's head from any checkpoint of its encoder, with or without a head.
+
+    Dropout and everything else is as the checkpoint's configuration says, apart from `overrides`.
+
+    Args:
+        arguments: Which one.
+        auto_class: Such as `AutoModelForSequenceClassification`.
+        seed: Of the head, where the checkpoint has none.
+        overrides: Fields of the configuration, such as `num_labels`.
+
+    Raises:
+        UsageError: If none is named, it cannot be loaded, lacks weights of the encoder, or the tokenizer does
+            not fit the model.
+    """
+    if arguments.model_name_or_path is None:
+        raise UsageError("no model: give --model_name_or_path, a Hub name or a folder.")
+    name = transformer_folder(arguments.model_name_or_path)
+    options = arguments.hub_options()
+    set_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(name, **overrides, **options)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name or name, **options)
+        check_tokenizer(tokenizer, config)
+        model, loading = auto_class.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a head of another size
+        raise UsageError(f"{arguments.model_name_or_path} cannot be loaded: {error}") from error
+    missing = tuple(sorted(loading["missing_keys"]))
+    _check_encoder(arguments.model_name_or_path, model, missing)
+    record = describe_model(arguments.model_name_or_path, model)
+    return HeadModel(model, tokenizer, record, missing)
+
+
+def _check_encoder(name: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Refuse a checkpoint whose encoder would be random; its pooler may be, it is trained with the head."""
+    prefix = f"{model.base_model_prefix}."
+    lost = [key for key in missing if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
+    if lost:
+        raise UsageError(
+            f"{name} lacks {len(lost)} weights of the encoder, such as {lost[0]}; "
+            "is it a checkpoint of another architecture than its config.json says?"
+        )
+
+
+# -------------------------------------------------------------------------------------------- tokenised rows
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of everything that decides which ids a fast tokenizer gives a text, hex."""
+    if not tokenizer.is_fast:
+        raise UsageError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; a fast one is needed (a folder with a "
+            "tokenizer.json)."
+        )
+    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.model_input_names)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def cached_rows(
+    encode: Callable[[], Iterator[Mapping[str, Any]]], *, key: Iterable[object], cache_dir: str | None
+) -> Dataset:
+    """Tokenised rows, read from the disk if the same were made before.
+
+    Args:
+        encode: Yields the rows; each has `input_ids`, all have the same names.
+        key: Everything that decides what it yields: the tokenizer's hash, settings, every text.
+        cache_dir: Folder of the cache. None: that of the `datasets` library.
+
+    Returns:
+        The rows in order, on disk, with one more column, `length`.
+    """
+    digest = hashlib.sha256()
+    for part in key:
+        text = str(part).encode("utf-8", errors="surrogatepass")
+        digest.update(len(text).to_bytes(8, "little") + text)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in encode():
+            yield {**row, LENGTH: len(row["input_ids"])}
+
+    made: Dataset = Dataset.from_generator(rows, cache_dir=cache_dir, fingerprint=digest.hexdigest()[:32])
+    return made
+
+
+def collate(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Pad rows to the longest: `input_ids` and the like (B, T), each label (B,)."""
+    inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
+    batch = dict(
+        tokenizer.pad({name: [row[name] for row in inputs] for name in inputs[0]}, return_tensors="pt")
+    )
+    return batch | {name: torch.tensor([row[name] for row in rows]) for name in label_names}
+
+
+class LengthBuckets(BatchSampler):
+    """Batches of rows of like length, in an order that is a function of seed and epoch alone.
+
+    Rows are shuffled, sorted by length within 50 batches' worth of them, and the batches are shuffled. As no
+    generator with a state is drawn from, a resumed run meets the batches of an uninterrupted one.
+
+    Args:
+        lengths: Tokens of each row, (N,).
+        batch_size: Rows of a batch; the last may have fewer.
+        seed: Of the order.
+    """
+
+    drop_last = False
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch; the Trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Row numbers of each batch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        window = self.batch_size * _BATCHES_SORTED_TOGETHER
+        batches = []
+        for start in range(0, len(order), window):
+            rows = order[start : start + window]
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        for number in rng.permutation(len(batches)):
+            yield batches[number].tolist()
+
+
+def forward_batches(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    bf16: bool = False,
+    description: str = "predicting",
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Run the model over all rows, those of like length together, the longest first.
+
+    The model is in eval mode meanwhile.
+
+    Args:
+        model: Any, on its device.
+        rows: From `cached_rows`.
+        tokenizer: Pads.
+        bf16: Run products in bf16.
+        description: Of the progress bar, which shows after two seconds.
+
+    Yields:
+        Numbers of the rows of a batch, (B,), and the model's output for them, on the device.
+    """
+    device = model.device
+    most = CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
+    lengths = np.asarray(rows[LENGTH][:])
+    trained = model.training
+    model.eval()
+    bar = tqdm(total=len(rows), desc=description, unit=" rows", delay=PROGRESS_DELAY, leave=False)
+    try:
+        for members in batches_by_length(lengths, most):
+            batch = collate(rows.__getitems__(members.tolist()), tokenizer)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+                output = model(**{name: part.to(device) for name, part in batch.items()})
+            yield members, output
+            bar.update(len(members))
+    finally:
+        bar.close()
+        model.train(trained)
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the best checkpoint is chosen by.
+
+    Attributes:
+        rows: The dev set.
+        score: Takes the model and the rows to metrics by name; one of them is
+            `args.metric_for_best_model`, the higher the better.
+    """
+
+    rows: Dataset
+    score: Callable[[PreTrainedModel, Dataset], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How fine-tuning went.
+
+    Attributes:
+        steps: Optimiser steps.
+        selected_step: The step whose weights were taken.
+        history: Step and metrics of each score on the dev set.
+    """
+
+    steps: int
+    selected_step: int
+    history: list[dict[str, float]]
+
+
+class FineTuner(Trainer):
+    """transformers' Trainer with length buckets, our own dev scores, and no pickled arguments in checkpoints.
+
+    Args:
+        head: Model to train, and its tokenizer.
+        args: Training arguments.
+        rows: Training set, from `cached_rows`.
+        label_names: Columns of the rows that the model takes as labels.
+        selection: What the best checkpoint is chosen by; None takes the last one.
+        kwargs: Further arguments of `transformers.Trainer`.
+    """
+
+    # The Trainer says that they may be None; here both are always given.
+    model: Any
+    processing_class: Any
+
+    def __init__(
+        self,
+        head: HeadModel,
+        args: FineTuningArguments,
+        *,
+        rows: Dataset,
+        label_names: Sequence[str],
+        selection: Selection | None,
+        **kwargs: Any,
+    ) -> None:
+        self.selection = selection
+        super().__init__(
+            head.model,
+            args,
+            train_dataset=rows,
+            eval_dataset=None if selection is None else selection.rows,
+            data_collator=partial(collate, tokenizer=head.tokenizer, label_names=label_names),
+            processing_class=head.tokenizer,
+            **kwargs,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of rows of like length, the same ones after a resumption."""
+        rows: Any = self.train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        loader = DataLoader(
+            rows,
+            batch_sampler=LengthBuckets(np.asarray(rows[LENGTH][:]), self.args.train_batch_size, seed=seed),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+        prepared: DataLoader = self.accelerator.prepare(loader)
+        return prepared
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the dev set; the metrics are logged with `eval_` before their names."""
+        if self.selection is None:
+            raise ValueError("there is no dev set to score; give a selection.")
+        metrics = self.selection.score(self.model, self.selection.rows)
+        metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def selected_step(self) -> int:
+        """The step whose weights are the result."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best or self.state.global_step
+
+    def restore(self, state: TrainerState) -> None:
+        """Take over the state of a completed training, and the weights that it selected."""
+        self.state = state
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.selected_step}"
+        load_model(self.model, folder / SAFE_WEIGHTS_NAME)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the model, the tokenizer and the arguments as JSON; the Trainer would write a pickle."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+        (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
+
+
+def fine_tune(
+    head: HeadModel,
+    args: FineTuningArguments,
+    *,
+    rows: Dataset,
+    label_names: Sequence[str],
+    selection: Selection | None,
+    checkpoint: str | None,
+) -> TrainingRecord:
+    """Fine-tune, and save the chosen weights in `args.output_dir`; they are in `head.model` afterwards.
+
+    Args:
+        head: Model to train, and its tokenizer.
+        args: Training arguments.
+        rows: Training set, from `cached_rows`.
+        label_names: Columns of the rows that the model takes as labels.
+        selection: What the best checkpoint is chosen by; None takes the last one.
+        checkpoint: To go on from; None starts anew.
+
+    Raises:
+        Interrupted: If a signal came; a checkpoint is saved.
+    """
+    stop = StopOnSignal()
+    trainer = FineTuner(head, args, rows=rows, label_names=label_names, selection=selection, callbacks=[stop])
+    completed = None if checkpoint is None else _completed_state(Path(checkpoint))
+    if completed is None:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    else:  # the Trainer would do one more step
+        trainer.restore(completed)
+    state = trainer.state
+    if stop.received is not None and state.global_step < state.max_steps:
+        raise Interrupted(f"checkpoint-{state.global_step} is saved; run the same command again to go on.")
+    trainer.save_model()
+    history = [
+        {"step": entry["step"]} | {name[5:]: entry[name] for name in entry if name.startswith("eval_")}
+        for entry in state.log_history
+        if any(name.startswith("eval_") for name in entry)
+    ]
+    return TrainingRecord(state.global_step, trainer.selected_step, history)
+
+
+def _completed_state(checkpoint: Path) -> TrainerState | None:
+    """State of a checkpoint of the last step, None of an earlier one."""
+    state = TrainerState.load_from_json(str(checkpoint / _TRAINER_STATE))
+    return state if state.global_step >= state.max_steps else None
+
+
+# --------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """What the output folder holds of this run.
+
+    Attributes:
+        checkpoint: To go on from, None at the start.
+        finished: Everything is there already.
+    """
+
+    checkpoint: str | None
+    finished: bool
+
+
+def run_identity(
+    model: ModelRecord, task_args: Any, args: FineTuningArguments, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that changes what a run computes; two runs with the same are the same run.
+
+    Args:
+        model: What is fine-tuned.
+        task_args: The task's dataclass of arguments.
+        args: Training arguments.
+        files: Hash of each data file by its name.
+    """
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    settings = {name: getattr(args, name) for name in _COMPUTED}
+    return {
+        **asdict(task_args),
+        "model": asdict(model),
+        "files": dict(files),
+        "batch_size": batch,
+        **settings,
+    }
+
+
+def open_run(
+    args: FineTuningArguments,
+    *,
+    identity: Mapping[str, Any],
+    argv: Sequence[str],
+    outputs: Sequence[str] = (),
+) -> OpenedRun:
+    """Look for this run in `args.output_dir`, and begin it there if it is new.
+
+    Args:
+        args: Training arguments.
+        identity: From `run_identity`.
+        argv: Arguments of the command, for `run.json`.
+        outputs: Names of files and folders that an earlier run may have left, for `--overwrite_output_dir`.
+
+    Raises:
+        UsageError: If the folder holds a different run, or files of something else; or there are several
+            devices.
+    """
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise UsageError(
+            f"fine-tuning runs on one device, found {max(args.world_size, args.n_gpu)}; "
+            "start it without torchrun, with CUDA_VISIBLE_DEVICES=0."
+        )
+    folder = Path(str(args.output_dir))
+    overwrite = args.overwrite_output_dir
+    if not overwrite and is_finished(folder, identity):
+        return OpenedRun(checkpoint=None, finished=True)
+    is_run = (folder / RUN_FILE).is_file()
+    if is_run:
+        _remove_broken_checkpoints(folder)
+    try:
+        checkpoint = find_checkpoint(folder, identity, overwrite=overwrite)
+    except OutputFolderError as error:
+        raise UsageError(str(error)) from error
+    if overwrite and is_run:
+        for path in (folder / name for name in outputs):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_run_record(folder, argv=argv, identity=identity, details={})
+    return OpenedRun(checkpoint, finished=False)
+
+
+def finish_run(args: FineTuningArguments, *, identity: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Note in `run.json` that everything is there; call it last."""
+    folder = Path(str(args.output_dir))
+    write_run_record(folder, argv=argv, identity=identity, details={"finished": True})
+
+
+def _remove_broken_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a kill cut short: the Trainer writes its state last."""
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            json.loads((checkpoint / _TRAINER_STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning("%s was not completely written and is removed.", checkpoint)
+            shutil.rmtree(checkpoint)

@@ -1,0 +1,74 @@
+r"""Fine-tune an encoder on XNLI and test it in every language (cross-lingual transfer, arXiv 2007.07834).
+
+    python run_xnli.py --model_name_or_path microsoft/infoxlm-base --dataset_name facebook/xnli \
+        --mixed_languages true --bf16 true --output_dir xnli
+    python run_xnli.py --model_name_or_path out --data_dir XNLI --translate_train true --output_dir xnli
+    python run_xnli.py --model_name_or_path xnli --do_train false --data_dir XNLI --output_dir again
+
+It writes the fine-tuned model, `xnli_results.json` and `predictions/` into the output folder. Run the same
+command again to go on after a kill.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification
+
+from modeling_infoxlm.evaluation.finetuning import (
+    HeadModelArguments,
+    finish_run,
+    load_head_model,
+    open_run,
+    run_identity,
+)
+from modeling_infoxlm.evaluation.results import write_result
+from modeling_infoxlm.evaluation.xnli import (
+    OUTPUTS,
+    XNLIArguments,
+    XNLIRun,
+    XNLITrainingArguments,
+    label_config,
+    load_data,
+    print_result,
+    score,
+    write_predictions,
+)
+from modeling_infoxlm.training.config_file import parse_args_with_config
+from modeling_infoxlm.training.process import configure_process, run_main
+
+
+def fine_tune_and_test(argv: list[str]) -> None:
+    """Fine-tune on XNLI, test in all languages, and write the model, predictions and scores."""
+    argument_types = (HeadModelArguments, XNLIArguments, XNLITrainingArguments)
+    model_args, task, args = parse_args_with_config(argument_types, argv)
+    configure_process()
+    folder = Path(args.output_dir)
+    data = load_data(task, args, model_args)
+    labels = label_config() if args.do_train else {}
+    head = load_head_model(model_args, AutoModelForSequenceClassification, seed=args.seed, **labels)
+    run = XNLIRun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
+
+    identity = run_identity(head.record, task, args, data.files)
+    opened = open_run(args, identity=identity, argv=argv, outputs=OUTPUTS)
+    if opened.finished:
+        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        return
+    training = run.train(opened.checkpoint) if args.do_train else None
+    if args.do_predict:
+        probabilities = run.predict()
+        mixed = run.predict_mixed() if task.mixed_languages else None
+        result = score(run, probabilities, mixed, training)
+        write_predictions(folder, task.test_split, data.test, probabilities)
+        write_result(folder, result, command=["run_xnli.py", *argv])
+        print_result(result, Console())
+    finish_run(args, identity=identity, argv=argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; see `run_main` for the exit codes."""
+    return run_main(fine_tune_and_test, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""What XNLI and MLQA share: head models of any architecture, cached rows, like-length batches, resumption."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from tiny_nli import word_tokenizer, write_encoders
+from tiny_run import VOCAB
+from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from modeling_infoxlm.evaluation.finetuning import (
+    FineTuningArguments,
+    HeadModel,
+    HeadModelArguments,
+    LengthBuckets,
+    cached_rows,
+    collate,
+    finish_run,
+    forward_batches,
+    load_head_model,
+    open_run,
+    tokenizer_hash,
+)
+from modeling_infoxlm.evaluation.finetuning import run_identity as identity_of
+from modeling_infoxlm.training.process import UsageError
+
+KINDS = ("infoxlm", "plain", "bert", "st")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_encoders(tmp_path_factory.mktemp("encoders"), dropout=0.2)
+
+
+def load(folder: Path, *, seed: int = 1, auto_class: Any = AutoModelForSequenceClassification) -> HeadModel:
+    labels = {"num_labels": 3} if auto_class is AutoModelForSequenceClassification else {}
+    return load_head_model(
+        HeadModelArguments(model_name_or_path=str(folder)), auto_class, seed=seed, **labels
+    )
+
+
+def random_rows(count: int = 60) -> list[dict[str, Any]]:
+    draw = np.random.default_rng(0)
+    return [
+        {"input_ids": [0, *draw.integers(4, VOCAB - 1, draw.integers(1, 30)).tolist(), 2], "labels": i % 3}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Dataset:
+    return cached_rows(lambda: iter(random_rows()), key=["rows"], cache_dir=str(tmp_path / "cache"))
+
+
+# ---------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "auto_class, head",
+    [(AutoModelForSequenceClassification, "classifier"), (AutoModelForQuestionAnswering, "qa_")],
+)
+def test_every_encoder_takes_a_new_head_of_the_seed(
+    folders: dict[str, Path], kind: str, auto_class: Any, head: str
+) -> None:
+    loaded = load(folders[kind], auto_class=auto_class)
+    assert loaded.new_weights and all(name.startswith(head) for name in loaded.new_weights)
+    path = folders[kind] / "0_Transformer" if kind == "st" else folders[kind]
+    encoder = AutoModel.from_pretrained(path).state_dict()
+    weights = loaded.model.state_dict()
+    prefix = loaded.model.base_model_prefix
+    shared = [name for name in encoder if f"{prefix}.{name}" in weights]
+    assert len(shared) > 20
+    assert all(torch.equal(encoder[name], weights[f"{prefix}.{name}"]) for name in shared)
+    again = load(folders[kind], auto_class=auto_class).model.state_dict()
+    other = load(folders[kind], seed=2, auto_class=auto_class).model.state_dict()
+    weight = next(name for name in loaded.new_weights if name.endswith("weight"))
+    assert torch.equal(weights[weight], again[weight]) and not torch.equal(weights[weight], other[weight])
+
+
+def test_dropout_and_type_are_the_checkpoints(folders: dict[str, Path]) -> None:
+    config = load(folders["plain"]).model.config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.2
+    assert config.model_type == "xlm-roberta" and config.num_labels == 3
+    assert load(folders["infoxlm"]).model.config.model_type == "infoxlm"
+
+
+def test_a_checkpoint_without_its_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Else the result would be that of a random encoder."""
+    model = AutoModel.from_pretrained(folders["bert"])
+    model.save_pretrained(tmp_path)
+    word_tokenizer(token_types=True).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if "layer.1." in name]:
+        del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UsageError, match=r"lacks 16 weights of the encoder, such as bert\.encoder\.layer\.1\."
+    ):
+        load(tmp_path)
+
+
+def test_what_cannot_be_loaded_is_a_usage_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model: give --model_name_or_path"):
+        load_head_model(HeadModelArguments(), AutoModelForSequenceClassification, seed=1)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load(tmp_path / "nothing")
+    word_tokenizer(VOCAB + 5).save_pretrained(tmp_path / "words")
+    arguments = HeadModelArguments(
+        model_name_or_path=str(folders["bert"]), tokenizer_name=str(tmp_path / "words")
+    )
+    with pytest.raises(UsageError, match="tokenizer has 65 tokens, the model's table 60"):
+        load_head_model(arguments, AutoModelForSequenceClassification, seed=1)
+
+
+def test_a_head_of_another_size_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    two = load_head_model(
+        HeadModelArguments(model_name_or_path=str(folders["bert"])),
+        AutoModelForSequenceClassification,
+        seed=1,
+        num_labels=2,
+    )
+    two.model.save_pretrained(tmp_path)
+    two.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load(tmp_path)
+
+
+def test_lengths_and_heads_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
+    head = load(folders["bert"])
+    head.check_length(40)
+    with pytest.raises(UsageError, match=r"max_seq_length is 41, but .*bert takes at most 40 tokens"):
+        head.check_length(41)
+    with pytest.raises(UsageError, match=r"has no trained head \(classifier\.bias is missing\)"):
+        head.check_trained()
+    head.model.save_pretrained(tmp_path)
+    head.tokenizer.save_pretrained(tmp_path)
+    load(tmp_path).check_trained()
+
+
+# ---------------------------------------------------------------------------- rows
+
+
+def test_rows_are_made_once_for_each_key(tmp_path: Path) -> None:
+    made = []
+
+    def encode() -> Iterator[dict[str, Any]]:
+        made.append(1)
+        yield from ({"input_ids": [0] * n, "labels": n} for n in (3, 1))
+
+    options = {"cache_dir": str(tmp_path)}
+    first = cached_rows(encode, key=["a", 1], **options)
+    assert first[:] == {"input_ids": [[0, 0, 0], [0]], "labels": [3, 1], "length": [3, 1]}
+    assert cached_rows(encode, key=["a", 1], **options)[:] == first[:]
+    assert len(made) == 1
+    for key in (["a", 2], ["a1"], ["", "a1"]):
+        cached_rows(encode, key=key, **options)
+    assert len(made) == 4
+
+
+def test_tokenizers_of_other_rows_have_other_hashes() -> None:
+    untyped = word_tokenizer(token_types=True)
+    untyped.model_input_names = ["input_ids"]
+    tokenizers = [word_tokenizer(), word_tokenizer(50), word_tokenizer(token_types=True), untyped]
+    assert len({tokenizer_hash(tokenizer) for tokenizer in tokenizers}) == 4
+    assert tokenizer_hash(word_tokenizer()) == tokenizer_hash(tokenizers[0])
+
+
+def test_rows_are_padded_to_the_longest() -> None:
+    rows = [
+        {"input_ids": [0, 5, 2], "labels": 2, "length": 3},
+        {"input_ids": [0, 2], "labels": 0, "length": 2},
+    ]
+    batch = collate(rows, word_tokenizer(), ("labels",))
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[0, 5, 2], [0, 2, 1]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "labels": [2, 0],
+    }
+    typed = [{"input_ids": [0, 2], "token_type_ids": [0, 1]}, {"input_ids": [0], "token_type_ids": [1]}]
+    assert collate(typed, word_tokenizer(token_types=True))["token_type_ids"].tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_row_has_the_output_it_has_alone(
+    folders: dict[str, Path], rows: Dataset, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = load(folders[kind])
+    monkeypatch.setattr("modeling_infoxlm.evaluation.finetuning.CPU_TOKENS_PER_BATCH", 128)
+    head.model.train()
+    found = torch.full((len(rows), 3), torch.nan)
+    sizes = []
+    for members, output in forward_batches(head.model, rows, head.tokenizer):
+        assert not head.model.training and not output.logits.requires_grad
+        assert torch.is_grad_enabled()  # the caller's own
+        found[members] = output.logits
+        sizes.append(len(members))
+    assert head.model.training
+    assert sum(sizes) == 60 and 3 <= min(sizes) < max(sizes)
+    head.model.eval()
+    with torch.no_grad():
+        expected = torch.cat(
+            [head.model(input_ids=torch.tensor([ids])).logits for ids in rows["input_ids"][:]]
+        )
+    torch.testing.assert_close(found, expected)
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+def test_an_epoch_has_each_row_once_and_like_lengths_together() -> None:
+    lengths = np.random.default_rng(1).integers(5, 200, 5003)
+    batches = list(LengthBuckets(lengths, 32, seed=4))
+    assert len(batches) == len(LengthBuckets(lengths, 32, seed=4)) == 157
+    assert sorted(np.concatenate(batches).tolist()) == list(range(5003))
+    assert sorted(map(len, batches))[:2] == [11, 32] and max(map(len, batches)) == 32
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded < 1.05 * lengths.sum()  # 1.95 times for batches drawn at random
+    means = [lengths[batch].mean() for batch in batches]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2  # neither short ones first nor last
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = np.random.default_rng(1).integers(5, 50, 400)
+
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        buckets = LengthBuckets(lengths, 8, seed=seed)
+        buckets.set_epoch(epoch)
+        torch.rand(3), np.random.random()
+        return list(buckets)
+
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3) and order(1, 2) != order(2, 2)
+    # The batches of two epochs are not merely the same ones in another order.
+    assert {tuple(batch) for batch in order(1, 2)} != {tuple(batch) for batch in order(1, 3)}
+
+
+# ---------------------------------------------------------------------------- the run
+
+
+def arguments(folder: Path, **options: Any) -> FineTuningArguments:
+    return FineTuningArguments(output_dir=str(folder), use_cpu=True, **options)
+
+
+def test_a_new_run_begins_and_a_finished_one_is_found(tmp_path: Path) -> None:
+    args, run = arguments(tmp_path / "out"), {"identity": {"rate": 1}, "argv": ["--rate", "1"]}
+    assert open_run(args, **run) == open_run(args, **run)
+    assert not open_run(args, **run).finished
+    finish_run(args, **run)
+    assert open_run(args, **run).finished
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["command"] == ["--rate", "1"] and record["identity"] == {"rate": 1}
+
+
+def write_checkpoint(folder: Path, step: int, *, state: str = "{}") -> None:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(state)
+
+
+def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path: Path) -> None:
+    args, run = arguments(tmp_path), {"identity": {"rate": 1}, "argv": []}
+    open_run(args, **run)
+    write_checkpoint(tmp_path, 10)
+    write_checkpoint(tmp_path, 20, state='{"global_step": 2')
+    assert open_run(args, **run).checkpoint == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-20").exists()
+
+
+def test_a_different_run_is_refused_and_can_be_overwritten(tmp_path: Path) -> None:
+    run = {"identity": {"rate": 1}, "argv": []}
+    open_run(arguments(tmp_path), **run)
+    write_checkpoint(tmp_path, 10)
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("x")
+    other = {"identity": {"rate": 2}, "argv": [], "outputs": ("predictions", "results.json", "never_made")}
+    with pytest.raises(UsageError, match="holds a different run: rate was 1, is now 2"):
+        open_run(arguments(tmp_path), **other)
+    assert (tmp_path / "checkpoint-10").is_dir() and (tmp_path / "results.json").is_file()
+    assert open_run(arguments(tmp_path, overwrite_output_dir=True), **other).checkpoint is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json"]
+
+
+def test_files_of_something_else_are_refused_and_left(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 3, state="broken")
+    with pytest.raises(UsageError, match=r"is not empty and holds no run\.json"):
+        open_run(arguments(tmp_path), identity={}, argv=[])
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FineTuningArguments, "n_gpu", 2)
+    with pytest.raises(UsageError, match="fine-tuning runs on one device, found 2"):
+        open_run(arguments(tmp_path / "out"), identity={}, argv=[])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_identity_changes_with_what_is_computed(folders: dict[str, Path], tmp_path: Path) -> None:
+    record, task = load(folders["bert"]).record, HeadModelArguments()
+
+    def identity(files: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
+        return identity_of(record, task, arguments(tmp_path, **options), files or {})
+
+    same = [{"logging_steps": 7}, {"save_total_limit": 5}, {"overwrite_output_dir": True}]
+    assert all(identity(**options) == identity() for options in same)
+    other = [{"learning_rate": 1.0}, {"seed": 3}, {"per_device_train_batch_size": 4}, {"eval_steps": 7}]
+    assert all(identity(**options) != identity() for options in other)
+    assert identity({"train-en.tsv": "ab"}) != identity()
+    assert identity(gradient_accumulation_steps=2)["batch_size"] == 64
+
+
+def test_arguments_settle_what_follows(tmp_path: Path) -> None:
+    assert arguments(tmp_path, eval_steps=0.25).save_steps == 0.25
+    assert not arguments(tmp_path, eval_strategy="no").load_best_model_at_end
+    assert not arguments(tmp_path, do_train=False).load_best_model_at_end
+    epochs = arguments(tmp_path, eval_strategy="epoch")
+    assert epochs.load_best_model_at_end and epochs.save_strategy == "epoch"
+    assert FineTuningArguments(output_dir=str(tmp_path), bf16=True).bf16  # on a CPU too
+    with pytest.raises(ValueError, match="save_total_limit must be at least 2, found 1"):
+        arguments(tmp_path, save_total_limit=1)

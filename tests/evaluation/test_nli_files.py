@@ -1,0 +1,252 @@
+"""Inference data in every layout gives the same rows, and what is wrong with it is said with its place."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from tiny_nli import Row, nli_rows, write_nli, write_xnli
+
+from modeling_infoxlm.evaluation import nli_files
+from modeling_infoxlm.evaluation.nli_files import (
+    LABELS,
+    XNLI_LANGUAGES,
+    NLIRows,
+    files_in_folder,
+    files_of_patterns,
+    newest_revision,
+    read_hub_nli,
+    read_nli,
+)
+from modeling_infoxlm.training.process import UsageError
+
+ROWS: list[Row] = [
+    ("Il a dit oui.", 'Il a dit "oui".', "neutral"),
+    ("line\u2028separator", "à", "contradiction"),
+    ("w4", "", "entailment"),
+]
+EXPECTED = NLIRows([row[0] for row in ROWS], [row[1] for row in ROWS], [1, 2, 0])
+DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
+
+
+def as_tsv(path: Path) -> None:
+    path.write_text("".join("\t".join(row) + "\n" for row in ROWS), encoding="utf-8")
+
+
+def as_tsv_with_genre(path: Path) -> None:
+    path.write_text("".join("\t".join((*row, "fiction")) + "\r\n" for row in ROWS), encoding="utf-8")
+
+
+def as_numbers(path: Path) -> None:
+    lines = [f"{premise}\t{hypothesis}\t{LABELS.index(label)}\n" for premise, hypothesis, label in ROWS]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def as_translated_multinli(path: Path) -> None:
+    named = [(a, b, label.replace("contradiction", "contradictory")) for a, b, label in ROWS]
+    lines = ["premise\thypo\tlabel", *("\t".join(row) for row in named)]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def as_official_xnli(path: Path) -> None:
+    """All languages in one file; the columns in another order, others between."""
+    lines = ["language\tgold_label\tsentence1_parse\tsentence1\tsentence2\tpromptID"]
+    for premise, hypothesis, label in ROWS:
+        lines.append(f"de\tneutral\t(x)\tDeutsch\tAuch\t{len(lines)}")
+        lines.append(f"fr\t{label}\t(x)\t{premise}\t{hypothesis}\t{len(lines)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def as_jsonl(path: Path) -> None:
+    names = ("sentence1", "sentence2", "gold_label")
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS)
+
+
+def as_parquet(path: Path) -> None:
+    columns = list(zip(*ROWS, strict=True))
+    table = {
+        "premise": list(columns[0]),
+        "hypothesis": list(columns[1]),
+        "label": [LABELS.index(x) for x in columns[2]],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+
+
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("dev-fr.tsv", as_tsv),
+        ("dev-fr.tsv", as_tsv_with_genre),
+        ("dev-fr.tsv", as_numbers),
+        ("multinli.train.fr.tsv", as_translated_multinli),
+        ("xnli.dev.tsv", as_official_xnli),
+        ("dev-fr.jsonl.gz", as_jsonl),
+        ("dev-fr.parquet", as_parquet),
+    ],
+)
+def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, write: object) -> None:
+    write(tmp_path / name)
+    assert read_nli(tmp_path / name, "fr") == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a\tb\tneutral\na\tb\tmaybe\n", "dev-fr.tsv, line 2: label 'maybe' is none of entailment, neutral"),
+        ("a\tb\t3\n", "dev-fr.tsv, line 1: label '3' is none of"),
+        ("a\tb\tneutral\na\tb\n", r"line 2: expected the columns premise, hypothesis, label, found 2"),
+        ("premise\thypothesis\na\tb\n", "line 2: no label; found premise, hypothesis"),
+        ("", "dev-fr.tsv is empty"),
+        ("premise\thypothesis\tlabel\n", "dev-fr.tsv has no row of the language fr"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "dev-fr.tsv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_nli(path, "fr")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("dev-fr.tsv", b"caf\xe9\tb\tneutral\n", "line 1: invalid UTF-8, byte 0xe9"),
+        ("dev-fr.jsonl", b'{"premise": "a"\n', "line 1: not JSON"),
+        ("dev-fr.jsonl", b"[1]\n", "line 1: found list, expected an object"),
+        ("dev-fr.jsonl", b'{"premise": "a", "hypothesis": null, "label": 1}\n', "line 1: no hypothesis"),
+        ("dev-fr.tsv.gz", gzip.compress(b"a\tb\tneutral\n")[:-9], "cannot be read beyond line"),
+        ("dev-fr.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("dev-fr.txt", b"a\n", r"unknown kind of file; expected \.tsv, \.jsonl or \.parquet"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_nli(tmp_path / name, "fr")
+
+
+# ---------------------------------------------------------------------------- which file is of which language
+
+
+def test_a_folder_has_a_file_for_each_language(tmp_path: Path) -> None:
+    write_xnli(tmp_path)
+    (tmp_path / "SOURCE.txt").write_text("x")
+    found = files_in_folder(tmp_path, "dev", ["fr", "en"])
+    assert found == {"fr": tmp_path / "dev-fr.tsv", "en": tmp_path / "dev-en.tsv"}
+    assert files_in_folder(tmp_path, "train", ["en"]) == {"en": tmp_path / "train-en.tsv.gz"}
+    with pytest.raises(
+        UsageError, match=r"no test file, such as test-xx\.tsv, for sw, th; name the languages"
+    ):
+        files_in_folder(tmp_path, "test", ["en", "sw", "de", "th"])
+    with pytest.raises(UsageError, match="no such folder"):
+        files_in_folder(tmp_path / "nowhere", "test", ["en"])
+
+
+def test_one_official_file_serves_all_languages(tmp_path: Path) -> None:
+    as_official_xnli(tmp_path / "xnli.dev.tsv")
+    found = files_in_folder(tmp_path, "dev", XNLI_LANGUAGES)
+    assert set(found) == set(XNLI_LANGUAGES) and set(found.values()) == {tmp_path / "xnli.dev.tsv"}
+    assert read_nli(found["de"], "de").premises == ["Deutsch"] * 3
+    with pytest.raises(UsageError, match="has no row of the language sw"):
+        read_nli(found["sw"], "sw")
+
+
+def test_files_are_named_by_patterns(tmp_path: Path) -> None:
+    write_xnli(tmp_path)
+    pattern, options = [str(tmp_path / "dev-*.tsv")], {"unnamed": ["en"]}
+    everything = files_of_patterns(pattern, "--test_files", languages=None, **options)
+    assert everything == {name: tmp_path / f"dev-{name}.tsv" for name in ("de", "en", "fr")}
+    some = files_of_patterns(pattern, "--test_files", languages=["fr", "en"], **options)
+    assert list(some) == ["fr", "en"]
+    plain = write_nli(tmp_path / "mine.tsv", nli_rows("en", 3))
+    assert files_of_patterns([str(plain)], "--train_file", languages=None, **options) == {"en": plain}
+    for patterns, languages, message in (
+        ([*pattern, str(plain)], None, r"--test_files: .*mine\.tsv carries no language"),
+        (
+            [*pattern, str(write_nli(tmp_path / "b" / "x-fr.tsv", nli_rows("fr", 3)))],
+            None,
+            "both of the language fr",
+        ),
+        (pattern, ["fr", "sw"], "--test_files names no file for sw; name the languages"),
+        ([str(tmp_path / "nothing*.tsv")], None, "--test_files: no file matches"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            files_of_patterns(patterns, "--test_files", languages=languages, **options)
+
+
+# ---------------------------------------------------------------------------- the Hub
+
+
+def test_the_hub_is_asked_for_one_language_of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*args: object, **kwargs: object) -> list[dict[str, object]]:
+        asked.append((args, kwargs))
+        return [{"premise": a, "hypothesis": b, "label": LABELS.index(label)} for a, b, label in ROWS]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    options = {"revision": "abc", "cache_dir": "cache", "token": "secret"}
+    assert read_hub_nli("facebook/xnli", "dev", "fr", **options) == EXPECTED
+    assert asked == [(("facebook/xnli", "fr"), {"split": "validation", **options})]
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError("no network"), r"facebook/xnli, fr cannot be loaded: no network$"),
+        (RuntimeError("Dataset scripts are no longer supported"), "--dataset_revision refs/convert/parquet"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def load_dataset(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(UsageError, match=message):
+        read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+
+
+def test_the_newest_commit_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def dataset_info(self, name: str) -> SimpleNamespace:
+            if name != "facebook/xnli":
+                raise OSError("404")
+            return SimpleNamespace(sha="abc")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert newest_revision("facebook/xnli") == "abc"
+    with pytest.raises(UsageError, match="not reachable on the Hub"):
+        newest_revision("facebook/nothing")
+
+
+# ---------------------------------------------------------------------------- real files
+
+
+@pytest.mark.skipif(not (DATA / "eval/xnli_dev").is_dir(), reason=f"{DATA}/eval/xnli_dev is not there")
+def test_the_real_dev_sets_are_parallel() -> None:
+    files = files_in_folder(DATA / "eval/xnli_dev", "dev", XNLI_LANGUAGES)
+    english = read_nli(files["en"], "en")
+    assert Counter(english.labels) == {0: 830, 1: 830, 2: 830}
+    for language in ("sw", "th", "zh"):
+        assert read_nli(files[language], language).labels == english.labels
+
+
+@pytest.mark.skipif(not (DATA / "train/nli").is_dir(), reason=f"{DATA}/train/nli is not there")
+def test_the_real_training_sets_are_read() -> None:
+    pattern = str(DATA / "train/nli/train-*.tsv.gz")
+    files = files_of_patterns([pattern], "--train_file", languages=None, unnamed=[])
+    assert len(files) == 10
+    assert len(read_nli(files["en"], "en")) == len(read_nli(files["ur"], "ur")) == 15_001
+
+
+def test_sets_are_cut_and_joined() -> None:
+    assert nli_files.NLIRows.joined([EXPECTED.head(1), EXPECTED.head(None)]).labels == [1, 1, 2, 0]
+    assert EXPECTED.head(2).hypotheses == ['Il a dit "oui".', "à"]

@@ -1,0 +1,116 @@
+"""Encoder folders of every kind and inference data of made-up words, which a tiny model learns in seconds.
+
+The label stands in the hypothesis: w50 says entailment, w51 neutral, w52 contradiction. The languages use
+other words for everything else.
+"""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import torch
+from tiny_run import VOCAB, tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from modeling_infoxlm.hub.export import save_as_xlm_roberta
+
+LABELS = ("entailment", "neutral", "contradiction")
+_FIRST_WORD = {"en": 4, "de": 14, "fr": 24, "sw": 34}
+
+Row = tuple[str, str, str]
+
+
+def word_tokenizer(size: int = VOCAB, *, token_types: bool = False) -> PreTrainedTokenizerFast:
+    """Words w4, w5, ... are their own ids; pairs as XLM-R has them, or with BERT's token types."""
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"w{i}": i for i in range(4, size)}}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B:1 </s>:1" if token_types else "<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"] if token_types else ["input_ids", "attention_mask"]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=40,
+        model_input_names=names,
+    )
+
+
+def write_bert(folder: Path) -> Path:
+    """An encoder of another architecture, whose tokens have types."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=50,
+        pad_token_id=1,
+    )
+    BertModel(config).save_pretrained(folder)
+    word_tokenizer(token_types=True).save_pretrained(folder)
+    return folder
+
+
+def write_encoders(root: Path, *, dropout: float = 0.0) -> dict[str, Path]:
+    """One encoder folder of each kind: ours, its plain export, BERT, sentence-transformers."""
+    model = tiny_model(hidden_size=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model.save_pretrained(root / "infoxlm")
+    word_tokenizer().save_pretrained(root / "infoxlm")
+    save_as_xlm_roberta(model, root / "plain", tokenizer=word_tokenizer())
+    write_bert(root / "bert")
+    write_bert(root / "st" / "0_Transformer")
+    module = {
+        "idx": 0,
+        "name": "0",
+        "path": "0_Transformer",
+        "type": "sentence_transformers.models.Transformer",
+    }
+    (root / "st" / "modules.json").write_text(json.dumps([module]))
+    return {name: root / name for name in ("infoxlm", "plain", "bert", "st")}
+
+
+def nli_rows(language: str, count: int, *, seed: int = 1) -> list[Row]:
+    """Row i has the same label in every language, and is the same words in its own letters."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = draw.randrange(3)
+        premise = [_FIRST_WORD[language] + draw.randrange(10) for _ in range(draw.randint(1, 9))]
+        hypothesis = [_FIRST_WORD[language] + draw.randrange(10) for _ in range(draw.randint(0, 3))]
+        hypothesis += [50 + label] * 3
+        rows.append((_words(premise), _words(hypothesis), LABELS[label]))
+    return rows
+
+
+def write_nli(path: Path, rows: list[Row]) -> Path:
+    """Write rows as TSV, compressed if the name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join("\t".join(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def write_xnli(folder: Path, *, languages: tuple[str, ...] = ("en", "de", "fr")) -> Path:
+    """A folder in XTREME's layout: an English training set, dev and test sets of all languages."""
+    write_nli(folder / "train-en.tsv.gz", nli_rows("en", 96, seed=1))
+    for number, language in enumerate(languages):
+        # Not parallel, so that the accuracies differ.
+        write_nli(folder / f"dev-{language}.tsv", nli_rows(language, 30, seed=10 + number))
+        write_nli(folder / f"test-{language}.tsv", nli_rows(language, 40, seed=3))
+    return folder
+
+
+def _words(numbers: list[int]) -> str:
+    return " ".join(f"w{number}" for number in numbers)
