@@ -112,6 +112,7 @@ def test_n_best_lists_begin_with_the_prediction(fitted: Path) -> None:
         predictions = json.loads(path.read_text("utf-8"))
         lists = json.loads((fitted / "nbest_predictions" / "mlqa" / path.name).read_text("utf-8"))
         assert {key: found[0]["text"] for key, found in lists.items()} == predictions
+        assert max(map(len, lists.values())) > 5
         for found in lists.values():
             scores = [entry["score"] for entry in found]
             assert scores == sorted(scores, reverse=True)

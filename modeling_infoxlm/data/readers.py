@@ -135,7 +135,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and bytes of each line, without its end and without a byte order mark."""
     number = 0
     try:
@@ -151,7 +151,12 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path} is empty.")
 
 
-def _decode(line: bytes) -> str:
+def decode(line: bytes) -> str:
+    """Text of a line.
+
+    Raises:
+        ValueError: If it is not UTF-8, with the first wrong byte.
+    """
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -159,9 +164,9 @@ def _decode(line: bytes) -> str:
 
 
 def _parse_lines(path: Path, parse: Callable[[str], T], on_bad_line: BadLineHandler) -> Iterator[T]:
-    for number, line in _raw_lines(path):
+    for number, line in raw_lines(path):
         try:
-            record = parse(_decode(line))
+            record = parse(decode(line))
         except ValueError as error:
             on_bad_line(DataError(f"{path}, line {number:,}: {error}"))
             continue
@@ -220,14 +225,19 @@ def _text_field(record: Any) -> str:
     return _field(record, "text")
 
 
-def _from_json(line: str) -> Any:
+def from_json(line: str) -> Any:
+    """What a line of JSON lines says.
+
+    Raises:
+        ValueError: If it is not JSON, with the place.
+    """
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
 
 
-def _parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Place and record of each row; only the columns among `names` are read."""
     import pyarrow
     import pyarrow.parquet
@@ -330,7 +340,7 @@ def _num_tsv_columns(source: BitextSource | MonoSource) -> int:
     path = Path(source.locations[0])
     if not isinstance(source, BitextSource) or is_hub(source) or take_apart(path).format != "tsv":
         return 0
-    return next(_raw_lines(path))[1].count(b"\t") + 1
+    return next(raw_lines(path))[1].count(b"\t") + 1
 
 
 def read_pairs(
@@ -374,14 +384,14 @@ def _read_pair_file(
         fields, take = _TsvFields(columns), itemgetter(*columns)
         return _parse_lines(path, lambda line: take(fields(line)), on_bad_line)
     if kind == "jsonl":
-        return _parse_lines(path, lambda line: _pair_fields(_from_json(line), languages), on_bad_line)
-    records = _parquet_records(path, ("translation", *languages))
+        return _parse_lines(path, lambda line: _pair_fields(from_json(line), languages), on_bad_line)
+    records = parquet_records(path, ("translation", *languages))
     return _parse_records(records, lambda record: _pair_fields(record, languages), on_bad_line)
 
 
 def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterator[tuple[str, str]]:
     paths = [Path(location) for location in source.locations]
-    lines = zip_longest(*(_raw_lines(path) for path in paths))
+    lines = zip_longest(*(raw_lines(path) for path in paths))
     for first, second in lines:
         if first is None or second is None:
             number = (first or second)[0]
@@ -390,7 +400,7 @@ def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterat
         texts = []
         for path, (number, line) in zip(paths, (first, second), strict=True):
             try:
-                texts.append(_decode(line))
+                texts.append(decode(line))
             except ValueError as error:
                 on_bad_line(DataError(f"{path}, line {number:,}: {error}"))
                 break
@@ -438,5 +448,5 @@ def _read_mono_file(path: Path, language: str, on_bad_line: BadLineHandler) -> I
         fields = _TsvFields((-1,))
         return _parse_lines(path, lambda line: fields(line)[-1], on_bad_line)
     if kind == "jsonl":
-        return _parse_lines(path, lambda line: _text_field(_from_json(line)), on_bad_line)
-    return _parse_records(_parquet_records(path, ("text",)), _text_field, on_bad_line)
+        return _parse_lines(path, lambda line: _text_field(from_json(line)), on_bad_line)
+    return _parse_records(parquet_records(path, ("text",)), _text_field, on_bad_line)

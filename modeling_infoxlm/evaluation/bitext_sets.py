@@ -10,8 +10,7 @@ Languages go by their short codes in results, whatever the files call them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import hub_revision, read_pairs
 from modeling_infoxlm.data.sources import HUB_PREFIX, BitextSource, is_hub, parse_bitext_sources
 from modeling_infoxlm.evaluation.results import DatasetRecord
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.training.process import UsageError, usage_errors
 
 # The 14 languages of the paper's tables (arXiv 2007.07834) and the 36 of XTREME (arXiv 2003.11080).
 PAPER_LANGUAGES = tuple("ar bg de el es fr hi ru sw th tr ur vi zh".split())
@@ -86,15 +85,6 @@ class _Candidate:
         if languages[0] == ENGLISH:
             source, target, languages = target, source, (languages[1], ENGLISH)
         return BitextSet(self.language, "-".join(languages), source, target)
-
-
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Input that cannot be used ends a program as wrong usage does."""
-    try:
-        yield
-    except DataError as error:
-        raise UsageError(str(error)) from error
 
 
 def refuse_bad_line(error: DataError) -> None:

@@ -243,7 +243,7 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
         raise UsageError(f"{arguments.model_name_or_path} cannot be loaded: {error}") from error
     check_tokenizer(tokenizer, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = describe_model(arguments.model_name_or_path, model)
+    record = describe_model(arguments.model_name_or_path, model, model_type=config.model_type)
     return Encoder(model.to(device).eval(), tokenizer, record, arguments.bf16)
 
 
@@ -279,15 +279,21 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
         )
 
 
-def describe_model(name_or_path: str, model: PreTrainedModel) -> ModelRecord:
-    """Name, revision, hash and size of a loaded model."""
+def describe_model(name_or_path: str, model: PreTrainedModel, *, model_type: str) -> ModelRecord:
+    """Name, revision, hash and size of a loaded model.
+
+    Args:
+        name_or_path: As it was asked for.
+        model: As it was loaded.
+        model_type: The checkpoint's own; plain XLM-R may be loaded as InfoXLM.
+    """
     folder = Path(transformer_folder(name_or_path))
     is_folder = folder.is_dir()
     return ModelRecord(
         name_or_path=name_or_path,
         revision=None if is_folder else getattr(model.config, "_commit_hash", None),
         sha256=_hash_weights(folder) if is_folder else None,
-        model_type=model.config.model_type,
+        model_type=model_type,
         num_parameters=model.num_parameters(),
     )
 

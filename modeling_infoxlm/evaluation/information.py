@@ -38,7 +38,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.masking import mask_tokens
 from modeling_infoxlm.data.plan import special_tokens
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces
@@ -70,7 +69,7 @@ from modeling_infoxlm.fused_loss import linear_cross_entropy
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel
 from modeling_infoxlm.packed import EncodeRequest, encode
 from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import UsageError, configure_process
+from modeling_infoxlm.training.process import UsageError, configure_process, usage_errors
 
 logger = logging.getLogger(__name__)
 
@@ -570,10 +569,8 @@ def _sources(specs: Sequence[str]) -> dict[str, list[BitextSource]]:
     """Files by language pair, in the order given."""
     if not specs:
         raise UsageError("no text: give --bitext_files, translated text that the model was not trained on.")
-    try:
+    with usage_errors():
         sources = parse_bitext_sources(specs)
-    except DataError as error:
-        raise UsageError(str(error)) from error
     pairs: defaultdict[str, list[BitextSource]] = defaultdict(list)
     for source in sources:
         if is_hub(source):
@@ -583,10 +580,8 @@ def _sources(specs: Sequence[str]) -> dict[str, list[BitextSource]]:
 
 
 def _read(sources: Sequence[BitextSource], arguments: InformationArguments) -> PairSample:
-    try:
+    with usage_errors():
         sample = draw_pairs(sources, max_pairs=arguments.max_pairs, seed=arguments.seed)
-    except DataError as error:
-        raise UsageError(str(error)) from error
     if len(sample.texts) < 2 * arguments.num_candidates:
         raise UsageError(
             f"{sources[0].pair} has {len(sample.texts):,} pairs with text on both sides, expected at least "

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modeling_infoxlm.data.errors import DataError
-from modeling_infoxlm.data.readers import _decode, _from_json, _parquet_records, _raw_lines, hub_revision
+from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
 from modeling_infoxlm.data.sources import HUB_PREFIX, take_apart
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.training.process import UsageError, usage_errors
 
 LABELS = ("entailment", "neutral", "contradiction")  # their numbers in facebook/xnli are 0, 1, 2
 XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
@@ -169,12 +169,10 @@ def read_nli(path: Path, language: str) -> NLIRows:
         UsageError: If the file cannot be read, lacks a column, has no row, or a label is none of the three.
     """
     rows = NLIRows([], [], [])
-    try:
+    with usage_errors():
         for place, record in _records(path):
             if record.get("language", language) == language:
                 _append(rows, record, place)
-    except DataError as error:
-        raise UsageError(str(error)) from error
     if not rows.labels:
         raise UsageError(f"{path} has no row of the language {language}.")
     return rows
@@ -235,10 +233,10 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if kind == "tsv":
         yield from _tsv_records(path)
     elif kind == "jsonl":
-        for number, line in _raw_lines(path):
+        for number, line in raw_lines(path):
             yield f"{path}, line {number:,}", _json_record(path, number, line)
     elif kind == "parquet":
-        for place, record in _parquet_records(path, tuple(_CANONICAL)):
+        for place, record in parquet_records(path, tuple(_CANONICAL)):
             yield place, _canonical(record)
     else:
         raise UsageError(
@@ -249,7 +247,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Records of a TSV file; without a header the columns are premise, hypothesis, label."""
     columns = ["premise", "hypothesis", "label"]
-    for number, line in _raw_lines(path):
+    for number, line in raw_lines(path):
         fields = _text(path, number, line).split("\t")
         names = [_CANONICAL.get(name.strip().lower(), name) for name in fields]
         if number == 1 and {"premise", "hypothesis"} <= set(names):
@@ -265,7 +263,7 @@ def _tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _json_record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = _from_json(_text(path, number, line))
+        record = from_json(_text(path, number, line))
     except ValueError as error:
         raise UsageError(f"{path}, line {number:,}: {error}") from error
     if not isinstance(record, dict):
@@ -275,7 +273,7 @@ def _json_record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _text(path: Path, number: int, line: bytes) -> str:
     try:
-        return _decode(line)
+        return decode(line)
     except ValueError as error:
         raise UsageError(f"{path}, line {number:,}: {error}") from error
 

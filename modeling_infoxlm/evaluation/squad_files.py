@@ -23,7 +23,7 @@ from modeling_infoxlm.data.readers import hub_revision
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.provenance import file_sha256
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.training.process import UsageError, usage_errors
 
 OnMismatch = Literal["skip", "fail"]
 
@@ -148,11 +148,12 @@ def read_question_sets(
         UsageError: If a location is missing, damaged or not in SQuAD's layout, its language is not known, or
             questions are not what is expected.
     """
-    sets = [
-        _read_set(location, languages, (unnamed, unnamed) if unnamed else None)
-        for spec in specs
-        for location, languages in _locations(*_take_apart(spec))
-    ]
+    with usage_errors():
+        sets = [
+            _read_set(location, languages, (unnamed, unnamed) if unnamed else None)
+            for spec in specs
+            for location, languages in _locations(*_take_apart(spec))
+        ]
     return [
         _checked(part, on_mismatched_answers, with_negatives=with_negatives, drop_mismatched=drop_mismatched)
         for part in sets

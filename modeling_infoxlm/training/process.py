@@ -4,9 +4,12 @@ import ctypes
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+
+from modeling_infoxlm.data.errors import DataError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -15,6 +18,15 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
 
 class UsageError(ValueError):
     """What was asked for cannot be done with what was given: one line, exit code 2."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Input that cannot be used ends a program as wrong usage does."""
+    try:
+        yield
+    except DataError as error:
+        raise UsageError(str(error)) from error
 
 
 class Interrupted(Exception):

@@ -125,7 +125,7 @@ def test_roberta_loses_two_positions_to_padding() -> None:
 
 def test_the_record_names_the_weights(folders: dict[str, Path]) -> None:
     record = load(folders["plain"]).record
-    assert record.name_or_path == str(folders["plain"]) and record.model_type == "infoxlm"
+    assert record.name_or_path == str(folders["plain"]) and record.model_type == "xlm-roberta"
     assert record.sha256 is not None and len(record.sha256) == 64
     assert record.sha256 != load(folders["infoxlm"]).record.sha256
 
