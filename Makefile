@@ -6,13 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo demo-compare test bench clean
+SCRIPTS := run_mlqa.py run_pretraining.py run_tatoeba.py run_xnli.py
+
+.PHONY: help setup demo demo-compare test audit bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          pre-train a small encoder on real sentence pairs and show what it learnt (minutes)"
 	@echo "make demo-compare  the same, with an MLM+TLM-only run beside it"
-	@echo "make test          lint, format check, types, import rules, tests"
+	@echo "make test          lint, format check, types, import rules, security, tests"
+	@echo "make audit         look for known vulnerabilities in the pinned versions (needs the network)"
 	@echo "make bench         measure speed and memory against plain transformers; writes docs/results/speed.md"
 	@echo "make setup         only the virtual environment in $(VENV)"
 	@echo "make clean         remove $(VENV), caches, builds and the demo's output"
@@ -26,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first: its build is then chosen by the pin alone, before anything else asks for a newer one.
 	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,eval,plots,tracking]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,eval,st,onnx,plots,tracking]'
 	touch $@
 
 demo: setup
@@ -41,11 +44,15 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive modeling_infoxlm benchmarks $(SCRIPTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# sentence-transformers is needed only to be measured against.
+# pip-audit is needed for nothing else, and asks the network about each version.
+audit: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 bench: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt sentence-transformers
 	$(BIN)/python -m benchmarks
 
 clean:

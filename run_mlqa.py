@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoModelForQuestionAnswering
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.finetuning import (
     HeadModelArguments,
     finish_run,
@@ -33,8 +34,8 @@ from modeling_infoxlm.evaluation.mlqa import (
     write_predictions,
 )
 from modeling_infoxlm.evaluation.results import write_result
-from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import configure_process, run_main
+from modeling_infoxlm.hub.push import push_run
+from modeling_infoxlm.process import configure_process, run_main
 
 
 def fine_tune_and_answer(argv: list[str]) -> None:
@@ -51,6 +52,7 @@ def fine_tune_and_answer(argv: list[str]) -> None:
     opened = open_run(args, identity=identity, argv=argv, outputs=outputs(data))
     if opened.finished:
         print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        push_run(args)
         return
     training = run.train(opened.checkpoint) if args.do_train else None
     for name, answered in run.answer().items():
@@ -60,6 +62,7 @@ def fine_tune_and_answer(argv: list[str]) -> None:
         write_result(folder, result, command=["run_mlqa.py", *argv])
         print_result(result, Console())
     finish_run(args, identity=identity, argv=argv)
+    push_run(args)
 
 
 def main(argv: list[str] | None = None) -> int:

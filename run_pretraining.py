@@ -14,19 +14,27 @@ from pathlib import Path
 
 import torch
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.batches import JointDataset
 from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval, heldout_corpus
+from modeling_infoxlm.hub.push import push_run
+from modeling_infoxlm.process import Interrupted, configure_process, run_main
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
     ModelArguments,
     PretrainingArguments,
 )
-from modeling_infoxlm.training.config_file import parse_args_with_config
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
 from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_layer
-from modeling_infoxlm.training.process import Interrupted, configure_process, run_main
-from modeling_infoxlm.training.run_record import find_checkpoint, is_finished, run_identity, write_run_record
+from modeling_infoxlm.training.run_record import (
+    changed_flags,
+    find_checkpoint,
+    is_finished,
+    run_identity,
+    step_of,
+    write_run_record,
+)
 from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import matmul_peak
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
@@ -52,6 +60,7 @@ def pretrain(argv: list[str]) -> None:
         corpus = open_or_prepare(data_args, tokenizer, output_dir)
     if finished:
         print(f"{output_dir}: this run is finished; --overwrite_output_dir true starts it anew.")
+        push_run(args)
         return
 
     model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
@@ -59,7 +68,7 @@ def pretrain(argv: list[str]) -> None:
     settings = data_args.stream_settings(seed=args.seed)
     items = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     train_dataset = JointDataset(corpus, settings, items)
-    evaluator = eval_dataset = None
+    evaluator = eval_dataset = heldout_vectors = None
     if not corpus.heldout and args.eval_strategy != "no":
         raise ValueError(
             f"eval_strategy is {args.eval_strategy.value} but {corpus.folder} holds out no pair; "
@@ -70,6 +79,7 @@ def pretrain(argv: list[str]) -> None:
         evaluator = HeldoutRetrieval(
             corpus, layer=layer, pooling=args.eval_pooling, max_pairs=args.eval_max_pairs
         )
+        heldout_vectors = {"layer": layer, "pooling": args.eval_pooling}
         eval_dataset = JointDataset(
             heldout_corpus(corpus), settings, args.eval_batch_size * EVAL_BATCHES * args.world_size
         )
@@ -77,6 +87,9 @@ def pretrain(argv: list[str]) -> None:
         "corpus": corpus.manifest,
         "streams": train_dataset.describe(),
         "num_parameters": model.num_parameters(),
+        "heldout_vectors": heldout_vectors,
+        "non_default": changed_flags(model_args, data_args, contrast_args, args),
+        "resumed_at_step": None if checkpoint is None else step_of(checkpoint),
     }
     if args.should_save:
         write_run_record(output_dir, argv=argv, identity=identity, details=details)
@@ -98,13 +111,14 @@ def pretrain(argv: list[str]) -> None:
         raise Interrupted(
             f"checkpoint-{trainer.state.global_step} is saved; run the same command again to go on."
         )
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     if evaluator is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if args.should_save:
         write_run_record(output_dir, argv=argv, identity=identity, details={**details, "finished": True})
+    push_run(args)
 
 
 def main(argv: list[str] | None = None) -> int:

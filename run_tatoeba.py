@@ -9,9 +9,11 @@ The defaults are the paper's (arXiv 2007.07834): mean of all tokens of layer 7, 
 """
 
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.results import write_result
 from modeling_infoxlm.evaluation.tatoeba import (
@@ -21,8 +23,8 @@ from modeling_infoxlm.evaluation.tatoeba import (
     print_result,
     write_figure,
 )
-from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import configure_process, run_main
+from modeling_infoxlm.hub.push import push_model
+from modeling_infoxlm.process import UsageError, configure_process, run_main
 
 
 def evaluate(argv: list[str]) -> None:
@@ -30,6 +32,10 @@ def evaluate(argv: list[str]) -> None:
     encoder_args, args = parse_args_with_config((EncoderArguments, TatoebaArguments), argv)
     configure_process()
     check_output(args)
+    if args.push_to_hub and not Path(encoder_args.model_name_or_path).is_dir():
+        raise UsageError(
+            "--push_to_hub publishes a model of your own: --model_name_or_path must be a folder."
+        )
     sets, dataset = args.load_sets()
     encoder = load_encoder(encoder_args)
     result = evaluate_retrieval(encoder, sets, dataset, args)
@@ -39,6 +45,8 @@ def evaluate(argv: list[str]) -> None:
         write_result(args.output_dir, result, command=["run_tatoeba.py", *argv]),
     )
     print("wrote", *filter(None, files))
+    if args.push_to_hub:
+        push_model(Path(encoder_args.model_name_or_path), args.hub_model_id, results=[args.output_dir])
 
 
 def main(argv: list[str] | None = None) -> int:

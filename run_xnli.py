@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.finetuning import (
     HeadModelArguments,
     finish_run,
@@ -34,8 +35,8 @@ from modeling_infoxlm.evaluation.xnli import (
     score,
     write_predictions,
 )
-from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import configure_process, run_main
+from modeling_infoxlm.hub.push import push_run
+from modeling_infoxlm.process import configure_process, run_main
 
 
 def fine_tune_and_test(argv: list[str]) -> None:
@@ -53,6 +54,7 @@ def fine_tune_and_test(argv: list[str]) -> None:
     opened = open_run(args, identity=identity, argv=argv, outputs=OUTPUTS)
     if opened.finished:
         print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        push_run(args)
         return
     training = run.train(opened.checkpoint) if args.do_train else None
     if args.do_predict:
@@ -63,6 +65,7 @@ def fine_tune_and_test(argv: list[str]) -> None:
         write_result(folder, result, command=["run_xnli.py", *argv])
         print_result(result, Console())
     finish_run(args, identity=identity, argv=argv)
+    push_run(args)
 
 
 def main(argv: list[str] | None = None) -> int:

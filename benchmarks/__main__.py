@@ -40,11 +40,15 @@ SHORT_SET: dict[str, tuple[str, ...]] = {
     "evaluate": ("benchmarks.evaluate",),
     "optimizer_states": ("benchmarks.optimizer_states",),
 }
-# Run only when named: it takes ten minutes.
+# Run only when named: they take ten minutes and more.
 LONG_SET: dict[str, tuple[str, ...]] = {
     "evaluate_5000": (
         *("benchmarks.evaluate", "--parts", "encoding", "--sentences", "5000"),
         *("--repeats", "1", "--dtypes", "float32"),
+    ),
+    "evaluate_20000": (
+        *("benchmarks.evaluate", "--parts", "encoding", "--sentences", "20000"),
+        *("--repeats", "1", "--dtypes", "bfloat16"),
     ),
 }
 

@@ -60,7 +60,10 @@ _LAZY = {
     "PretrainingArguments": "training.arguments",
     "PretrainingCollator": "data.batches",
     "StreamSettings": "data.batches",
-    "save_as_xlm_roberta": "hub.export",
+    "save_as_infoxlm": "hub.as_infoxlm",
+    "save_as_onnx": "hub.as_onnx",
+    "save_as_sentence_transformer": "hub.as_sentence_transformer",
+    "save_as_xlm_roberta": "hub.as_xlm_roberta",
 }
 
 

@@ -4,6 +4,10 @@ infoxlm train-tokenizer --bitext_files bitext/ --tokenizer_vocab_size 32000 --ou
 infoxlm prepare --tokenizer_name tokenizer --bitext_files bitext/ --output_dir corpus
 infoxlm pretrain --config recipes/continue_xlmr_base.yaml --prepared_data corpus --output_dir out
 infoxlm export out --output_dir release
+infoxlm push out ORG/NAME
+infoxlm doctor out
+infoxlm convert-fairseq model.pt out
+infoxlm convert-fairseq-data SRC --mono sw=mlm/train.0 --tokenizer_name tokenizer --output_dir corpus
 infoxlm tatoeba --model_name_or_path out --data_dir tatoeba --output_dir results
 infoxlm xnli --model_name_or_path out --data_dir XNLI --output_dir results/xnli
 infoxlm mlqa --model_name_or_path out --train_file train.json --test_files MLQA --output_dir results/mlqa
@@ -17,23 +21,16 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
-
-import torch
-from transformers import AutoTokenizer
 
 import run_pretraining
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.prepare import prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
-from modeling_infoxlm.hub.export import save_as_xlm_roberta
-from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.process import USAGE, run_main
 from modeling_infoxlm.training.arguments import ModelArguments, PrepareArguments
-from modeling_infoxlm.training.config_file import parse_args_with_config
 from modeling_infoxlm.training.corpus_setup import num_workers, parse_sources
 from modeling_infoxlm.training.model_setup import load_tokenizer
-from modeling_infoxlm.training.process import USAGE, run_main
 
 
 @dataclass
@@ -46,21 +43,6 @@ class OutputArguments:
     shard_index: int = field(default=0, metadata={"help": "Number of this job among num_shards, from 0."})
     num_shards: int = field(
         default=1, metadata={"help": "Jobs that prepare one folder together, each every num_shards-th file."}
-    )
-
-
-@dataclass
-class ExportArguments:
-    """A trained model and the folder of its release."""
-
-    _argument_group_name = "export"
-
-    model_name_or_path: str = field(
-        default="", metadata={"help": "Trained model: a checkpoint folder or a Hub name."}
-    )
-    output_dir: str = field(default="release", metadata={"help": "Folder of the release."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Type of the stored weights."}
     )
 
 
@@ -109,30 +91,6 @@ def train_tokenizer_command(argv: list[str]) -> None:
     print(f"{output.output_dir}: load it with AutoTokenizer.from_pretrained, or give it as --tokenizer_name.")
 
 
-def export_command(argv: list[str]) -> None:
-    """Write a trained model as plain XLM-R: `infoxlm export`."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model_name_or_path", *argv]
-    (arguments,) = parse_args_with_config((ExportArguments,), argv)
-    if not arguments.model_name_or_path:
-        raise ValueError(
-            "infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release."
-        )
-    name = arguments.model_name_or_path
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise ValueError(
-            f"there is no folder {name}; give a checkpoint such as out/checkpoint-500, or a Hub name."
-        )
-    model = InfoXLMForPreTraining.from_pretrained(name)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
-    save_as_xlm_roberta(
-        model, arguments.output_dir, tokenizer=tokenizer, dtype=getattr(torch, arguments.dtype)
-    )
-    print(
-        f"{Path(arguments.output_dir)}: plain XLM-R; AutoModel.from_pretrained loads it without this package."
-    )
-
-
 def _imported(module: str, function: str) -> Callable[[list[str]], None]:
     """A command whose module is imported when it is run: the benchmarks' libraries take seconds to load."""
 
@@ -146,7 +104,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare_command,
     "train-tokenizer": train_tokenizer_command,
     "pretrain": run_pretraining.pretrain,
-    "export": export_command,
+    "export": _imported("modeling_infoxlm.hub.export", "export_command"),
+    "push": _imported("modeling_infoxlm.hub.push", "push_command"),
+    "doctor": _imported("modeling_infoxlm.doctor", "doctor_command"),
+    "convert-fairseq": _imported("modeling_infoxlm.fairseq.checkpoint", "convert_fairseq_command"),
+    "convert-fairseq-data": _imported("modeling_infoxlm.fairseq.corpus", "convert_fairseq_data_command"),
     "tatoeba": _imported("run_tatoeba", "evaluate"),
     "xnli": _imported("run_xnli", "fine_tune_and_test"),
     "mlqa": _imported("run_mlqa", "fine_tune_and_answer"),

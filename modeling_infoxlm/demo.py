@@ -42,11 +42,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from modeling_infoxlm import plots
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens
 from modeling_infoxlm.evaluation.encoding import encode_sequences
 from modeling_infoxlm.evaluation.mining import RetrievalAccuracy, retrieval_accuracy
-from modeling_infoxlm.hub.export import save_as_xlm_roberta
+from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.process import INTERRUPTED, Interrupted, configure_process, run_main
 from modeling_infoxlm.provenance import describe_program, file_sha256
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
@@ -54,10 +56,8 @@ from modeling_infoxlm.training.arguments import (
     ModelArguments,
     PretrainingArguments,
 )
-from modeling_infoxlm.training.config_file import parse_args_with_config
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
 from modeling_infoxlm.training.model_setup import build_model
-from modeling_infoxlm.training.process import INTERRUPTED, Interrupted, configure_process, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples" / "data"

@@ -40,8 +40,9 @@ def prepare(text: Path, tokenizer: Path, folder: Path, *own: str) -> list[str]:
 # ---------------------------------------------------------------------------- the whole
 
 EVERY_COMMAND = (
-    "prepare train-tokenizer pretrain export tatoeba xnli mlqa report mine information align-words".split()
-)
+    "prepare train-tokenizer pretrain export push doctor convert-fairseq convert-fairseq-data "
+    "tatoeba xnli mlqa report mine information align-words"
+).split()
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
@@ -58,7 +59,8 @@ def test_every_command_lists_its_flags(command: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as error:
         cli.main([command, "--help"])
     assert error.value.code == 0
-    assert "--output" in capsys.readouterr().out
+    expected = "--model_name_or_path" if command in ("push", "doctor") else "--output"
+    assert expected in capsys.readouterr().out
 
 
 def test_unknown_command_is_a_usage_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +174,7 @@ def test_export_by_flag_in_the_type_asked_for(
 
 
 def test_export_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export"]) == 1
+    assert cli.main(["export"]) == 2
     assert capsys.readouterr().err == (
         "error: infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release.\n"
     )
@@ -193,6 +195,6 @@ def test_export_in_a_type_that_is_none_is_a_usage_error(
 
 def test_export_of_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "nowhere"
-    assert cli.main(["export", str(missing), "--output_dir", str(tmp_path / "release")]) == 1
+    assert cli.main(["export", str(missing), "--output_dir", str(tmp_path / "release")]) == 2
     assert capsys.readouterr().err.startswith(f"error: there is no folder {missing}; give a checkpoint")
     assert not (tmp_path / "release").exists()

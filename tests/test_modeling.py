@@ -628,7 +628,7 @@ def test_a_saved_folder_loads_without_the_package(
         timeout=300,
     )
     assert process.returncode == 0, process.stderr
-    results = torch.load(tmp_path / "results.pt")
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
 
     assert "trust_remote_code" in results["refusal"]
     for auto_name, name in names.items():

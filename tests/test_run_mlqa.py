@@ -18,7 +18,7 @@ from transformers import AutoModelForQuestionAnswering
 import run_mlqa
 from modeling_infoxlm.evaluation import finetuning
 from modeling_infoxlm.evaluation.finetuning import FineTuner
-from modeling_infoxlm.evaluation.results import read_result
+from modeling_infoxlm.provenance import read_result
 from modeling_infoxlm.training.signals import StopOnSignal
 
 FLAGS = (

@@ -19,7 +19,7 @@ from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import hub_revision, read_pairs
 from modeling_infoxlm.data.sources import HUB_PREFIX, BitextSource, is_hub, parse_bitext_sources
 from modeling_infoxlm.evaluation.results import DatasetRecord
-from modeling_infoxlm.training.process import UsageError, usage_errors
+from modeling_infoxlm.process import UsageError, usage_errors
 
 # The 14 languages of the paper's tables (arXiv 2007.07834) and the 36 of XTREME (arXiv 2003.11080).
 PAPER_LANGUAGES = tuple("ar bg de el es fr hi ru sw th tr ur vi zh".split())

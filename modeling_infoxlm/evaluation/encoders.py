@@ -6,7 +6,6 @@ through its own padded forward pass.
 Shapes: N sentences, T tokens of the longest, D hidden, L layers and the embedding output.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,8 @@ from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.provenance import file_sha256
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import hash_weights
 
 logger = logging.getLogger(__name__)
 
@@ -292,14 +291,7 @@ def describe_model(name_or_path: str, model: PreTrainedModel, *, model_type: str
     return ModelRecord(
         name_or_path=name_or_path,
         revision=None if is_folder else getattr(model.config, "_commit_hash", None),
-        sha256=_hash_weights(folder) if is_folder else None,
+        sha256=hash_weights(folder) if is_folder else None,
         model_type=model_type,
         num_parameters=model.num_parameters(),
     )
-
-
-def _hash_weights(folder: Path) -> str:
-    """Hash of the weight files; of a single one it is the file's own, as the Hub shows it."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    digests = [file_sha256(path) for path in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -39,7 +39,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerState,
     TrainingArguments,
     set_seed,
@@ -61,19 +60,21 @@ from modeling_infoxlm.evaluation.encoding import (
     PROGRESS_DELAY,
 )
 from modeling_infoxlm.evaluation.results import ModelRecord
-from modeling_infoxlm.training.process import Interrupted, UsageError
+from modeling_infoxlm.process import Interrupted, UsageError
+from modeling_infoxlm.provenance import RUN_FILE
+from modeling_infoxlm.training.arguments import ReleaseArguments
 from modeling_infoxlm.training.run_record import (
-    RUN_FILE,
     OutputFolderError,
+    changed_flags,
     find_checkpoint,
     is_finished,
     write_run_record,
 )
+from modeling_infoxlm.training.safe_trainer import SafeTrainer
 from modeling_infoxlm.training.signals import StopOnSignal
 
 logger = logging.getLogger(__name__)
 
-TRAINING_ARGS_JSON = "training_args.json"
 LENGTH = "length"  # the column of a row's number of tokens
 TEXTS_PER_CALL = 1000  # the tokenizer's own records of a text are far larger than its ids
 
@@ -97,7 +98,7 @@ class HeadModelArguments(EncoderArguments):
 
 
 @dataclass
-class FineTuningArguments(TrainingArguments):
+class FineTuningArguments(TrainingArguments, ReleaseArguments):
     """transformers' training arguments with defaults for fine-tuning; a task sets its own ahead of these."""
 
     _argument_group_name = "training"
@@ -423,8 +424,8 @@ class TrainingRecord:
     history: list[dict[str, float]]
 
 
-class FineTuner(Trainer):
-    """transformers' Trainer with length buckets, our own dev scores, and no pickled arguments in checkpoints.
+class FineTuner(SafeTrainer):
+    """Trainer with length buckets and our own dev scores.
 
     Args:
         head: Model to train, and its tokenizer.
@@ -496,13 +497,6 @@ class FineTuner(Trainer):
         folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.selected_step}"
         load_model(self.model, folder / SAFE_WEIGHTS_NAME)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the model, the tokenizer and the arguments as JSON; the Trainer would write a pickle."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        self.model.save_pretrained(folder, state_dict=state_dict)
-        self.processing_class.save_pretrained(folder)
-        (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
-
 
 def fine_tune(
     head: HeadModel,
@@ -536,7 +530,8 @@ def fine_tune(
     state = trainer.state
     if stop.received is not None and state.global_step < state.max_steps:
         raise Interrupted(f"checkpoint-{state.global_step} is saved; run the same command again to go on.")
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
+    trainer.save_state()
     history = [
         {"step": entry["step"]} | {name[5:]: entry[name] for name in entry if name.startswith("eval_")}
         for entry in state.log_history
@@ -634,7 +629,9 @@ def open_run(
 def finish_run(args: FineTuningArguments, *, identity: Mapping[str, Any], argv: Sequence[str]) -> None:
     """Note in `run.json` that everything is there; call it last."""
     folder = Path(str(args.output_dir))
-    write_run_record(folder, argv=argv, identity=identity, details={"finished": True})
+    write_run_record(
+        folder, argv=argv, identity=identity, details={"non_default": changed_flags(args), "finished": True}
+    )
 
 
 def _remove_broken_checkpoints(folder: Path) -> None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.readers import BadLineHandler, SkipBadLines, fail_on_bad_line, read_sentences
 from modeling_infoxlm.data.sources import MonoSource, parse_mono_sources
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, Pooling, load_encoder
@@ -37,8 +38,7 @@ from modeling_infoxlm.evaluation.mining import (
     one_to_one,
 )
 from modeling_infoxlm.evaluation.tatoeba import resolve_layer
-from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import UsageError, configure_process, usage_errors
+from modeling_infoxlm.process import UsageError, configure_process, usage_errors
 
 SENTENCES_PER_WINDOW = 8192  # encoded together; their fp32 vectors are in memory
 # The index of the approximate search is in fp16 anyway.

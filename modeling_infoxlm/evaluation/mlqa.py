@@ -37,8 +37,8 @@ from modeling_infoxlm.evaluation.squad_files import (
     read_question_sets,
     record_questions,
 )
+from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import write_json
-from modeling_infoxlm.training.process import UsageError
 
 PREDICTIONS = "predictions"  # folders beside the model
 N_BEST = "nbest_predictions"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
 from modeling_infoxlm.data.sources import HUB_PREFIX, take_apart
-from modeling_infoxlm.training.process import UsageError, usage_errors
+from modeling_infoxlm.process import UsageError, usage_errors
 
 LABELS = ("entailment", "neutral", "contradiction")  # their numbers in facebook/xnli are 0, 1, 2
 XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())

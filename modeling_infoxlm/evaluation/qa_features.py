@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.finetuning import TEXTS_PER_CALL, cached_rows, tokenizer_hash
 from modeling_infoxlm.evaluation.squad_files import Question
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 LABELS = ("start_positions", "end_positions")
 

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.published import XNLI_LANGUAGES, Published, published_rows
-from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, read_result, summarise
-from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, summarise
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import read_result
 
 logger = logging.getLogger(__name__)
 

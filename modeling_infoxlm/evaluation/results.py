@@ -10,7 +10,6 @@
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from modeling_infoxlm.provenance import describe_program, file_sha256, write_json
+from modeling_infoxlm.provenance import RESULT_SCHEMA, describe_program, file_sha256, write_json
 
-SCHEMA = "infoxlm-result-1"
 RESULT_SUFFIX = "_results.json"
 
 RESAMPLES = 1000
@@ -142,24 +140,8 @@ def write_result(folder: str | Path, result: TaskResult, *, command: Sequence[st
     content = asdict(result)
     content["dataset"]["sha256"] = result.dataset.sha256
     path = Path(folder) / f"{result.task}{RESULT_SUFFIX}"
-    write_json(path, {"schema": SCHEMA, **content, **describe_program(command)})
+    write_json(path, {"schema": RESULT_SCHEMA, **content, **describe_program(command)})
     return path
-
-
-def read_result(path: str | Path) -> dict[str, Any]:
-    """Read a result file.
-
-    Raises:
-        ValueError: If it is none, or of another schema.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    found = content.get("schema") if isinstance(content, dict) else None
-    if found != SCHEMA:
-        raise ValueError(f"{path} is no result file: expected schema {SCHEMA!r}, found {found!r}.")
-    return dict(content)
 
 
 def summarise(values: Mapping[str, float], *, english: str = "en") -> dict[str, float]:

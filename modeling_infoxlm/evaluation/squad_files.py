@@ -22,8 +22,8 @@ from typing import Any, Literal
 from modeling_infoxlm.data.readers import hub_revision
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.evaluation.results import DatasetRecord
+from modeling_infoxlm.process import UsageError, usage_errors
 from modeling_infoxlm.provenance import file_sha256
-from modeling_infoxlm.training.process import UsageError, usage_errors
 
 OnMismatch = Literal["skip", "fail"]
 

@@ -35,7 +35,7 @@ from modeling_infoxlm.evaluation.results import (
     TaskResult,
     bootstrap,
 )
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 TASK = "tatoeba"
 FIGURE_NAME = f"{TASK}_layers.png"
@@ -95,6 +95,13 @@ class TatoebaArguments:
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the results that are in output_dir."}
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "Publish the model, which must be a folder, with these results: `infoxlm push`."},
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository for push_to_hub, ORG/NAME. Unset: the folder's name."}
     )
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, batches_by_length, load_encoder
 from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
@@ -39,8 +40,7 @@ from modeling_infoxlm.evaluation.results import (
     summarise,
     write_result,
 )
-from modeling_infoxlm.training.config_file import parse_args_with_config
-from modeling_infoxlm.training.process import UsageError, configure_process
+from modeling_infoxlm.process import UsageError, configure_process
 
 logger = logging.getLogger(__name__)
 

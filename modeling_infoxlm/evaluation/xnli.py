@@ -49,8 +49,8 @@ from modeling_infoxlm.evaluation.results import (
     bootstrap,
     summarise,
 )
+from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import file_sha256
-from modeling_infoxlm.training.process import UsageError
 
 ENGLISH = "en"
 PREDICTIONS = "predictions"

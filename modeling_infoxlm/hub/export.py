@@ -1,47 +1,318 @@
-"""Plain XLM-R folders: the release format that loads everywhere without custom code."""
+"""Releases: a trained model in the format that its users need, whole or not at all.
 
+A release is a folder with weights, configuration, tokenizer and `release.json`, which says what it was made
+of.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from transformers import PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaForMaskedLM
+from transformers import PreTrainedModel
 
-from modeling_infoxlm.modeling_infoxlm import InfoXLMForMaskedLM, InfoXLMForPreTraining
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.hub.as_infoxlm import save_as_infoxlm
+from modeling_infoxlm.hub.as_onnx import require_packages, save_as_onnx
+from modeling_infoxlm.hub.as_sentence_transformer import (
+    DEFAULT_POOLING,
+    Pooling,
+    save_as_sentence_transformer,
+)
+from modeling_infoxlm.hub.as_xlm_roberta import MAX_SHARD_SIZE, save_as_xlm_roberta
+from modeling_infoxlm.hub.source import Source, load_source
+from modeling_infoxlm.hub.whole_folder import whole_folder
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import write_json
+
+Format = Literal["xlm-roberta", "infoxlm", "sentence-transformers", "onnx"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+RELEASE_FILE = "release.json"
+
+# Formats that an option has a meaning for.
+_FORMATS_WITH = {
+    "layer": ("sentence-transformers", "onnx"),
+    "pooling": ("sentence-transformers",),
+    "normalize": ("sentence-transformers",),
+}
 
 
-def save_as_xlm_roberta(
-    model: InfoXLMForPreTraining | InfoXLMForMaskedLM,
+@dataclass(frozen=True)
+class ExportRecord:
+    """What a release is and what it was made of: the content of `release.json`.
+
+    Attributes:
+        format: One of `FORMATS`.
+        architecture: Class of the released model.
+        num_parameters: Of the released model.
+        dtype: Type of the stored weights.
+        layer: Layer that the encoder was cut at; None for a whole model.
+        pooling: How tokens become one vector, for sentence-transformers.
+        normalize: Whether vectors are scaled to length 1, for sentence-transformers.
+        source: Name of the checkpoint on the Hub, or of its folder without the path.
+        source_revision: Commit of the checkpoint on the Hub.
+        source_sha256: Hash of the weights in the checkpoint's folder.
+        new: Parameters that the checkpoint lacked; they are random.
+        files: All files of the release, by their paths in it.
+    """
+
+    format: Format
+    architecture: str
+    num_parameters: int
+    dtype: Dtype
+    layer: int | None
+    pooling: Pooling | None
+    normalize: bool
+    source: str
+    source_revision: str | None
+    source_sha256: str | None
+    new: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass
+class ExportArguments:
+    """A trained model and the folder of its release."""
+
+    _argument_group_name = "export"
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "Trained model: a checkpoint folder or a Hub name."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."}
+    )
+    output_dir: str = field(default="release", metadata={"help": "Folder of the release."})
+    format: Format = field(
+        default="xlm-roberta",
+        metadata={
+            "help": "xlm-roberta loads everywhere; infoxlm comes with its code, to go on with pre-training; "
+            "sentence-transformers is the encoder up to the sentence layer; onnx is for ONNX Runtime."
+        },
+    )
+    layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "Layer that the encoder is cut at; 0 is the embedding output. Unset: that of the "
+            "contrast for sentence-transformers, the whole model for onnx."
+        },
+    )
+    pooling: Literal["mean", "cls"] | None = field(
+        default=None,
+        metadata={
+            "help": "Sentence vector for sentence-transformers: mean of all tokens, or cls, that of <s>. "
+            "Unset: mean."
+        },
+    )
+    normalize: bool = field(
+        default=False, metadata={"help": "Scale vectors to length 1, for sentence-transformers."}
+    )
+    dtype: Dtype = field(default="float32", metadata={"help": "Type of the stored weights; onnx: float32."})
+    max_shard_size: str = field(
+        default=MAX_SHARD_SIZE,
+        metadata={"help": "Larger weights are stored in several files: a number and KB, MB, GB or TB."},
+    )
+    # repr=False: a printed or logged instance must not show the secret.
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
+    )
+
+
+def export_command(argv: list[str]) -> None:
+    """Write a trained model as a release: `infoxlm export`."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model_name_or_path", *argv]
+    (arguments,) = parse_args_with_config((ExportArguments,), argv)
+    if not arguments.model_name_or_path:
+        raise UsageError(
+            "infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release."
+        )
+    folder = Path(arguments.output_dir)
+    record = export(
+        arguments.model_name_or_path,
+        folder,
+        format=arguments.format,
+        dtype=arguments.dtype,
+        layer=arguments.layer,
+        pooling=arguments.pooling,
+        normalize=arguments.normalize,
+        max_shard_size=arguments.max_shard_size,
+        revision=arguments.model_revision,
+        token=arguments.token,
+    )
+    print(f"{folder}: {_describe(record, folder)}")
+
+
+def export(
+    source: str | Path,
     folder: str | Path,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write a model as plain `xlm-roberta`, safetensors only.
+    format: Format = "xlm-roberta",
+    dtype: Dtype = "float32",
+    layer: int | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool = False,
+    max_shard_size: str = MAX_SHARD_SIZE,
+    revision: str | None = None,
+    token: str | None = None,
+) -> ExportRecord:
+    """Write a release of a checkpoint, whole or not at all.
 
-    Encoder and language model head keep XLM-R's names. The projection of the contrast is left
-    out, as in the released InfoXLM checkpoints; sentence vectors do not use it.
+    A release that this function wrote before is replaced, a folder with anything else in it is refused.
 
     Args:
-        model: Trained model; not changed.
-        folder: Where to write; made if missing.
-        tokenizer: Written beside the weights when given.
-        dtype: Type of the stored weights; None keeps the model's.
+        source: Checkpoint folder, or a name on the Hub, of InfoXLM or plain XLM-R, with any head.
+        folder: Folder of the release.
+        format: `"xlm-roberta"`, `"infoxlm"` (with custom code), `"sentence-transformers"` or `"onnx"`.
+        dtype: Type of the stored weights.
+        layer: Layer that the encoder is cut at, for sentence-transformers and ONNX; see their functions.
+        pooling: For sentence-transformers; None is `"mean"`.
+        normalize: For sentence-transformers: scale vectors to length 1.
+        max_shard_size: Weights that take more are stored in several files; those of ONNX lie in one.
+        revision: Branch, tag or commit of the source on the Hub.
+        token: Hub access token; None uses the one that is stored.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: If an option does not fit the format, the folder must not be replaced, or the source is no
+            complete checkpoint; see `load_source`.
     """
-    plain = XLMRobertaForMaskedLM(_plain_config(model.config))
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("objectives.")}
-    plain.load_state_dict(state)
-    torch.nn.Module.to(plain, dtype=dtype or model.dtype)
-    plain.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    folder = Path(folder).resolve()
+    _check_options(format, dtype, max_shard_size, layer=layer, pooling=pooling, normalize=normalize)
+    _check_target(folder, source)
+    if format == "sentence-transformers":
+        pooling = pooling or DEFAULT_POOLING
+    if format == "onnx":
+        require_packages()  # before a large model is fetched and loaded
+    loaded = load_source(source, with_objectives=format == "infoxlm", revision=revision, token=token)
+    with whole_folder(folder, overwrite=True, marker=RELEASE_FILE) as partial:
+        options = {"layer": layer, "pooling": pooling, "normalize": normalize}
+        weights = {"dtype": getattr(torch, dtype), "max_shard_size": max_shard_size}
+        released = _write(format, loaded, partial, weights, options)
+        record = ExportRecord(
+            format=format,
+            architecture=type(released).__name__,
+            num_parameters=released.num_parameters(),
+            dtype=dtype,
+            layer=released.config.num_hidden_layers if format == "sentence-transformers" else layer,
+            pooling=pooling,
+            normalize=normalize,
+            source=loaded.name,
+            source_revision=loaded.revision,
+            source_sha256=loaded.sha256,
+            new=loaded.new,
+            files=tuple(sorted([*_files(partial), RELEASE_FILE])),
+        )
+        write_json(partial / RELEASE_FILE, asdict(record))
+    return record
 
 
-def _plain_config(config: Any) -> XLMRobertaConfig:
-    """The fields that XLM-R knows; `xlco_*` and the map of custom code stay behind."""
-    own = {"model_type", "auto_map", "architectures", "transformers_version", "dtype"}
-    fields = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in own and not name.startswith("xlco_")
-    }
-    return XLMRobertaConfig(**fields)
+def read_record(folder: str | Path) -> ExportRecord | None:
+    """What a release folder says of itself; None if it is no release of `export`."""
+    try:
+        content = json.loads((Path(folder) / RELEASE_FILE).read_text(encoding="utf-8"))
+        lists = {name: tuple(content[name]) for name in ("new", "files")}
+        return ExportRecord(**{**content, **lists})
+    except (OSError, ValueError, TypeError, KeyError):  # absent, or another program's file of this name
+        return None
+
+
+def _write(
+    format: Format, source: Source, folder: Path, weights: dict[str, Any], options: dict[str, Any]
+) -> PreTrainedModel:
+    """Write the files of one format."""
+    if format == "onnx":
+        return save_as_onnx(source.model, folder, tokenizer=source.tokenizer, layer=options["layer"])
+    if format == "sentence-transformers":
+        if source.tokenizer is None:
+            raise UsageError(
+                f"{source.name} has no tokenizer, which sentence-transformers needs; "
+                "put the one that it was trained with beside its weights."
+            )
+        return save_as_sentence_transformer(
+            source.model, folder, tokenizer=source.tokenizer, **options, **weights
+        )
+    save = save_as_infoxlm if format == "infoxlm" else save_as_xlm_roberta
+    return save(source.model, folder, tokenizer=source.tokenizer, **weights)
+
+
+def _check_options(format: str, dtype: str, max_shard_size: str, **options: Any) -> None:
+    """Refuse what is no choice, and options that would have no effect.
+
+    Raises:
+        UsageError: With what was expected.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format must be one of {', '.join(FORMATS)}, found {format!r}.")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}.")
+    if format == "onnx" and dtype != "float32":
+        raise UsageError(
+            f"onnx is written in float32, found dtype {dtype}: float16 differs from torch by more than the "
+            "comparison allows, and ONNX Runtime has no bfloat16 products on the CPU; "
+            "convert model.onnx with the tools of ONNX Runtime."
+        )
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
+        raise UsageError(f"max_shard_size must be a number and KB, MB, GB or TB, found {max_shard_size!r}.")
+    for name, formats in _FORMATS_WITH.items():
+        is_given = options[name] is not None and options[name] is not False  # layer 0 is given
+        if is_given and format not in formats:
+            raise UsageError(f"{name} is for the format {' and '.join(formats)}, not for {format}.")
+
+
+def _check_target(folder: Path, source: str | Path) -> None:
+    """Refuse to replace what this module did not write, and the source itself.
+
+    Raises:
+        UsageError: With what is in the way.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give a folder for the release.")
+    found = _files(folder)
+    if not found:
+        return
+    record = read_record(folder)
+    if record is None:
+        raise UsageError(f"{folder} is not empty and holds no release; give an empty or a new folder.")
+    if Path(source).resolve().is_relative_to(folder):
+        raise UsageError(f"the release would replace its own source {source}; give another folder.")
+    foreign = sorted(set(found) - set(record.files))
+    if foreign:
+        raise UsageError(
+            f"{folder} holds {', '.join(foreign)}, which would be lost with the release that is replaced; "
+            "move that away, or give another folder."
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """All files in a folder, by their paths in it."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+
+
+def _describe(record: ExportRecord, folder: Path) -> str:
+    """What the release is and how it is loaded, in one line."""
+    new = f" New and random: {', '.join(record.new)}." if record.new else ""
+    if record.format == "xlm-roberta":
+        return "plain XLM-R; AutoModel.from_pretrained loads it without this package."
+    if record.format == "infoxlm":
+        return (
+            "InfoXLM with its code; AutoModel.from_pretrained loads it with this package, or without it by "
+            f"trust_remote_code=True.{new}"
+        )
+    if record.format == "sentence-transformers":
+        return (
+            f"{record.pooling} of {record.layer} layers; SentenceTransformer({str(folder)!r}) loads it "
+            "without this package."
+        )
+    return f"{record.architecture} as ONNX, equal to torch's to 1e-4; onnxruntime loads model.onnx."

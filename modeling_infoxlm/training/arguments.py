@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from modeling_infoxlm.data.batches import ConcatenatePairs, StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.hub.export import Format
 from modeling_infoxlm.momentum import MomentumSchedule
 
 
@@ -333,6 +334,11 @@ class ContrastArguments:
         131072, "Keys of earlier batches that serve as negatives (paper). Empty slots are left out."
     )
     queue_prefill: bool = _flag(False, "Fill the queue before the first step, as the released code does.")
+    momentum_state: str | None = _flag(
+        None,
+        "Folder with the momentum encoder and queue to start from: a checkpoint, or what "
+        "`infoxlm convert-fairseq` wrote. Unset: a copy of the model, and an empty queue.",
+    )
     momentum: float = _flag(
         0.9999,
         "Share of itself that the key encoder keeps at each optimiser step "
@@ -392,6 +398,18 @@ class ContrastArguments:
 
 
 @dataclass
+class ReleaseArguments:
+    """What `--push_to_hub true` publishes."""
+
+    hub_format: Format = _flag(
+        "xlm-roberta",
+        "Form of what is pushed, see `infoxlm export`: xlm-roberta loads everywhere, infoxlm comes with its "
+        "code and the projection, to go on with the pre-training.",
+    )
+    hub_license: str | None = _flag(None, "Licence of the model for its card, such as apache-2.0.")
+
+
+@dataclass
 class ObjectiveArguments:
     """Our part of the training arguments: how losses are summed, and what is evaluated while training."""
 
@@ -447,7 +465,7 @@ class ObjectiveArguments:
 
 # The second base makes our fields the first in --help: dataclass fields are collected from the last base on.
 @dataclass
-class PretrainingArguments(TrainingArguments, ObjectiveArguments):
+class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArguments):
     """transformers' training arguments with the paper's defaults, and our own ahead of them."""
 
     _argument_group_name = "training"

@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_infoxlm.provenance import describe_program, write_json
+from modeling_infoxlm.provenance import RUN_FILE, describe_program, write_json
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -17,7 +17,6 @@ from modeling_infoxlm.training.arguments import (
     PretrainingArguments,
 )
 
-RUN_FILE = "run.json"
 _SHAPING_TOKENIZER = {
     "tokenizer_vocab_size",
     "bitext_files",
@@ -25,7 +24,7 @@ _SHAPING_TOKENIZER = {
     "bitext_columns",
     "max_seq_length",
 }
-_RUN_FOLDERS = ("data", "tokenizer", ".saving")
+_RUN_FOLDERS = ("data", "tokenizer", ".saving", ".pushing")
 # Training arguments that change what is computed; others
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
@@ -49,6 +48,24 @@ def run_identity(
     for name in ("token", "cache_dir", "preprocessing_num_workers"):
         del identity[name]
     return identity | {name: getattr(args, name) for name in _COMPUTED}
+
+
+def changed_flags(*arguments: Any) -> list[str]:
+    """Names of the flags that do not have their default value.
+
+    Args:
+        arguments: Instances of the dataclasses of arguments.
+    """
+    return [
+        flag.name
+        for instance in arguments
+        for flag in fields(instance)
+        if flag.init and getattr(instance, flag.name) != _default(flag)
+    ]
+
+
+def _default(flag: Field[Any]) -> Any:
+    return flag.default if flag.default_factory is MISSING else flag.default_factory()
 
 
 def write_run_record(
@@ -103,6 +120,11 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
         # Nothing was trained yet: what a mended command asks for is made anew. Prepared data guards itself.
         shutil.rmtree(output_dir / "tokenizer")
     return checkpoint
+
+
+def step_of(checkpoint: str) -> int:
+    """The step at which a checkpoint was saved, from its name."""
+    return int(checkpoint.rsplit("-", 1)[1])
 
 
 def is_finished(output_dir: Path, identity: Mapping[str, Any]) -> bool:

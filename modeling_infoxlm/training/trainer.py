@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
@@ -32,15 +32,15 @@ from modeling_infoxlm.training.optimizer import (
     gradient_norm,
     low_memory_adamw,
 )
+from modeling_infoxlm.training.safe_trainer import SafeTrainer
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens, useful_flops
 
 logger = logging.getLogger(__name__)
 
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"
-TRAINING_ARGS_JSON = "training_args.json"
 
 
-class InfoXLMTrainer(Trainer):
+class InfoXLMTrainer(SafeTrainer):
     """Trains `InfoXLMForPreTraining` jointly; owns the momentum encoder and the queue of keys.
 
     The loop is the Trainer's. This class adds, in the order of a step: keys by the momentum encoder, one
@@ -260,9 +260,23 @@ class InfoXLMTrainer(Trainer):
             self.queue = KeyQueue(self.contrast.queue_size, model.config.hidden_size, device=self.args.device)
         if resume_from_checkpoint is not None:
             self._load_momentum_state(Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME)
+        elif self.queue is not None and self.contrast.momentum_state is not None:
+            self._take_over_contrast(Path(self.contrast.momentum_state) / MOMENTUM_STATE_NAME)
         elif self.queue is not None and self.contrast.queue_prefill:
             self._prefill_queue()
         return prepared
+
+    def _take_over_contrast(self, path: Path) -> None:
+        """Start with the momentum encoder and the queue of another run."""
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; --momentum_state needs a folder that holds it.")
+        state = load_file(path, device=str(self.args.device))
+        encoder, queue = self._contrast_state()
+        try:
+            encoder.load_state_dict(_with_prefix(state, "momentum."))
+        except RuntimeError as error:  # other names or shapes
+            raise ValueError(f"{path} is of another architecture than the model: {error}") from error
+        queue.load_state_dict(_with_prefix(state, "queue."))
 
     def _prefill_queue(self) -> None:
         """Fill the queue before step 1, as the released code does, with examples the run does not meet."""
@@ -428,14 +442,6 @@ class InfoXLMTrainer(Trainer):
         """Push only what has its final name; the Trainer calls this while the checkpoint is being written."""
         if self._staging is None:
             super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the model, the tokenizer and the arguments as JSON; the Trainer would write a pickle."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        self._plain_model().save_pretrained(folder, state_dict=state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
 
     def _save_momentum_state(self, path: Path) -> None:
         """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""

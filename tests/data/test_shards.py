@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +76,9 @@ def test_gather_equals_a_loop(tmp_path: Path, data: st.DataObject) -> None:
 
 
 def test_store_travels_to_workers_as_paths_only(store: TokenStore) -> None:
-    pickled = pickle.dumps(store)
-    assert len(pickled) < 1000
-    assert [pickle.loads(pickled)[i].tolist() for i in range(5)] == SEQUENCES
+    sent = ForkingPickler.dumps(store)
+    assert len(sent) < 1000
+    assert [ForkingPickler.loads(sent)[i].tolist() for i in range(5)] == SEQUENCES
 
 
 def test_writer_takes_arrays_and_many_sequences_at_once(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from modeling_infoxlm.evaluation.bitext_sets import (
     load_folder,
     short_code,
 )
+from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import file_sha256
-from modeling_infoxlm.training.process import UsageError
 
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
 GERMAN, FRENCH = ["Guten Tag.", "Ja.", "Nein."], ["Salut.", "Oui.", "Non."]

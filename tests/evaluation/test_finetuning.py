@@ -28,7 +28,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     tokenizer_hash,
 )
 from modeling_infoxlm.evaluation.finetuning import run_identity as identity_of
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 KINDS = ("infoxlm", "plain", "bert", "st")
 

@@ -12,7 +12,7 @@ from modeling_infoxlm.evaluation import mine as mine_module
 from modeling_infoxlm.evaluation import mining
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.mine import encode_to_file, mine, mine_command, read_distinct
-from modeling_infoxlm.training.process import UsageError, run_main
+from modeling_infoxlm.process import UsageError, run_main
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from modeling_infoxlm.evaluation.mining import (
     retrieval_accuracy,
     translations_found,
 )
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 
 def slow_neighbours(queries: np.ndarray, candidates: np.ndarray) -> list[int]:

@@ -25,7 +25,7 @@ from modeling_infoxlm.evaluation.mlqa import (
 from modeling_infoxlm.evaluation.qa_spans import Candidate
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.evaluation.squad_files import Answer, Question, QuestionSet
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 
 @pytest.fixture(scope="module")

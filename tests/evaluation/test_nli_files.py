@@ -23,7 +23,7 @@ from modeling_infoxlm.evaluation.nli_files import (
     read_hub_nli,
     read_nli,
 )
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 ROWS: list[Row] = [
     ("Il a dit oui.", 'Il a dit "oui".', "neutral"),

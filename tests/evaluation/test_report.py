@@ -20,8 +20,8 @@ from modeling_infoxlm.evaluation.report import (
     to_latex,
     to_markdown,
 )
-from modeling_infoxlm.evaluation.results import SCHEMA
-from modeling_infoxlm.training.process import UsageError, run_main
+from modeling_infoxlm.process import UsageError, run_main
+from modeling_infoxlm.provenance import RESULT_SCHEMA
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -37,7 +37,7 @@ def content(scores: Scores, **changes: Any) -> dict[str, Any]:
     }
     first_metric = next(iter(next(iter(scores.values()))))
     result: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": RESULT_SCHEMA,
         "task": "xnli",
         "metric": first_metric,
         "unit": "percent",

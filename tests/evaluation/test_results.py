@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 from modeling_infoxlm.evaluation.results import (
-    SCHEMA,
     DatasetRecord,
     Estimate,
     ModelRecord,
     TaskResult,
     bootstrap,
-    read_result,
     summarise,
     write_result,
 )
+from modeling_infoxlm.provenance import RESULT_SCHEMA, read_result
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_a_result_is_read_as_it_was_written(result: TaskResult, tmp_path: Path) 
     path = write_result(tmp_path / "out", result, command=["run_xnli.py", "--token", "hf_abcdefghijk"])
     assert path == tmp_path / "out" / "xnli_results.json"
     found = read_result(path)
-    assert found["schema"] == SCHEMA and found["seed"] == 3 and found["unit"] == "percent"
+    assert found["schema"] == RESULT_SCHEMA and found["seed"] == 3 and found["unit"] == "percent"
     assert found["scores"]["en"]["accuracy"] == {"value": 80.0, "low": 79.0, "high": 81.0, "count": 100}
     assert found["command"] == ["run_xnli.py", "--token", "<token>"]
     assert found["dataset"]["sha256"] == result.dataset.sha256

@@ -23,7 +23,7 @@ from modeling_infoxlm.evaluation.tatoeba import (
     resolve_layer,
     write_figure,
 )
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 RECORD = DatasetRecord("made up", {})
 

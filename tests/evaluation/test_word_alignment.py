@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_infoxlm.evaluation import word_alignment
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
-from modeling_infoxlm.evaluation.results import read_result
 from modeling_infoxlm.evaluation.word_alignment import (
     AlignmentCounts,
     GoldAlignment,
@@ -36,8 +35,9 @@ from modeling_infoxlm.evaluation.word_alignment import (
     sinkhorn,
     transport_alignment,
 )
-from modeling_infoxlm.hub.export import save_as_xlm_roberta
-from modeling_infoxlm.training.process import UsageError, run_main
+from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.process import UsageError, run_main
+from modeling_infoxlm.provenance import read_result
 
 # ---------------------------------------------------------------------------- scores
 

@@ -24,7 +24,7 @@ from modeling_infoxlm.evaluation.xnli import (
     tokenise,
     write_predictions,
 )
-from modeling_infoxlm.training.process import UsageError
+from modeling_infoxlm.process import UsageError
 
 
 def as_rows(language: str, count: int) -> NLIRows:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modeling_infoxlm.training.state_files import load_state
+
 TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
 # Dropout draws numbers, and a batch is cut into several micro-batches: all of it must go on where it stopped.
 STEPS = ("--max_steps", "40", "--dropout", "0.1", "--tokens_per_device", "100")
@@ -37,8 +39,8 @@ def state(folder: Path, step: int) -> dict[str, object]:
     return {
         **load_file(checkpoint / "model.safetensors"),
         **load_file(checkpoint / "momentum_state.safetensors"),
-        **flatten(torch.load(checkpoint / "optimizer.pt", weights_only=True), "optimizer"),
-        **flatten(torch.load(checkpoint / "scheduler.pt", weights_only=True), "scheduler"),
+        **flatten(load_state(checkpoint / "optimizer.safetensors"), "optimizer"),
+        **flatten(load_state(checkpoint / "scheduler.safetensors"), "scheduler"),
         **flatten([{k: v for k, v in log.items() if k not in CLOCK} for log in logs], "logs"),
     }
 

@@ -1,24 +1,51 @@
-"""The plain export: an XLM-R folder that needs nothing of ours."""
+"""Releases: plain XLM-R and InfoXLM with its code, whole or not at all."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_encoder import word_tokenizer
+from tiny_heads import CLASSES, INPUTS, save_checkpoint, tampered
 from tiny_run import tiny_model
 from tiny_text import sentence_pairs, write_pairs
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel, set_seed
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTraining
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
-from modeling_infoxlm.hub.export import save_as_xlm_roberta
+from modeling_infoxlm.hub import export as export_module
+from modeling_infoxlm.hub.as_infoxlm import save_as_infoxlm
+from modeling_infoxlm.hub.export import (
+    RELEASE_FILE,
+    ExportRecord,
+    export,
+    export_command,
+    read_record,
+    save_as_xlm_roberta,
+)
+from modeling_infoxlm.hub.source import PROJECTION
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import file_sha256
 
-INPUT_IDS = torch.tensor([[0, 7, 23, 41, 2], [0, 55, 9, 2, 1]])
-MASK = (INPUT_IDS != 1).long()
+INPUT_IDS, MASK = INPUTS["input_ids"], INPUTS["attention_mask"]
+DEPTH_OF_BASE = {"num_hidden_layers": 12, "xlco_layer": None}  # whose layer of the contrast is known
+CODE = {
+    "configuration_infoxlm.py",
+    "fused_loss.py",
+    "modeling_infoxlm.py",
+    "objectives.py",
+    "packed.py",
+}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+PLAIN_FILES = {"config.json", "model.safetensors", *TOKENIZER, RELEASE_FILE}
 
 # In a process where importing our package fails; nothing is fetched and no remote code is trusted.
 LOAD = """
@@ -27,7 +54,7 @@ sys.modules["modeling_infoxlm"] = None
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 folder, inputs, result = sys.argv[1:]
-inputs = torch.load(inputs)
+inputs = torch.load(inputs, weights_only=True)
 model = AutoModel.from_pretrained(folder)
 masked, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -41,26 +68,71 @@ report = {name: sorted(report[f"{name}_keys"]) for name in ("missing", "unexpect
 print(json.dumps({"types": types, **report}))
 """
 
+# The same for many folders: each is loaded by an auto class, with the code in it or without.
+LOAD_MANY = """
+import json, sys
+sys.modules["modeling_infoxlm"] = None
+import torch, transformers
+jobs, inputs, result = sys.argv[1:]
+inputs = torch.load(inputs, weights_only=True)
+results = {}
+for key, (folder, auto_class, trust) in json.loads(jobs).items():
+    model, report = getattr(transformers, auto_class).from_pretrained(
+        folder, trust_remote_code=trust, output_loading_info=True
+    )
+    found = {
+        "class": type(model).__name__,
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "labels": model.config.id2label,
+        "tokens": len(transformers.AutoTokenizer.from_pretrained(folder)),
+    }
+    with torch.no_grad():
+        found["hidden"] = model.eval().base_model(**inputs).last_hidden_state
+        if auto_class == "AutoModelForPreTraining":
+            found["outputs"] = [model.objectives["xlco"].projection.weight.detach()]
+        else:
+            given = inputs
+            if auto_class == "AutoModelForMultipleChoice":
+                given = {name: part[None] for name, part in inputs.items()}
+            found["outputs"] = [part for part in model(**given).values()]
+    results[key] = found
+torch.save(results, result)
+"""
 
-def export(
-    folder: Path, model: InfoXLMForPreTraining | InfoXLMForMaskedLM | None = None, **options: object
-) -> Path:
+
+def save_plain(folder: Path, model: object = None, **options: Any) -> Path:
     save_as_xlm_roberta(model or tiny_model().eval(), folder, **options)
     return folder
+
+
+def in_clean_process(script: str, *arguments: object, home: Path) -> str:
+    """Run a program that cannot see this package; its output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=environment, cwd=home.parent
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------- plain XLM-R
 
 
 def test_a_clean_process_loads_the_same_model(tmp_path: Path) -> None:
     text = write_pairs(tmp_path / "en-xx.tsv", sentence_pairs(20))
     tokenizer = train_tokenizer(parse_bitext_sources([str(text)]), tmp_path / "tokenizer", vocab_size=60)
     model = tiny_model().eval()
-    folder = export(tmp_path / "plain", model, tokenizer=tokenizer)
-    torch.save({"input_ids": INPUT_IDS, "attention_mask": MASK}, tmp_path / "inputs.pt")
-    arguments = [str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "result.pt")]
-    result = subprocess.run(
-        [sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {
+    folder = save_plain(tmp_path / "plain", model, tokenizer=tokenizer)
+    torch.save(INPUTS, tmp_path / "inputs.pt")
+    arguments = [folder, tmp_path / "inputs.pt", tmp_path / "result.pt"]
+    assert json.loads(in_clean_process(LOAD, *arguments, home=tmp_path / "home")) == {
         "types": ["XLMRobertaModel", "XLMRobertaForMaskedLM"],
         "missing": [],
         "unexpected": [],
@@ -68,19 +140,19 @@ def test_a_clean_process_loads_the_same_model(tmp_path: Path) -> None:
     with torch.no_grad():
         ours = model.roberta(INPUT_IDS, MASK, output_hidden_states=True).hidden_states
         logits = model.lm_head(ours[-1])
-    loaded = torch.load(tmp_path / "result.pt")
+    loaded = torch.load(tmp_path / "result.pt", weights_only=True)
     torch.testing.assert_close(loaded["hidden"], torch.stack(ours), rtol=0, atol=1e-6)
     torch.testing.assert_close(loaded["logits"], logits, rtol=0, atol=1e-6)
     assert loaded["hidden"].std() > 0.1
 
 
 def test_the_folder_holds_weights_and_configuration_and_no_code(tmp_path: Path) -> None:
-    names = {path.name for path in export(tmp_path / "plain").iterdir()}
+    names = {path.name for path in save_plain(tmp_path / "plain").iterdir()}
     assert names == {"config.json", "model.safetensors"}
 
 
 def test_the_configuration_is_that_of_xlm_roberta(tmp_path: Path) -> None:
-    config = json.loads((export(tmp_path) / "config.json").read_text())
+    config = json.loads((save_plain(tmp_path) / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaForMaskedLM"])
     assert "auto_map" not in config and not any(name.startswith("xlco_") for name in config)
     kept = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -92,14 +164,14 @@ def test_what_is_not_a_default_reaches_the_release(tmp_path: Path) -> None:
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     other = {"layer_norm_eps": 1e-3, "hidden_act": "relu", "max_position_embeddings": 22, "eos_token_id": 3}
     model = InfoXLMForPreTraining(InfoXLMConfig(vocab_size=9, xlco_layer=1, **shape, **other))
-    config = json.loads((export(tmp_path, model) / "config.json").read_text())
+    config = json.loads((save_plain(tmp_path, model) / "config.json").read_text())
     assert {name: config[name] for name in other} == other
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_stored_in_the_type_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
     model = tiny_model()
-    weights = load_file(export(tmp_path, model, dtype=dtype) / "model.safetensors")
+    weights = load_file(save_plain(tmp_path, model, dtype=dtype) / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {dtype}
     assert AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == dtype
     name = "roberta.encoder.layer.0.output.dense.weight"
@@ -108,12 +180,518 @@ def test_weights_are_stored_in_the_type_asked_for(tmp_path: Path, dtype: torch.d
 
 
 def test_without_a_type_the_model_keeps_its_own(tmp_path: Path) -> None:
-    weights = load_file(export(tmp_path, tiny_model().bfloat16()) / "model.safetensors")
+    weights = load_file(save_plain(tmp_path, tiny_model().bfloat16()) / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
 
 
 def test_a_masked_language_model_is_exported_too(tmp_path: Path) -> None:
     model = InfoXLMForMaskedLM(tiny_model().config)
-    weights = load_file(export(tmp_path, model) / "model.safetensors")
+    weights = load_file(save_plain(tmp_path, model) / "model.safetensors")
     assert torch.equal(weights["lm_head.dense.weight"], model.lm_head.dense.weight)
     assert not any(name.startswith("objectives.") for name in weights)
+
+
+@pytest.mark.parametrize("save", [save_as_xlm_roberta, save_as_infoxlm])
+def test_a_run_that_saves_draws_the_same_random_numbers(tmp_path: Path, save: Callable[..., object]) -> None:
+    model = tiny_model()
+    set_seed(1)
+    expected = torch.rand(3)
+    set_seed(1)
+    save(model, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_model_of_another_class_is_refused(tmp_path: Path) -> None:
+    plain = XLMRobertaModel(save_as_xlm_roberta(tiny_model(), tmp_path / "plain").config)
+    with pytest.raises(
+        ValueError, match="cannot make a XLMRobertaModel plain XLM-R; expected one of InfoXLM"
+    ):
+        save_as_xlm_roberta(plain, tmp_path / "again")
+
+
+def test_a_weight_that_the_type_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.roberta.encoder.layer[1].output.dense.bias[3] = 1e5
+    message = r"roberta.encoder.layer.1.output.dense.bias holds values that are not finite in float16"
+    with pytest.raises(UsageError, match=message):
+        save_plain(tmp_path / "half", model, dtype=torch.float16)
+    assert not (tmp_path / "half").exists()
+    save_plain(tmp_path / "bfloat16", model, dtype=torch.bfloat16)
+
+
+# ---------------------------------------------------------------------------- every head, in a clean process
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: save_checkpoint(root / name, name) for name in CLASSES}
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What a clean process finds in the releases of every head, and of plain releases released again."""
+    root = tmp_path_factory.mktemp("releases")
+    jobs: dict[str, tuple[str, str, bool]] = {}
+    for name, (_, auto_class, plain_auto_class) in CLASSES.items():
+        export(checkpoints[name], root / "plain" / name)
+        export(root / "plain" / name, root / "again" / name)
+        export(checkpoints[name], root / "code" / name, format="infoxlm")
+        jobs[f"plain/{name}"] = str(root / "plain" / name), plain_auto_class, False
+        jobs[f"again/{name}"] = str(root / "again" / name), plain_auto_class, False
+        jobs[f"code/{name}"] = str(root / "code" / name), auto_class, True
+        jobs[f"head/{name}"] = str(root / "code" / "ForPreTraining"), auto_class, True
+        jobs[f"encoder/{name}"] = str(root / "code" / name), "AutoModel", True
+    torch.save(INPUTS, root / "inputs.pt")
+    in_clean_process(LOAD_MANY, json.dumps(jobs), root / "inputs.pt", root / "results.pt", home=root / "home")
+    results = torch.load(root / "results.pt", weights_only=True)
+    return {key: {**found, "folder": Path(jobs[key][0])} for key, found in results.items()}
+
+
+def expected_outputs(checkpoint: Path, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Hidden states of the encoder and outputs of the head, by our own class."""
+    model = CLASSES[name][0].from_pretrained(checkpoint)
+    inputs = {key: part[None] for key, part in INPUTS.items()} if name == "ForMultipleChoice" else INPUTS
+    with torch.no_grad():
+        hidden = model.base_model(**INPUTS).last_hidden_state
+        if name == "ForPreTraining":
+            return hidden, [model.lm_head(hidden)]
+        return hidden, list(model(**inputs).values())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("kind", ["plain", "again", "code"])
+def test_every_head_is_released_as_it_was(
+    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], kind: str, name: str
+) -> None:
+    found = loaded[f"{kind}/{name}"]
+    hidden, outputs = expected_outputs(checkpoints[name], name)
+    plain_name = "ForMaskedLM" if name == "ForPreTraining" else name
+    assert found["class"] == (f"InfoXLM{name}" if kind == "code" else f"XLMRoberta{plain_name}")
+    torch.testing.assert_close(found["hidden"], hidden, rtol=0, atol=1e-5)
+    if kind == "code" and name == "ForPreTraining":
+        outputs = [load_file(checkpoints[name] / "model.safetensors")[PROJECTION]]
+    # The encoder alone has no pooler, so transformers makes one of its own.
+    has_random_pooler = name == "Model" and kind != "code"
+    assert found["missing"] == (["pooler.dense.bias", "pooler.dense.weight"] if has_random_pooler else [])
+    assert found["unexpected"] == []
+    for ours, theirs in zip(outputs, found["outputs"], strict=False):
+        assert theirs.std() > 0.01
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "again", "code"])
+def test_a_fine_tuned_model_keeps_its_labels(loaded: dict[str, dict[str, Any]], kind: str) -> None:
+    labels = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    assert loaded[f"{kind}/ForSequenceClassification"]["labels"] == labels
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_code_of_every_auto_class_is_in_every_release(
+    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], name: str
+) -> None:
+    """A release of one head loads as any other, with the trained encoder."""
+    head, encoder = loaded[f"head/{name}"], loaded[f"encoder/{name}"]
+    assert (head["class"], encoder["class"]) == (f"InfoXLM{name}", "InfoXLMModel")
+    expected, _ = expected_outputs(checkpoints["ForPreTraining"], "ForPreTraining")
+    torch.testing.assert_close(head["hidden"], expected, rtol=0, atol=1e-5)
+    expected, _ = expected_outputs(checkpoints[name], name)
+    torch.testing.assert_close(encoder["hidden"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_releases_hold_these_files_and_no_others(loaded: dict[str, dict[str, Any]], name: str) -> None:
+    for kind, expected in (("plain", PLAIN_FILES), ("again", PLAIN_FILES), ("code", PLAIN_FILES | CODE)):
+        assert set(tree(loaded[f"{kind}/{name}"]["folder"])) == expected
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_releases_say_nothing_of_this_machine(
+    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], name: str
+) -> None:
+    for kind in ("plain", "again", "code"):
+        for file, content in tree(loaded[f"{kind}/{name}"]["folder"]).items():
+            assert str(checkpoints[name].parent.parent).encode() not in content, file
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_loaded_tokenizer_is_the_checkpoints(loaded: dict[str, dict[str, Any]], name: str) -> None:
+    assert {found["tokens"] for found in loaded.values()} == {len(word_tokenizer())}
+
+
+# ---------------------------------------------------------------------------- the record
+
+
+def test_record_says_what_the_release_is_and_what_it_was_made_of(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "out" / "checkpoint-20", "ForPreTraining")
+    record = export(checkpoint, tmp_path / "release", dtype="bfloat16")
+    plain = AutoModel.from_pretrained(tmp_path / "release")
+    head = 16 * 16 + 16 + 16 + 16 + 60  # dense, layer norm and the bias of the output table
+    pooler = 16 * 16 + 16
+    assert record == ExportRecord(
+        format="xlm-roberta",
+        architecture="XLMRobertaForMaskedLM",
+        num_parameters=plain.num_parameters() - pooler + head,
+        dtype="bfloat16",
+        layer=None,
+        pooling=None,
+        normalize=False,
+        source="checkpoint-20",
+        source_revision=None,
+        source_sha256=file_sha256(checkpoint / "model.safetensors"),
+        new=(),
+        files=tuple(sorted(PLAIN_FILES)),
+    )
+    assert read_record(tmp_path / "release") == record
+    assert json.loads((tmp_path / "release" / RELEASE_FILE).read_text()) == {
+        **asdict(record),
+        "new": [],
+        "files": list(record.files),
+    }
+
+
+def test_hash_of_a_sharded_source_is_of_all_its_shards_and_of_nothing_else(tmp_path: Path) -> None:
+    whole = save_checkpoint(tmp_path / "whole", "ForPreTraining")
+    export(whole, tmp_path / "sharded", max_shard_size="10KB")
+    record = export(tmp_path / "sharded", tmp_path / "first")
+    save_file({"queue": torch.zeros(2)}, tmp_path / "sharded" / "momentum_state.safetensors")
+    assert export(tmp_path / "sharded", tmp_path / "second").source_sha256 == record.source_sha256
+    name = "roberta.encoder.layer.0.output.dense.bias"
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    tampered(tmp_path / "sharded" / index["weight_map"][name], name, lambda value: value + 1)
+    assert export(tmp_path / "sharded", tmp_path / "third").source_sha256 != record.source_sha256
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": "onnx"}', '{"new": 1, "files": 2}'])
+def test_what_is_no_release_has_no_record(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / RELEASE_FILE).write_text(content)
+    assert read_record(tmp_path) is None
+
+
+# ---------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("format", ["xlm-roberta", "infoxlm"])
+def test_weights_above_the_limit_are_stored_in_several_files(tmp_path: Path, format: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForPreTraining", max_position_embeddings=42)
+    export(checkpoint, tmp_path / "one", format=format)
+    export(checkpoint, tmp_path / "many", format=format, max_shard_size="10KB")
+    shards = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(shards) > 2 and not (tmp_path / "many" / "model.safetensors").exists()
+    assert max(shard.stat().st_size for shard in shards) < 12_000  # with the header
+    model_class = XLMRobertaForMaskedLM if format == "xlm-roberta" else InfoXLMForPreTraining
+    one, many = (model_class.from_pretrained(tmp_path / name).state_dict() for name in ("one", "many"))
+    assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_code_release_in_every_type(tmp_path: Path, dtype: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForPreTraining")
+    assert export(checkpoint, tmp_path / "release", format="infoxlm", dtype=dtype).dtype == dtype
+    weights = load_file(tmp_path / "release" / "model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {f"torch.{dtype}"}
+    trained = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(weights[name], value.to(weights[name].dtype)) for name, value in trained.items())
+
+
+def test_half_precision_source_is_released_in_the_type_asked_for(tmp_path: Path) -> None:
+    half = save_checkpoint(tmp_path / "half", "ForSequenceClassification", dtype=torch.bfloat16)
+    export(half, tmp_path / "release")
+    stored, weights = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "release"))
+    name = "classifier.out_proj.weight"
+    assert (stored[name].dtype, weights[name].dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(stored[name].float(), weights[name])
+
+
+def test_plain_masked_language_model_gets_a_projection_and_the_record_says_so(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "ours", "ForPreTraining", **DEPTH_OF_BASE)
+    export(checkpoint, tmp_path / "plain")
+    set_seed(11)
+    first = export(tmp_path / "plain", tmp_path / "first", format="infoxlm")
+    set_seed(12)
+    second = export(tmp_path / "plain", tmp_path / "second", format="infoxlm")
+    assert first.new == second.new == (PROJECTION,)
+    assert first.architecture == "InfoXLMForPreTraining"
+    weights = [load_file(tmp_path / name / "model.safetensors")[PROJECTION] for name in ("first", "second")]
+    assert torch.equal(*weights) and weights[0].std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("ForPreTraining", PROJECTION),
+        ("ForMaskedLM", "lm_head.dense.weight"),
+        ("ForSequenceClassification", "classifier.out_proj.weight"),
+        ("ForMultipleChoice", "roberta.pooler.dense.weight"),
+        ("Model", "encoder.layer.2.output.dense.bias"),
+    ],
+)
+def test_random_weights_are_never_released(tmp_path: Path, name: str, missing: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", name)
+    tampered(checkpoint / "model.safetensors", missing, None)
+    for format in ("xlm-roberta", "infoxlm"):
+        with pytest.raises(UsageError, match=f"are not those of a InfoXLM{name}: missing {missing}; unexp"):
+            export(checkpoint, tmp_path / "release", format=format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_plain_source_must_be_complete_but_for_the_projection(tmp_path: Path) -> None:
+    export(save_checkpoint(tmp_path / "ours", "ForPreTraining", **DEPTH_OF_BASE), tmp_path / "plain")
+    tampered(tmp_path / "plain" / "model.safetensors", "lm_head.bias", None)
+    with pytest.raises(UsageError, match="missing lm_head.bias, lm_head.decoder.bias; unexpected none"):
+        export(tmp_path / "plain", tmp_path / "release", format="infoxlm")
+
+
+def test_head_that_the_configuration_does_not_name_is_an_error(tmp_path: Path) -> None:
+    """Released as the encoder alone, the trained classifier would be lost in silence."""
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForSequenceClassification")
+    rename_architecture(checkpoint, "XLMRobertaModel")
+    with pytest.raises(UsageError, match="missing none; unexpected classifier.dense.bias, classifier.den"):
+        export(checkpoint, tmp_path / "release")
+
+
+def test_encoder_with_a_head_of_pre_training_is_released_without_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(save_checkpoint(tmp_path / "ours", "ForPreTraining"), tmp_path / "plain")
+    rename_architecture(tmp_path / "plain", "XLMRobertaModel")
+    assert export(tmp_path / "plain", tmp_path / "release").architecture == "XLMRobertaModel"
+    assert "its lm_head is left out" in caplog.text
+    names = load_file(tmp_path / "release" / "model.safetensors").keys()
+    assert not any("lm_head" in name or "pooler" in name for name in names)
+
+
+def rename_architecture(folder: Path, name: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+
+
+# ---------------------------------------------------------------------------- sources that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "is of model type 'bert'; expected one of xlm-roberta, infoxlm"),
+        ({"architectures": None}, r"names the architectures \[\]; expected one of XLMRobertaModel, "),
+        ({"architectures": ["XLMRobertaForCausalLM"]}, r"\['XLMRobertaForCausalLM'\]; expected one of"),
+        ({"hidden_size": 18}, "cannot be loaded: .*size"),
+    ],
+)
+def test_source_of_another_architecture(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UsageError, match=message):
+        export(checkpoint, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_damaged_source(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UsageError, match="checkpoint cannot be loaded: "):
+        export(checkpoint, tmp_path / "release")
+    weights.unlink()
+    with pytest.raises(UsageError, match="checkpoint cannot be loaded: .*no file named model.safetensors"):
+        export(checkpoint, tmp_path / "release")
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="checkpoint cannot be loaded: "):
+        export(checkpoint, tmp_path / "release")
+
+
+class Writes:
+    """Unpickling this would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_would_run_something_are_not_unpickled(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    state = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({**state, "extra": Writes(tmp_path / "written")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="checkpoint cannot be loaded"):
+        export(checkpoint, tmp_path / "release")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_source_in_torchs_own_format_becomes_safetensors(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    state = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(state, checkpoint / "pytorch_model.bin")
+    record = export(checkpoint, tmp_path / "release")
+    assert record.source_sha256 == file_sha256(checkpoint / "pytorch_model.bin")
+    assert set(record.files) == PLAIN_FILES
+
+
+def test_source_without_a_tokenizer_is_released_without_one(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", with_tokenizer=False)
+    assert set(export(checkpoint, tmp_path / "release").files) == PLAIN_FILES - TOKENIZER
+
+
+def test_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", with_tokenizer=False, vocab_size=50)
+    word_tokenizer().save_pretrained(checkpoint)
+    with pytest.raises(UsageError, match=r"has 60 tokens, the model's table 50; put the tokenizer that"):
+        export(checkpoint, tmp_path / "release")
+
+
+# ---------------------------------------------------------------------------- the folder of the release
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+
+
+def test_release_takes_the_place_of_an_older_one(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "release", format="infoxlm", max_shard_size="10KB")
+    export(checkpoint, tmp_path / "release", dtype="float16")
+    assert set(tree(tmp_path / "release")) == PLAIN_FILES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "release"]
+
+
+def test_empty_folder_is_filled_and_missing_parents_are_made(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    mode = (tmp_path / "empty").stat().st_mode
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b"):
+        assert set(export(checkpoint, folder).files) == set(tree(folder))
+        assert folder.stat().st_mode == mode
+
+
+def test_folder_with_anything_else_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "notes.txt").write_text("keep me")
+    with pytest.raises(
+        UsageError, match="work is not empty and holds no release; give an empty or a new fold"
+    ):
+        export(checkpoint, tmp_path / "work")
+    export(checkpoint, tmp_path / "release")
+    (tmp_path / "release" / "README.md").write_text("by hand")
+    before = tree(tmp_path / "release")
+    with pytest.raises(UsageError, match="release holds README.md, which would be lost"):
+        export(checkpoint, tmp_path / "release", dtype="float16")
+    assert tree(tmp_path / "release") == before
+    with pytest.raises(UsageError, match="notes.txt is a file; give a folder"):
+        export(checkpoint, tmp_path / "work" / "notes.txt")
+    assert tree(tmp_path / "work") == {"notes.txt": b"keep me"}
+
+
+def test_release_never_replaces_its_source(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "release")
+    with pytest.raises(UsageError, match="would replace its own source"):
+        export(tmp_path / "release", tmp_path / "release", dtype="float16")
+
+
+def test_failure_leaves_what_was_there(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(checkpoint, tmp_path / "release")
+    before = tree(tmp_path / "release")
+
+    def fail(model: object, folder: Path, **options: object) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export_module, "save_as_xlm_roberta", fail)
+    for folder in ("release", "another"):
+        with pytest.raises(OSError, match="No space left"):
+            export(checkpoint, tmp_path / folder)
+    assert tree(tmp_path / "release") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "release"]
+
+
+# ---------------------------------------------------------------------------- options and the command
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"format": "pytorch"},
+            "format must be one of xlm-roberta, infoxlm, sentence-transformers, onnx, fou",
+        ),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, found 'int4'"),
+        ({"format": "onnx", "dtype": "float16"}, "onnx is written in float32, found dtype float16"),
+        (
+            {"max_shard_size": "5 apples"},
+            "max_shard_size must be a number and KB, MB, GB or TB, found '5 app",
+        ),
+        ({"max_shard_size": "0MB"}, "max_shard_size must be a number"),
+        ({"layer": 0}, "layer is for the format sentence-transformers and onnx, not for xlm-roberta"),
+        (
+            {"layer": 2, "format": "infoxlm"},
+            "layer is for the format sentence-transformers and onnx, not for i",
+        ),
+        (
+            {"pooling": "cls", "format": "onnx"},
+            "pooling is for the format sentence-transformers, not for onnx",
+        ),
+        ({"normalize": True}, "normalize is for the format sentence-transformers, not for xlm-roberta"),
+    ],
+)
+def test_options_that_cannot_be(
+    checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        export(checkpoint, tmp_path / "release", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_command_writes_the_release_and_says_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", **DEPTH_OF_BASE)
+    plain, code = tmp_path / "plain", tmp_path / "code"
+    export_command([str(checkpoint), "--output_dir", str(plain), "--max_shard_size", "10KB"])
+    assert len(list(plain.glob("model-*.safetensors"))) > 2
+    export_command(
+        [
+            "--model_name_or_path",
+            str(plain),
+            "--output_dir",
+            str(code),
+            "--format",
+            "infoxlm",
+            "--dtype",
+            "float16",
+        ]
+    )
+    record = read_record(code)
+    assert record is not None and (record.source, record.dtype) == ("plain", "float16")
+    assert capsys.readouterr().out.splitlines() == [
+        f"{plain}: plain XLM-R; AutoModel.from_pretrained loads it without this package.",
+        f"{code}: InfoXLM with its code; AutoModel.from_pretrained loads it with this package, or without it "
+        f"by trust_remote_code=True. New and random: {PROJECTION}.",
+    ]
+
+
+def test_command_without_a_model_or_with_one_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="infoxlm export needs a model: infoxlm export out/checkpoint-500"):
+        export_command([])
+    for missing in (tmp_path / "nowhere", "./nowhere", "a/b/c"):
+        with pytest.raises(UsageError, match=f"there is no folder {missing}; give a checkpoint such as out/"):
+            export_command([str(missing), "--output_dir", str(tmp_path / "release")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_token_is_not_shown() -> None:
+    assert "secret" not in repr(export_module.ExportArguments(token="secret"))
+
+
+def test_tokenizer_of_the_release_is_that_of_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "release")
+    one, two = (AutoTokenizer.from_pretrained(folder) for folder in (checkpoint, tmp_path / "release"))
+    assert one.get_vocab() == two.get_vocab()
+    assert one("w9 w7")["input_ids"] == two("w9 w7")["input_ids"] == [0, 9, 7, 2]

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
+from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.training.arguments import (
@@ -20,7 +21,6 @@ from modeling_infoxlm.training.arguments import (
     ObjectiveArguments,
     PretrainingArguments,
 )
-from modeling_infoxlm.training.config_file import parse_args_with_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 ALL = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]

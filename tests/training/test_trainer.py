@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import tiny_corpus, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, Trainer, TrainerCallback, XLMRobertaForMaskedLM
@@ -20,7 +20,7 @@ import modeling_infoxlm  # noqa: F401  # registers the auto classes
 from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
 from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
-from modeling_infoxlm.hub.export import save_as_xlm_roberta
+from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
@@ -239,6 +239,41 @@ def test_prefill_takes_examples_beyond_the_run_whatever_the_batch(
     part = PretrainingCollator()([{"xlco": pack(np.arange(first, first + 10))}])["xlco"]["key"]
     torch.testing.assert_close(at_begin[0].keys, encoder.encode(part))
     assert (at_begin[0].num_filled, at_begin[0].cursor) == (10, 0)
+
+
+def test_a_run_can_start_with_momentum_encoder_and_queue_of_another(
+    make: Callable[..., InfoXLMTrainer], checkpoint: Path
+) -> None:
+    trainer = make(
+        max_steps=1, contrast={"momentum_state": str(checkpoint), "momentum": 1.0, "queue_prefill": True}
+    )
+    trainer.train()
+    saved = load_file(checkpoint / "momentum_state.safetensors")
+    for name, value in trainer.momentum_encoder.state_dict().items():
+        assert torch.equal(value, saved[f"momentum.{name}"])
+    filled = int(saved["queue.num_filled"])
+    assert torch.equal(trainer.queue.keys[:filled], saved["queue.keys"][:filled])
+    assert trainer.queue.num_filled > filled
+
+
+@pytest.mark.parametrize(
+    ("contrast", "message"), [({"queue_size": 8}, "the saved queue is"), ({}, "of another architecture")]
+)
+def test_what_does_not_fit_is_not_taken_over(
+    make: Callable[..., InfoXLMTrainer],
+    checkpoint: Path,
+    tmp_path: Path,
+    contrast: dict[str, int],
+    message: str,
+) -> None:
+    state = load_file(checkpoint / "momentum_state.safetensors")
+    if not contrast:
+        state["momentum.projection.weight"] = torch.zeros(3, 3)
+    (tmp_path / "other").mkdir()
+    save_file(state, tmp_path / "other" / "momentum_state.safetensors")
+    trainer = make(max_steps=1, contrast={"momentum_state": str(tmp_path / "other"), **contrast})
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
 
 
 def test_without_prefill_the_queue_begins_empty(make: Callable[..., InfoXLMTrainer]) -> None:
@@ -583,9 +618,9 @@ def test_a_checkpoint_is_a_model_folder_with_the_momentum_state_beside(checkpoin
     model = {"config.json", "model.safetensors", "training_args.json"}
     resumption = {
         "momentum_state.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
+        "optimizer.safetensors",
+        "scheduler.safetensors",
+        "rng_state.safetensors",
         "trainer_state.json",
     }
     assert names - {path for path in names if path.endswith(".py")} == model | resumption

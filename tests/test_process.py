@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modeling_infoxlm.data.errors import DataError
-from modeling_infoxlm.training.process import Interrupted, UsageError, configure_process, run_main
+from modeling_infoxlm.process import Interrupted, UsageError, configure_process, run_main
 
 
 def raising(error: BaseException) -> Callable[[list[str]], None]:
@@ -106,7 +106,7 @@ def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bo
     """With AMX "medium" would compute fp32 products in bf16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})
-    monkeypatch.setattr("modeling_infoxlm.training.process._keep_memory", lambda: None)
+    monkeypatch.setattr("modeling_infoxlm.process._keep_memory", lambda: None)
     with restored_precision():
         torch.set_float32_matmul_precision("highest")
         configure_process()
@@ -116,7 +116,7 @@ def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bo
 def test_importing_the_package_changes_no_setting_of_the_process() -> None:
     program = (
         "import logging, signal, torch; before = torch.get_float32_matmul_precision();"
-        "import modeling_infoxlm.training.trainer, modeling_infoxlm.training.process as process;"
+        "import modeling_infoxlm.training.trainer, modeling_infoxlm.process as process;"
         "assert torch.get_float32_matmul_precision() == before;"
         "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL;"
         "assert not logging.getLogger().handlers"

@@ -64,7 +64,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             content = json.loads(text, object_pairs_hook=_unique_keys)
         else:
-            content = yaml.load(text, Loader=_RecipeLoader)
+            content = yaml.load(text, Loader=_RecipeLoader)  # nosec B506: a SafeLoader
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from modeling_infoxlm.training.config_file import parse_args_with_config
+from modeling_infoxlm.config_file import parse_args_with_config
 
 
 @dataclass

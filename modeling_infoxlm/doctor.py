@@ -1,0 +1,225 @@
+"""`infoxlm doctor`: is this machine ready, and is this checkpoint in order?
+
+infoxlm doctor                      what is installed, the device, how fast it is, disk, login
+infoxlm doctor out/checkpoint-500   the same, and a check of a folder
+infoxlm doctor org/name             the same, and a check of a repository on the Hub
+
+One line a check; the exit code is 1 if one failed. No code of a checkpoint is run, nothing is unpickled.
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from rich.console import Console
+from rich.text import Text
+
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.hub.checkup import PICKLES, Finding, Level, check_checkpoint
+from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
+from modeling_infoxlm.packed import VarlenAttention, plan_attention
+from modeling_infoxlm.process import UsageError, configure_process
+from modeling_infoxlm.provenance import PACKAGES, blot_secrets
+from modeling_infoxlm.training.throughput import matmul_peak
+
+LOGIN_TIMEOUT = 10.0  # seconds
+LITTLE_DISK = 10 * 10**9  # bytes: a base checkpoint with its optimiser and momentum encoder has 5 GB
+_COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_HEADS, _HEAD_SIZE, _TOKENS = 2, 64, 8  # of the attention that is tried
+_UNREAD = [*(f"*{suffix}" for suffix in PICKLES), "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot"]
+
+
+class DoctorFailure(ValueError):
+    """At least one check failed."""
+
+
+@dataclass
+class DoctorArguments:
+    """What is examined besides the machine."""
+
+    _argument_group_name = "doctor"
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint folder or name on the Hub. Or the first word."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of a repository on the Hub."}
+    )
+
+
+def doctor_command(argv: list[str]) -> None:
+    """Examine the machine and a checkpoint: `infoxlm doctor`.
+
+    Raises:
+        DoctorFailure: If a check failed.
+        UsageError: If there is no such folder or repository.
+    """
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model_name_or_path", *argv]
+    (arguments,) = parse_args_with_config((DoctorArguments,), argv)
+    configure_process()
+    console = Console(highlight=False, soft_wrap=True)
+    levels = [*_report(console, check_environment())]
+    if arguments.model_name_or_path is not None:
+        folder, names = _find(arguments.model_name_or_path, arguments.model_revision)
+        levels += _report(console, check_checkpoint(folder, names))
+    failed = levels.count("fail")
+    if failed:
+        raise DoctorFailure(f"{failed} of {len(levels)} checks failed.")
+    console.print(f"{len(levels)} checks, none failed.")
+
+
+def _report(console: Console, findings: Iterable[Finding]) -> list[Level]:
+    """Print each finding when it is there; return their levels."""
+    levels = []
+    for finding in findings:
+        text = f"  {finding.check:10} {blot_secrets(finding.text)}"
+        console.print(Text.assemble((f"{finding.level:4}", _COLOURS[finding.level]), text))
+        levels.append(finding.level)
+    return levels
+
+
+# --- the machine --------------------------------------------------------------------------------------------
+
+
+def check_environment() -> Iterator[Finding]:
+    """Versions, device, attention, speed, disk and login of this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    yield check_versions()
+    yield check_device(device)
+    yield check_attention(device, dtype)
+    peak = matmul_peak(device, dtype) / 1e12
+    yield Finding("matmul", "ok", f"{peak:,.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}")
+    yield from (check_disk(name, path) for name, path in _disks())
+    yield check_login()
+
+
+def check_versions() -> Finding:
+    """Versions of Python and of the packages that results depend on."""
+    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    return Finding("versions", "ok", ", ".join([f"Python {platform.python_version()}", *versions]))
+
+
+def check_device(device: torch.device) -> Finding:
+    """The device that training would take."""
+    if device.type == "cpu":
+        text = f"CPU, {os.cpu_count()} cores, threads of torch: {torch.get_num_threads()}"
+        return Finding("device", "ok", f"{text}; no GPU is seen by torch {torch.__version__}")
+    known = torch.cuda.get_device_properties(device)
+    text = f"{torch.cuda.device_count()} x {known.name}, {known.total_memory / 2**30:.0f} GiB"
+    return Finding("device", "ok", f"{text}, CUDA {torch.version.cuda}")
+
+
+def check_attention(device: torch.device, dtype: torch.dtype) -> Finding:
+    """Run packed attention as training would, and say which form of it that is."""
+    rows = torch.ones(_TOKENS, _HEADS * _HEAD_SIZE, device=device, dtype=dtype)
+    attention = plan_attention(np.array([_TOKENS - 3, 3]), None, rows, needs_dropout=False)
+    try:
+        context = attention(rows, rows, rows, heads=_HEADS, scaling=_HEAD_SIZE**-0.5, dropout=0.0)
+        torch.testing.assert_close(context, rows)  # the mean of equal values
+    except (AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        return Finding("attention", "fail", f"{type(attention).__name__} does not work here: {reason}")
+    if isinstance(attention, VarlenAttention):
+        return Finding("attention", "ok", f"flash attention over packed rows, {str(dtype)[6:]}")
+    if device.type == "cuda":
+        text = "batched products; flash attention over packed rows needs torch 2.10 or newer."
+        return Finding("attention", "warn", text)
+    return Finding("attention", "ok", "batched products of groups of similar length")
+
+
+def _disks() -> list[tuple[str, Path]]:
+    return [("here", Path.cwd()), ("for the Hub cache", Path(constants.HF_HUB_CACHE))]
+
+
+def check_disk(name: str, path: Path) -> Finding:
+    """Free space where this path is, or would be made."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{free / 1e9:,.0f} GB free {name} ({path})"
+    if free < LITTLE_DISK:
+        advice = "a checkpoint of a base model has 5 GB: make room, or write elsewhere"
+        return Finding("disk", "warn", f"{text}; {advice}.")
+    return Finding("disk", "ok", text)
+
+
+def check_login() -> Finding:
+    """Who the Hub takes us for; never the token."""
+    token = get_token()
+    if token is None:
+        return Finding("login", "warn", "not logged in; to publish: `hf auth login`.")
+    hub = constants.ENDPOINT
+    try:
+        response = get_session().get(
+            f"{hub}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=LOGIN_TIMEOUT
+        )
+        hf_raise_for_status(response)
+        user = response.json()
+    except OfflineModeIsEnabled:
+        return Finding("login", "warn", "not asked: HF_HUB_OFFLINE is set.")
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            return Finding("login", "fail", f"{hub} does not accept the token; `hf auth login --force`.")
+        return Finding("login", "warn", f"{hub} answered {error.response.status_code}; try again later.")
+    except (TRANSPORT_ERROR, ValueError) as error:
+        return Finding("login", "warn", f"{hub} was not reached: {type(error).__name__}.")
+    return Finding("login", "ok", f"{user.get('name')} at {hub}{_role(user)}")
+
+
+def _role(user: dict[str, Any]) -> str:
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    return f", token that may {role}" if role in ("read", "write") else ""
+
+
+# --- the checkpoint -----------------------------------------------------------------------------------------
+
+
+def _find(name_or_path: str, revision: str) -> tuple[Path, list[str]]:
+    """The folder of a checkpoint and the names of its files; from the Hub only what is read.
+
+    Raises:
+        UsageError: If there is no such folder or repository.
+        OSError: If the Hub cannot be reached.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder, _file_names(folder)
+    if folder.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        raise UsageError(f"{name_or_path} is no folder; give a checkpoint such as out/checkpoint-500.")
+    try:
+        info = HfApi().model_info(name_or_path, revision=revision)
+        names = sorted(sibling.rfilename for sibling in info.siblings or [])
+        return Path(snapshot_download(name_or_path, revision=info.sha, ignore_patterns=_UNREAD)), names
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        where = f"{constants.ENDPOINT} has no {name_or_path} at {revision}, or you may not see it"
+        raise UsageError(f"there is no such folder, and {where} (`hf auth login`).") from error
+    except (TRANSPORT_ERROR, OfflineModeIsEnabled) as error:
+        reason = blot_secrets(" ".join(str(error).split()))
+        raise OSError(f"{name_or_path} cannot be fetched from {constants.ENDPOINT}: {reason}") from error
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Files of a model folder, without the checkpoints of the run that lie in it, and hidden folders."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in paths
+        if not any(part.startswith((".", "checkpoint-")) for part in path.parts[:-1])
+    )

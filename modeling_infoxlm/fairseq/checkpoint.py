@@ -1,0 +1,267 @@
+"""`infoxlm convert-fairseq`: a checkpoint of the released code becomes a model folder.
+
+    infoxlm convert-fairseq checkpoint_last.pt model --dict dict.txt --tokenizer_name xlm-roberta-base
+
+The folder holds
+
+- the model, as `InfoXLMForPreTraining.from_pretrained` loads it: `model_fast`, or `model_slow` with
+  `--use slow`, with its projection of the contrast; and the tokenizer if one is given;
+- `momentum_state.safetensors`: the momentum encoder (`momentum.*`: `model_slow` up to the layer of the
+  contrast, with its projection) and the queue (`queue.keys`, `queue.cursor`, `queue.num_filled`), fp32, by
+  the names that `InfoXLMTrainer` writes in a checkpoint. A new run starts from it with
+  `--model_name_or_path model --momentum_state model`; it is no checkpoint to resume from, since fairseq's
+  optimiser and place in the data are not converted;
+- `conversion.json`: what it was made of, what was left out, and which flags of fairseq were read.
+
+A single RoBERTa or XLM-R of fairseq gives a model without projection, and no momentum state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
+from modeling_infoxlm.fairseq.config import make_config, recorded_settings
+from modeling_infoxlm.fairseq.vocabulary import (
+    check_order,
+    check_table,
+    open_tokenizer,
+    read_dictionary,
+)
+from modeling_infoxlm.fairseq.weights import (
+    Checkpoint,
+    Encoder,
+    Queue,
+    layer_number,
+    listed,
+    read_checkpoint,
+    to_xlm_roberta,
+)
+from modeling_infoxlm.hub.whole_folder import whole_folder
+from modeling_infoxlm.key_queue import KeyQueue
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.momentum import MomentumEncoder
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import file_sha256, write_json
+from modeling_infoxlm.training.trainer import MOMENTUM_STATE_NAME
+
+CONVERSION_NAME = "conversion.json"
+
+
+@dataclass
+class ConvertArguments:
+    """A checkpoint of fairseq and the model folder that is made of it."""
+
+    _argument_group_name = "convert-fairseq"
+
+    checkpoint_file: str = field(default="", metadata={"help": "Checkpoint of fairseq, such as model.pt."})
+    output_dir: str = field(default="", metadata={"help": "Folder that is written."})
+    dict: str | None = field(
+        default=None, metadata={"help": "Its dict.txt: the order of ids is held against the tokenizer's."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer stored with the model: a folder or a Hub name."}
+    )
+    use: Literal["fast", "slow"] = field(
+        default="fast", metadata={"help": "The trained encoder, or its momentum copy."}
+    )
+    xlco_layer: int | None = field(
+        default=None, metadata={"help": "Layer of the contrast; none takes what the checkpoint says."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Type of the model's stored weights."}
+    )
+    ignore_unknown: bool = field(
+        default=False, metadata={"help": "List tensors that belong to no encoder, and go on without them."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the folder if an earlier conversion wrote it."}
+    )
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What of a checkpoint is not in the folder.
+
+    Attributes:
+        entries: Entries of the file, such as the optimiser's state.
+        tensors: Tensors of the encoder that was not chosen, or that make no key.
+        unknown: Tensors that belong to no encoder.
+    """
+
+    entries: list[str]
+    tensors: list[str]
+    unknown: list[str]
+
+
+def convert_fairseq_command(argv: list[str]) -> None:
+    """Convert a checkpoint of the released code: `infoxlm convert-fairseq`."""
+    argv = name_leading(argv, ("--checkpoint_file", "--output_dir"))
+    (arguments,) = parse_args_with_config((ConvertArguments,), argv)
+    if not arguments.checkpoint_file or not arguments.output_dir:
+        raise UsageError(
+            "infoxlm convert-fairseq needs a checkpoint and a folder: infoxlm convert-fairseq model.pt model."
+        )
+    print("\n".join(convert_fairseq(arguments)))
+
+
+def name_leading(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Put flags before leading arguments that were typed without them."""
+    bare = list(takewhile(lambda argument: not argument.startswith("-"), argv))[: len(flags)]
+    named = [part for flag, value in zip(flags, bare, strict=False) for part in (flag, value)]
+    return [*named, *argv[len(bare) :]]
+
+
+def convert_fairseq(arguments: ConvertArguments) -> list[str]:
+    """Convert a checkpoint; the folder appears whole or not at all.
+
+    Returns:
+        What was done, as lines to print.
+
+    Raises:
+        UsageError: If the checkpoint, the dictionary or the tokenizer cannot be used; nothing is written.
+    """
+    path, overwrite = Path(arguments.checkpoint_file), arguments.overwrite_output_dir
+    with whole_folder(arguments.output_dir, overwrite=overwrite, marker=CONVERSION_NAME) as folder:
+        checkpoint = read_checkpoint(path)
+        _refuse_unknown(checkpoint, arguments.ignore_unknown, path)
+        encoder = _chosen_encoder(checkpoint, arguments.use, path)
+        config, notes = make_config(checkpoint, arguments.xlco_layer, path)
+        tokenizer = None if arguments.tokenizer_name is None else open_tokenizer(arguments.tokenizer_name)
+        notes += _check_vocabulary(config.vocab_size, arguments.dict, tokenizer)
+        _save_model(encoder, config, getattr(torch, arguments.dtype), folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if checkpoint.slow is not None and checkpoint.queue is not None:
+            _save_momentum_state(checkpoint.slow, checkpoint.queue, config, folder / MOMENTUM_STATE_NAME)
+        left_out = _left_out(checkpoint, encoder, config.resolved_xlco_layer())
+        record = _record(path, checkpoint, encoder, left_out, notes)
+        write_json(folder / CONVERSION_NAME, record)
+    return _summary(arguments.output_dir, record, config)
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _refuse_unknown(checkpoint: Checkpoint, ignore: bool, path: Path) -> None:
+    if checkpoint.unknown and not ignore:
+        raise UsageError(
+            f"{path} has {len(checkpoint.unknown)} tensors that belong to no encoder known here: "
+            f"{listed(checkpoint.unknown)}. Add --ignore_unknown true to convert the rest without them."
+        )
+
+
+def _chosen_encoder(checkpoint: Checkpoint, use: str, path: Path) -> Encoder:
+    chosen = checkpoint.fast if use == "fast" else checkpoint.slow
+    if chosen is None:
+        raise UsageError(f"{path} holds one encoder and no momentum copy; leave --use slow out.")
+    return chosen
+
+
+def _check_vocabulary(
+    num_rows: int, dictionary: str | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[str]:
+    """Hold the table of embeddings against whatever tells the vocabulary; returns notes."""
+    spare = 0
+    if tokenizer is not None:
+        spare = check_table(num_rows, len(tokenizer), f"tokenizer {tokenizer.name_or_path}")
+    if dictionary is not None:
+        symbols = read_dictionary(Path(dictionary))
+        spare = check_table(num_rows, len(symbols), dictionary)
+        if tokenizer is not None:
+            check_order(symbols, tokenizer)
+    notes = [f"{spare} rows of the embeddings are padding: no token uses them."] if spare else []
+    if dictionary is None or tokenizer is None:
+        notes.append("the order of ids was not checked: that needs --dict and --tokenizer_name.")
+    return notes
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def _build(encoder: Encoder, config: InfoXLMConfig) -> InfoXLMForPreTraining:
+    model = InfoXLMForPreTraining(config)
+    model.load_state_dict(to_xlm_roberta(encoder))
+    return model.eval()
+
+
+def _save_model(encoder: Encoder, config: InfoXLMConfig, dtype: torch.dtype, folder: Path) -> None:
+    model = _build(encoder, config)
+    torch.nn.Module.to(model, dtype=dtype)
+    model.save_pretrained(folder)
+
+
+def _save_momentum_state(slow: Encoder, queue: Queue, config: InfoXLMConfig, path: Path) -> None:
+    """Write momentum encoder and queue in the Trainer's layout, by the classes that read them."""
+    keys = KeyQueue(len(queue.keys), config.hidden_size)
+    keys.cursor, keys.num_filled = queue.cursor, min(queue.num_enqueued, len(queue.keys))
+    # fairseq fills the slots that were never written with random numbers.
+    keys.negatives().copy_(queue.keys[: keys.num_filled])
+    momentum_encoder = MomentumEncoder(_build(slow, config))
+    state = {f"momentum.{name}": value for name, value in momentum_encoder.state_dict().items()}
+    state |= {f"queue.{name}": value for name, value in keys.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+
+def _left_out(checkpoint: Checkpoint, encoder: Encoder, xlco_layer: int) -> LeftOut:
+    tensors = []
+    for other in (checkpoint.fast, checkpoint.slow):
+        if other is None or other is encoder:
+            continue
+        # The momentum encoder ends at the layer of the contrast; of an unused fast encoder nothing is kept.
+        kept = xlco_layer if other is checkpoint.slow else 0
+        tensors += [f"{other.name}.{name}" for name in other.tensors if not _makes_keys(name, kept)]
+    return LeftOut(checkpoint.other_entries, tensors, checkpoint.unknown)
+
+
+def _makes_keys(name: str, num_layers: int) -> bool:
+    layer = layer_number(name)
+    return num_layers > 0 and not name.startswith("lm_head.") and (layer is None or layer < num_layers)
+
+
+def _record(
+    path: Path, checkpoint: Checkpoint, encoder: Encoder, left_out: LeftOut, notes: list[str]
+) -> dict[str, Any]:
+    return {
+        "source": {"file": path.name, "sha256": file_sha256(path)},
+        "encoder": encoder.name,
+        "num_tensors": encoder.num_stored + (encoder.projection is not None),
+        "has_projection": encoder.projection is not None,
+        "queue": None
+        if checkpoint.queue is None
+        else {"size": len(checkpoint.queue.keys), "num_enqueued": checkpoint.queue.num_enqueued},
+        "left_out": {
+            "entries": left_out.entries,
+            "tensors": left_out.tensors,
+            "unknown_tensors": left_out.unknown,
+        },
+        "settings": recorded_settings(checkpoint.settings),
+        "notes": notes,
+    }
+
+
+def _summary(output_dir: str, record: dict[str, Any], config: InfoXLMConfig) -> list[str]:
+    left_out, queue = record["left_out"], record["queue"]
+    projection = "with" if record["has_projection"] else "without"
+    lines = [
+        f"{output_dir}: {record['num_tensors']} tensors of {record['encoder']} "
+        f"({config.num_hidden_layers} layers of {config.hidden_size}, {config.vocab_size:,} tokens), "
+        f"{projection} projection; contrast at layer {config.xlco_layer}, "
+        f"temperature {config.xlco_temperature}."
+    ]
+    if queue is not None:
+        lines.append(
+            f"  {MOMENTUM_STATE_NAME}: momentum encoder and queue of {queue['size']:,} keys, "
+            f"{min(queue['size'], queue['num_enqueued']):,} of them filled."
+        )
+    for kind, names in left_out.items():
+        if names:
+            lines.append(f"  left out, {kind.replace('_', ' ')} ({len(names)}): {listed(names)}")
+    return [*lines, *(f"  note: {note}" for note in record["notes"])]

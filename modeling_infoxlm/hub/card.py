@@ -1,0 +1,387 @@
+"""Model cards: what a release's own files say, and nothing else.
+
+`release.json` says what it is, `training.json` how it came to be, `results/` what was measured. What none of
+them says does not stand in the card.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig
+
+from modeling_infoxlm.hub.evidence import (
+    FIGURES_FOLDER,
+    HUB_DATASETS,
+    RESULTS_FOLDER,
+    TRAINING_FILE,
+    whole_test_sets,
+)
+from modeling_infoxlm.hub.snippets import usage
+from modeling_infoxlm.provenance import read_result
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+CARD_NAME = "README.md"
+MARKER = (
+    "Written by modeling_infoxlm from the files of this repository. "
+    "Remove this line to keep your own text at the next push."
+)
+OBJECTIVES = {
+    "mlm": "masked words (MLM)",
+    "tlm": "masked words of translated pairs (TLM)",
+    "xlco": "contrast of sentences with their translations (XlCo)",
+}
+_TASK_TYPES = {
+    "xnli": "text-classification",
+    "mlqa": "question-answering",
+    "xquad": "question-answering",
+    "tatoeba": "sentence-similarity",
+}
+_TITLES = {"xnli": "XNLI", "mlqa": "MLQA", "xquad": "XQuAD", "tatoeba": "Tatoeba"}
+_SPLITS = {"xquad": "validation"}  # of the dataset on the Hub; else test
+_PIPELINES = {
+    "ForMaskedLM": "fill-mask",
+    "ForPreTraining": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
+}
+
+
+def write_card(release: Path, repo_id: str, *, license: str | None = None) -> None:
+    """Write README.md of a release; one that people have made their own is kept.
+
+    Args:
+        release: Folder with `release.json` and, as far as there are, `training.json`, `results/`, `figures/`.
+        repo_id: Name of the repository, for the code in it.
+        license: Licence of the model; None leaves it open.
+    """
+    path = release / CARD_NAME
+    if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+        return
+    path.write_text(str(build_card(release, repo_id, license=license)), encoding="utf-8")
+
+
+def build_card(release: Path, repo_id: str, *, license: str | None = None) -> ModelCard:
+    """Fill the template from the files of a release; see `write_card`."""
+    about = _read(release / "release.json")
+    training = _read(release / TRAINING_FILE)
+    results = [read_result(path) for path in sorted((release / RESULTS_FOLDER).glob("*.json"))]
+    layer, pooling = _sentence_vector(release, about, training, results)
+    data = card_data(about, training, results, name=repo_id, license=license)
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        marker=MARKER,
+        title=repo_id.split("/")[-1],
+        summary=_summary(about, training),
+        facts=_facts(about, training, size=_config(release).hidden_size),
+        usage=usage(repo_id, about, layer=layer, pooling=pooling, size=_config(release).hidden_size),
+        evaluation=_evaluation(results, training),
+        figures=_figures(release),
+        training=_training(training),
+        limits=_limits(training, results),
+    )
+
+
+def card_data(
+    about: Mapping[str, Any],
+    training: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    license: str | None,
+) -> ModelCardData:
+    """The metadata at the top of a card, by which the Hub finds and shows the model."""
+    is_st = about["format"] == "sentence-transformers"
+    pipelines = [value for end, value in _PIPELINES.items() if about["architecture"].endswith(end)]
+    languages = _languages(training)
+    evaluated = [entry for result in results for entry in _index_entries(result)]
+    base = training.get("base_model")
+    relation: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    return ModelCardData(
+        language=["multilingual", *languages] if languages else None,
+        license=license,
+        library_name="sentence-transformers" if is_st else "transformers",
+        pipeline_tag="sentence-similarity" if is_st else (*pipelines, "feature-extraction")[0],
+        base_model=base,
+        **relation,
+        tags=["infoxlm", "xlm-roberta", "cross-lingual", *(["onnx"] if about["format"] == "onnx" else [])],
+        datasets=training.get("datasets") or None,
+        metrics=sorted({entry.metric_type for entry in evaluated}) or None,
+        eval_results=evaluated or None,
+        model_name=name.split("/")[-1],
+    )
+
+
+def _index_entries(result: Mapping[str, Any]) -> list[EvalResult]:
+    """One entry for each language; results of a part, or of a dev set, stand in the tables only."""
+    metric, name = result["metric"], result["dataset"]["name"]
+    return [
+        EvalResult(
+            task_type=_TASK_TYPES[name],
+            dataset_type=HUB_DATASETS[name],
+            dataset_name=f"{_TITLES[name]} ({language})",
+            dataset_config=language,
+            dataset_split=_SPLITS.get(name, "test"),
+            dataset_revision=result["dataset"]["revision"],
+            metric_type=metric,
+            metric_value=round(result["scores"][language][metric]["value"], 2),
+        )
+        for language in whole_test_sets(result)
+    ]
+
+
+def _languages(training: Mapping[str, Any]) -> list[str]:
+    pairs = [language for pair in training.get("pairs", {}) for language in pair.split("-")]
+    return sorted({*training.get("languages", {}), *pairs})
+
+
+def _sentence_vector(
+    release: Path,
+    about: Mapping[str, Any],
+    training: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+) -> tuple[int, str]:
+    """Layer and pooling of sentence vectors: those that were measured, else those that were trained."""
+    measured = [result["settings"] for result in results if result["task"] == "tatoeba"]
+    settings = (*measured, training.get("heldout_vectors") or {})[0]
+    depth = _config(release).num_hidden_layers
+    layer = settings.get("layer") or training.get("recipe", {}).get("xlco_layer") or about.get("layer")
+    pooling = settings.get("pooling") or training.get("recipe", {}).get("xlco_pooling") or "mean"
+    return min(layer or depth, depth), pooling
+
+
+# ------------------------------------------------------------------------------------------------- sentences
+
+
+def _summary(about: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    kinds = {
+        "sentence-transformers": "Sentence vectors of a multilingual text encoder",
+        "onnx": "A multilingual text encoder as an ONNX graph",
+    }
+    kind = kinds.get(about["format"], "A multilingual text encoder")
+    if not training:
+        return f"{kind} with the architecture of XLM-R. How it was trained is not recorded here."
+    start = training["base_model"] or training["starts_from"]
+    objectives = [OBJECTIVES[name] for name in _objectives(training)]
+    if not objectives:
+        return f"{kind}, fine-tuned from `{start}`."
+    origin = f"started from `{start}` and further pre-trained" if start else "pre-trained from random weights"
+    paper = "[InfoXLM](https://arxiv.org/abs/2007.07834)"
+    languages = _number(len(_languages(training)), "language")
+    return f"{kind}, {origin} on {languages} as in {paper}, by {_listed(objectives)}."
+
+
+def _facts(about: Mapping[str, Any], training: Mapping[str, Any], *, size: int) -> dict[str, str]:
+    vectors = {"Length of a vector": f"{size:,}"}
+    cut = {"Sentence layer": str(about["layer"])} if about.get("layer") is not None else {}
+    return {
+        "Form": f"{about['format']} ({about['architecture']})",
+        "Parameters": f"{about['num_parameters']:,}, stored as {about['dtype']}",
+        **vectors,
+        **cut,
+        **({"Started from": f"`{training['base_model']}`"} if training.get("base_model") else {}),
+        **({"Languages": ", ".join(_languages(training))} if _languages(training) else {}),
+        "Weights it was made of": f"sha256 `{about['source_sha256']}`",
+    }
+
+
+def _limits(training: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    limits = []
+    if _languages(training):
+        start = training["base_model"] or training["starts_from"]
+        other = f"comes from `{start}`" if start else "was learnt by accident"
+        limits.append(
+            f"It was trained here on {', '.join(_languages(training))}; what it knows of others {other}."
+        )
+    if training and not training["finished"]:
+        limits.append("This is a checkpoint of a training that had not ended.")
+    if not results:
+        limits.append("It was not measured on a public benchmark.")
+    if training.get("heldout"):
+        limits.append(
+            "Held-out pairs come from the same sources as the training text; other text will be harder."
+        )
+    limits.append("It may have taken over biases of the text it was trained on; this was not examined.")
+    return limits
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def _evaluation(results: Sequence[Mapping[str, Any]], training: Mapping[str, Any]) -> str:
+    parts = [_result_section(result) for result in results]
+    if training.get("heldout"):
+        parts.append(_heldout_section(training))
+    return "\n\n".join(parts) or "Nothing was measured."
+
+
+def _result_section(result: Mapping[str, Any]) -> str:
+    title = _TITLES.get(result["task"], result["task"])
+    path = f"{RESULTS_FOLDER}/{result['task']}_results.json"
+    unit = "%" if result["unit"] == "percent" else result["unit"]
+    metrics = list(next(iter(result["scores"].values())))
+    rows = [
+        [language, *(_interval(scores[metric]) for metric in metrics), f"{scores[metrics[0]]['count']:,}"]
+        for language, scores in sorted(result["scores"].items())
+    ]
+    means = {name: value for name, value in result["summary"].items() if name.startswith("mean")}
+    summary = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in means.items())
+    return "\n\n".join(
+        [
+            f"### {title}",
+            f"{_conditions(result)} In {unit} with 95 % intervals; [all numbers]({path}).",
+            _table(["", *(metric.replace("_", " ") for metric in metrics), "items"], rows),
+            f"Over languages: {summary}." if summary else "",
+        ]
+    ).rstrip()
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    """What a reader must know to compare: the data, the settings, and whether it is all of the test set."""
+    shown = (
+        "layer",
+        "pooling",
+        "train_language",
+        "max_seq_length",
+        "learning_rate",
+        "num_train_epochs",
+        "bf16",
+    )
+    settings = [f"{name} {result['settings'][name]}" for name in shown if name in result["settings"]]
+    partial = sorted(
+        {language for language in result["scores"] if "-" not in language} - {*whole_test_sets(result)}
+    )
+    comparable = (
+        f" **Not a whole public test set, so not comparable with published numbers: {', '.join(partial)}.**"
+        if partial
+        else ""
+    )
+    seed = "" if result["seed"] is None else f", seed {result['seed']}"
+    return f"Data: {result['dataset']['name']}. Settings: {', '.join(settings)}{seed}.{comparable}"
+
+
+def _heldout_section(training: Mapping[str, Any]) -> str:
+    metrics = training["heldout"]
+    retrieval = {
+        name.removeprefix("retrieval/"): value
+        for name, value in metrics.items()
+        if name.startswith("retrieval/")
+    }
+    losses = {name: value for name, value in metrics.items() if name.startswith(("loss/", "information/"))}
+    vectors = training.get("heldout_vectors") or {}
+    where = f" by vectors of layer {vectors['layer']}, {vectors['pooling']} pooling" if vectors else ""
+    parts = [f"### Held-out sentences of the training text\n\n[All numbers]({TRAINING_FILE})."]
+    if retrieval:
+        rows = [[pair, f"{100 * value:.1f}"] for pair, value in retrieval.items()]
+        parts.append(f"Translations found first, in %{where}, mean of both directions:")
+        parts.append(_table(["pair", "top-1"], rows))
+    if losses:
+        rows = [[name, f"{value:.3f}"] for name, value in losses.items()]
+        parts.append("Losses and lower bounds of mutual information, in nats:")
+        parts.append(_table(["", "nats"], rows))
+    return "\n\n".join(parts)
+
+
+def _training(training: Mapping[str, Any]) -> str:
+    if not training:
+        return "No record of the training is in this repository."
+    parts = [f"[Everything below, in full]({TRAINING_FILE})."]
+    if training["languages"]:
+        parts.append(
+            "### Text in one language\n\n" + _share_table(training["languages"], "language", "sentences")
+        )
+    if training["pairs"]:
+        parts.append("### Translated pairs\n\n" + _share_table(training["pairs"], "pair", "pairs"))
+    if training["sources"]:
+        names = ", ".join(f"`{source['name']}`" for source in training["sources"])
+        parts.append(f"Read from {names}; their hashes stand in [{TRAINING_FILE}]({TRAINING_FILE}).")
+    parts.append(_recipe(training))
+    parts.append("### Compute\n\n" + _compute(training))
+    return "\n\n".join(parts)
+
+
+def _share_table(entries: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
+    rows = [
+        [name, f"{entry['sentences']:,}", f"{entry['tokens']:,}", f"{100 * entry['share']:.1f}"]
+        for name, entry in entries.items()
+    ]
+    return _table([first, second, "tokens", "% of the examples drawn"], rows)
+
+
+def _recipe(training: Mapping[str, Any]) -> str:
+    recipe, changed = training["recipe"], training["non_default"]
+    own = {name: recipe[name] for name in changed if name in recipe}
+    rest = {name: value for name, value in recipe.items() if name not in own}
+    parts = ["### Recipe"]
+    if own:
+        parts += ["Set for this run:", _table(["flag", "value"], _settings(own))]
+    title = "Values left at their defaults" if own else "All values"
+    folded = (
+        f"<details><summary>{title}</summary>\n\n{_table(['flag', 'value'], _settings(rest))}\n\n</details>"
+    )
+    return "\n\n".join([*parts, folded])
+
+
+def _settings(recipe: Mapping[str, Any]) -> list[list[str]]:
+    return [[f"`{name}`", f"`{json.dumps(value)}`"] for name, value in recipe.items()]
+
+
+def _compute(training: Mapping[str, Any]) -> str:
+    compute = training["compute"]
+    lines = [f"- Machine: {compute['machine']}"]
+    if compute["steps"]:
+        lines.append(f"- Steps: {compute['steps']:,}")
+    if compute["tokens"]:
+        lines.append(f"- Tokens: {compute['tokens']:,}")
+    if compute["floating_point_operations"]:
+        lines.append(f"- Useful floating point operations: {compute['floating_point_operations']:.3g}")
+    if compute["seconds"]:
+        since = compute["resumed_at_step"]
+        note = f" since step {since:,}, where it was last resumed" if since else ""
+        lines.append(f"- Time: {compute['seconds'] / 3600:.2f} hours{note}")
+    versions = ", ".join(f"{name} {version}" for name, version in training["versions"].items())
+    lines.append(f"- Software: Python {training['python']}, {versions}")
+    if training["commit"]:
+        lines.append(f"- Code: modeling_infoxlm at commit `{training['commit']}`")
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.1f} ({estimate['low']:.1f} to {estimate['high']:.1f})"
+
+
+def _figures(release: Path) -> list[dict[str, str]]:
+    return [
+        {"path": f"{FIGURES_FOLDER}/{path.name}", "alt": path.stem.replace("_", " ").replace("-", " ")}
+        for path in sorted((release / FIGURES_FOLDER).glob("*.png"))
+    ]
+
+
+def _objectives(training: Mapping[str, Any]) -> list[str]:
+    return [name for name in (training["recipe"].get("objectives") or "").split(",") if name in OBJECTIVES]
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _config(release: Path) -> Any:
+    return AutoConfig.from_pretrained(release)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,395 @@
+"""Checks of a checkpoint: does it load as it is, with nothing missing, damaged, or able to run?
+
+Nothing of the checkpoint is executed or unpickled: pickles are named and not read, code is parsed only.
+"""
+
+import ast
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from modeling_infoxlm import modeling_infoxlm
+from modeling_infoxlm.packed import max_sequence_length
+
+PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+MODEL_TYPES = ("xlm-roberta", "infoxlm")
+TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")
+
+# Metadata of a card that is text or a list of texts: `language: no` is false in YAML.
+_CARD_TEXTS = (
+    "license",
+    "language",
+    "tags",
+    "datasets",
+    "metrics",
+    "base_model",
+    "library_name",
+    "pipeline_tag",
+)
+_WORDS = 6  # of each of the two made-up sentences
+_LEAST_DIFFERENCE = 1e-3  # of their vectors, as a share of the length
+_MOST_NAMES = 6
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        check: What was looked at, one word.
+        level: `fail` means that something must be done, `warn` that it may have to be.
+        text: What was found and, unless it is `ok`, what to do about it; one line.
+    """
+
+    check: str
+    level: Level
+    text: str
+
+
+def check_checkpoint(folder: Path, names: Sequence[str]) -> Iterator[Finding]:
+    """Check a checkpoint; what needs something that already failed is left out.
+
+    Args:
+        folder: Its files; those that no check reads may be absent.
+        names: Paths of all its files, relative to the folder.
+    """
+    yield check_pickles(names)
+    weights = check_weight_files(folder, names)
+    yield weights
+    yield check_card(folder)
+    config_finding, config = load_config(folder)
+    yield config_finding
+    if config is None:
+        return
+    yield check_code(folder)
+    yield check_tokenizer(folder, names, config)
+    if weights.level == "ok":
+        yield check_keys(folder, config)
+        yield check_vectors(folder, config)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def check_pickles(names: Sequence[str]) -> Finding:
+    """No file may be a pickle: to read one is to run what it says."""
+    found = sorted(name for name in names if name.lower().endswith(PICKLES))
+    if found:
+        advice = "a pickle can run code where it is read; delete it (`infoxlm export` writes safetensors)"
+        return Finding("pickles", "fail", f"{_some(found)}: {advice}.")
+    return Finding("pickles", "ok", f"none among {len(names)} files")
+
+
+def check_weight_files(folder: Path, names: Sequence[str]) -> Finding:
+    """Every safetensors file is as long as its header says, and every part of split weights is there."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    problems = [problem for name in files for problem in _safetensors_problems(folder, name)]
+    problems += _index_problems(folder)
+    if problems:
+        return Finding("weights", "fail", f"{_some(problems)}; copy or download the files again.")
+    if any(name.startswith("model") and "/" not in name for name in files):
+        size = sum((folder / name).stat().st_size for name in files)
+        return Finding("weights", "ok", f"safetensors, {size / 1e6:,.1f} MB, whole (files: {len(files)})")
+    if any(name.endswith(".onnx") for name in names):
+        return Finding("weights", "warn", "ONNX alone: weights and vectors are not checked.")
+    advice = "`infoxlm export MODEL --output_dir FOLDER` writes one"
+    return Finding("weights", "fail", f"there is no model.safetensors; {advice}.")
+
+
+def _safetensors_problems(folder: Path, name: str) -> list[str]:
+    try:
+        tensors, data_start = read_safetensors_header(folder / name)
+        end = data_start + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        return [f"{name} is no safetensors file ({_one_line(error)})"]
+    size = (folder / name).stat().st_size
+    return [] if size == end else [f"{name} has {size:,} bytes, its header promises {end:,}"]
+
+
+def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Entries of the tensors in a safetensors file, and the byte at which their data begins.
+
+    Raises:
+        ValueError: If the header is cut off or no JSON.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length + 8 > path.stat().st_size:
+            raise ValueError("its header is cut off")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _index_problems(folder: Path) -> list[str]:
+    """Split weights: a part that is missing, lies elsewhere, or lacks a tensor that it should hold."""
+    problems = []
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            parts: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            problems += _part_problems(folder, parts)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{index.name} cannot be read ({_one_line(error)})")
+    return problems
+
+
+def _part_problems(folder: Path, parts: dict[str, str]) -> list[str]:
+    names = sorted(set(parts.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        return [f"the index names {name!r}, which is no file of this folder" for name in outside]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        return [f"{name} is missing" for name in absent]
+    if any(_safetensors_problems(folder, name) for name in names):
+        return []  # already said
+    held = {name: read_safetensors_header(folder / name)[0] for name in names}
+    return [f"{part} does not hold {tensor}" for tensor, part in parts.items() if tensor not in held[part]]
+
+
+def check_card(folder: Path) -> Finding:
+    """There is a model card, and its metadata is what the Hub accepts; asks no server."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return Finding("card", "fail", "there is no README.md; `infoxlm push` writes one.")
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=False).data.to_dict()
+    except Exception as error:  # YAML, text that is no UTF-8, or a model-index of another form
+        return Finding("card", "fail", f"the metadata of README.md cannot be read: {_one_line(error)}")
+    if not data:
+        text = "README.md has no metadata; begin it with a block of YAML between two lines of ---."
+        return Finding("card", "fail", text)
+    problems = _card_problems(data)
+    if problems:
+        return Finding("card", "fail", f"README.md: {_some(problems)}; correct the block at its beginning.")
+    return Finding("card", "ok", f"README.md with {len(data)} fields of metadata")
+
+
+def _card_problems(data: dict[str, Any]) -> list[str]:
+    problems = []
+    for name in _CARD_TEXTS:
+        if not all(isinstance(item, str) for item in _as_list(data.get(name))):
+            problems.append(f"{name} must be text or a list of texts, found {data[name]!r} (use quotes)")
+    for name in _as_list(data.get("base_model")):
+        try:
+            validate_repo_id(str(name))
+        except HFValidationError:
+            problems.append(f"base_model {name!r} is no name on the Hub")
+    return problems
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+# --- code ---------------------------------------------------------------------------------------------------
+
+
+def check_code(folder: Path) -> Finding:
+    """Code that config.json names is in the folder, with all that it imports from there; nothing is run."""
+    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    if not auto_map:
+        return Finding("code", "ok", "none needed")
+    if not isinstance(auto_map, dict):
+        return Finding("code", "fail", f"auto_map in config.json must be a mapping, found {auto_map!r}.")
+    named = {name: str(reference).rpartition(".") for name, reference in auto_map.items()}
+    foreign = [name for name, (module, _, _) in named.items() if not module.isidentifier()]
+    own = [(module, a_class) for name, (module, _, a_class) in named.items() if name not in foreign]
+    files = _imported_modules(folder, {module for module, _ in own})
+    problems = [f"{name} is {auto_map[name]!r}, which is no class of this folder" for name in foreign]
+    problems += [f"{module}.py is missing or no Python" for module, tree in files.items() if tree is None]
+    problems += [f"{module}.py has no class {name}" for module, name in own if _lacks(files[module], name)]
+    if problems:
+        advice = "`infoxlm export --format infoxlm` writes all code files"
+        return Finding("code", "fail", f"{_some(problems)}; {advice}.")
+    return Finding("code", "ok", f"{len(auto_map)} classes in {len(files)} files, complete; not run")
+
+
+def _lacks(tree: ast.Module | None, name: str) -> bool:
+    """Whether a module that could be read has no class of this name."""
+    return tree is not None and name not in {
+        node.name for node in tree.body if isinstance(node, ast.ClassDef)
+    }
+
+
+def _imported_modules(folder: Path, start: Iterable[str]) -> dict[str, ast.Module | None]:
+    """These modules and all that they import from their folder; None for what is not there or no Python."""
+    trees: dict[str, ast.Module | None] = {}
+    waiting = sorted(start)
+    while waiting:
+        module = waiting.pop()
+        if module not in trees:
+            trees[module] = _parse(folder / f"{module}.py")
+            waiting += _relative_imports(trees[module])
+    return trees
+
+
+def _parse(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _relative_imports(tree: ast.Module | None) -> list[str]:
+    nodes = [] if tree is None else ast.walk(tree)
+    return [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level and node.module]
+
+
+# --- configuration, tokenizer, model ------------------------------------------------------------------------
+
+
+def load_config(folder: Path) -> tuple[Finding, Any]:
+    """The configuration; None, with a failed finding, if it cannot be used."""
+    try:
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever is wrong with a file that may hold anything
+        return Finding("config", "fail", f"config.json cannot be loaded: {_one_line(error)}"), None
+    if config.model_type not in MODEL_TYPES:
+        text = f"model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}."
+        return Finding("config", "fail", text), None
+    shape = f"{config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size:,}"
+    return Finding("config", "ok", f"{config.model_type}, {shape}"), config
+
+
+def check_tokenizer(folder: Path, names: Sequence[str], config: Any) -> Finding:
+    """The tokenizer loads, and speaks of the same tokens as the model."""
+    if not set(TOKENIZER_FILES) & set(names):  # transformers would make an empty one
+        text = f"there is none of {', '.join(TOKENIZER_FILES)}; put the model's tokenizer there."
+        return Finding("tokenizer", "fail", text)
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            problems = _vocabulary_problems(tokenizer, config) + _special_token_problems(tokenizer, config)
+    except Exception as error:  # whatever is wrong with a file that may hold anything
+        return Finding("tokenizer", "fail", f"it cannot be loaded: {_one_line(error)}")
+    if problems:
+        advice = "put the tokenizer there that the model was trained with"
+        return Finding("tokenizer", "fail", f"{_some(problems)}; {advice}.")
+    longest = max_sequence_length(config)
+    if tokenizer.model_max_length > longest:
+        advice = f"set model_max_length to {longest} in tokenizer_config.json"
+        return Finding("tokenizer", "warn", f"it does not cut at the model's {longest} positions; {advice}.")
+    return Finding("tokenizer", "ok", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens")
+
+
+def _vocabulary_problems(tokenizer: PreTrainedTokenizerBase, config: Any) -> list[str]:
+    highest = max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
+    if highest >= config.vocab_size:
+        return [f"its ids go up to {highest:,}, the model's table has {config.vocab_size:,} rows"]
+    return []
+
+
+def _special_token_problems(tokenizer: PreTrainedTokenizerBase, config: Any) -> list[str]:
+    problems = [
+        f"its {name} is {getattr(tokenizer, name)}, the model's {getattr(config, name)}"
+        for name in ("bos_token_id", "pad_token_id", "eos_token_id")
+        if getattr(tokenizer, name) != getattr(config, name)
+    ]
+    has_head = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or [])
+    if has_head and tokenizer.mask_token_id is None:
+        problems.append("it has no mask token")
+    ids = tokenizer("a")["input_ids"]
+    if (ids[0], ids[-1]) != (config.bos_token_id, config.eos_token_id):
+        problems.append(f"it makes {ids} of a word, without <s> at the beginning or </s> at the end")
+    return problems
+
+
+def check_keys(folder: Path, config: Any) -> Finding:
+    """Every parameter of the class that config.json names has its tensor, and every tensor its parameter."""
+    model_class = _model_class(config)
+    if model_class is None:
+        text = f"config.json names the architectures {config.architectures}, none of which is known here."
+        return Finding("keys", "fail", text)
+    try:
+        with _quiet_transformers():
+            loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # whatever is wrong with a file that may hold anything
+        return Finding("keys", "fail", f"{model_class.__name__} cannot be loaded: {_one_line(error)}")
+    # XLM-R's class has a pooler, which no checkpoint of XLM-R or InfoXLM trained.
+    missing = sorted(name for name in loaded[1]["missing_keys"] if not name.startswith("pooler."))
+    unexpected = sorted(loaded[1]["unexpected_keys"])
+    if missing or unexpected:
+        text = f"missing: {_some(missing)}; unexpected: {_some(unexpected)}; what is missing would be random"
+        return Finding("keys", "fail", f"{text}. Correct the architectures in config.json, or the weights.")
+    return Finding("keys", "ok", f"all of {model_class.__name__}, and no others")
+
+
+def _model_class(config: Any) -> type[PreTrainedModel] | None:
+    """The class that the configuration names, if it is a model of ours or of transformers."""
+    module = modeling_infoxlm if config.model_type == "infoxlm" else transformers
+    found = getattr(module, (config.architectures or [""])[0], None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+@torch.no_grad()
+def check_vectors(folder: Path, config: Any) -> Finding:
+    """`AutoModel` loads without code of the folder; the vectors of two sentences are finite and differ."""
+    try:
+        with _quiet_transformers():
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        hidden = model(input_ids=_two_sentences(config)).last_hidden_state
+    except Exception as error:  # whatever is wrong with a file that may hold anything
+        return Finding("vectors", "fail", f"AutoModel cannot be used: {_one_line(error)}")
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken or not hidden.isfinite().all():
+        where = _some(broken) if broken else "the vectors, although all weights are finite"
+        return Finding("vectors", "fail", f"NaN or infinite values in {where}; take an earlier checkpoint.")
+    first, second = hidden.mean(dim=1)
+    difference = float((first - second).norm() / first.norm())
+    if not difference > _LEAST_DIFFERENCE:
+        text = f"two sentences differ by {difference:.1e}: the encoder has collapsed; take an earlier one."
+        return Finding("vectors", "fail", text)
+    kind = f"{type(model).__name__}, {len(first)} values"
+    return Finding("vectors", "ok", f"{kind}, finite; two sentences differ by {difference:.0%}")
+
+
+def _two_sentences(config: Any) -> torch.Tensor:
+    """Tokens of two sentences without a common word, (2, L); needs no tokenizer."""
+    special = {config.bos_token_id, config.pad_token_id, config.eos_token_id}
+    words = [token for token in range(config.vocab_size) if token not in special]
+    sentences = (words[:_WORDS], words[-_WORDS:])
+    return torch.tensor([[config.bos_token_id, *words, config.eos_token_id] for words in sentences])
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first items and the number of the others."""
+    shown = ", ".join(items[:_MOST_NAMES]) or "none"
+    return shown if len(items) <= _MOST_NAMES else f"{shown} and {len(items) - _MOST_NAMES:,} more"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its reports on loading and its progress bars would stand between our lines."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

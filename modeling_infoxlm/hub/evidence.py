@@ -1,0 +1,270 @@
+"""What a release brings along to prove its card: results, figures, and how it was trained, as files.
+
+    results/<task>_results.json   result files, as the programs wrote them
+    .eval_results/<task>.yaml     the same numbers for the Hub's leaderboards, of whole test sets only
+    training.json                 recipe, data, compute and held-out metrics, out of run.json and others
+    figures/*.png
+
+The card takes its numbers from these files and from nowhere else.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import (
+    RUN_FILE,
+    TRAINER_STATE,
+    hash_weights,
+    is_result,
+    read_result,
+    write_json,
+)
+
+TRAINING_FILE, TRAINING_SCHEMA = "training.json", "infoxlm-training-1"
+RESULTS_FOLDER, FIGURES_FOLDER, LEADERBOARD_FOLDER = "results", "figures", ".eval_results"
+RESULT_PATTERN = "*_results.json"
+
+# Benchmarks as the Hub knows them.
+HUB_DATASETS = {
+    "xnli": "facebook/xnli",
+    "mlqa": "facebook/mlqa",
+    "xquad": "google/xquad",
+    "tatoeba": "mteb/tatoeba-bitext-mining",
+}
+EVERY_LANGUAGE = ""
+# Items of the public test sets; a result of another number is not comparable. XNLI: arXiv 1809.05053; MLQA:
+# arXiv 1910.07475, table 2; XQuAD: arXiv 1910.11856; Tatoeba: the sets of XTREME (arXiv 2003.11080).
+TEST_SIZES: dict[str, dict[str, int]] = {
+    "xnli": {EVERY_LANGUAGE: 5010},
+    "xquad": {EVERY_LANGUAGE: 1190},
+    "mlqa": {"ar": 5335, "de": 4517, "en": 11590, "es": 5253, "hi": 4918, "vi": 5495, "zh": 5137},
+    "tatoeba": {
+        EVERY_LANGUAGE: 1000,
+        **{"jv": 205, "ka": 746, "kk": 575, "ml": 687, "sw": 390, "ta": 307, "te": 234, "th": 548},
+    },
+}
+# Settings that say where files lay, not what was computed.
+_PLACES = {
+    "tokenizer_name",
+    "config_name",
+    "bitext_files",
+    "mono_files",
+    "prepared_data",
+    "data_dir",
+    "train_file",
+    "validation_files",
+    "test_files",
+    "files",
+    "model",
+    "model_name_or_path",
+}
+_HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+def add_evidence(source: Path, release: Path, *, repo_id: str, results: Sequence[Path] = ()) -> None:
+    """Copy results and figures of a model into its release, and write how it was trained.
+
+    Args:
+        source: Folder of a run or of a checkpoint in one.
+        release: Folder that is completed.
+        repo_id: Name of the repository: results of a model of that name are of this one.
+        results: Result files, or folders with them and figures, besides those in `source`.
+
+    Raises:
+        UsageError: If a given file is no result, or a result of another model; or two are of one task.
+    """
+    run = source.parent if source.name.startswith("checkpoint-") else source
+    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_result(path)]
+    given = list(_result_files(results))
+    weights = _hashes(source, run)
+    for path in (*own, *given):
+        _check_model(path, weights, repo_id)
+    _copy_results([*own, *given], release)
+    folders = [run, run / FIGURES_FOLDER, *(path for path in results if path.is_dir())]
+    _copy_figures(folders, release)
+    if (run / RUN_FILE).is_file():
+        write_json(release / TRAINING_FILE, describe_training(run, source))
+
+
+def describe_training(run: Path, source: Path) -> dict[str, Any]:
+    """How a model was trained; names of files stay, where they lay does not.
+
+    Args:
+        run: Folder with run.json.
+        source: The run's folder, or a checkpoint in it.
+    """
+    record = _read(run / RUN_FILE)
+    identity = record["identity"]
+    base = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
+    return {
+        "schema": TRAINING_SCHEMA,
+        "base_model": base if base and _HUB_NAME.fullmatch(base) and not Path(base).exists() else None,
+        "starts_from": Path(base).name if base else None,
+        "recipe": {name: value for name, value in identity.items() if name not in _PLACES},
+        "non_default": [name for name in record.get("non_default", ()) if name not in _PLACES],
+        "languages": _shares(record, "mono", ("mlm",)),
+        "pairs": _shares(record, "bitext", ("tlm", "xlco")),
+        "num_parameters": record.get("num_parameters"),
+        "compute": _compute(record, _read(source / TRAINER_STATE) or _read(run / TRAINER_STATE)),
+        "datasets": _hub_datasets(record),
+        "sources": _sources(record),
+        "heldout": _heldout(run) if source == run else {},
+        "heldout_vectors": record.get("heldout_vectors"),
+        "finished": bool(record.get("finished")) and source == run,
+        "commit": record["commit"],
+        "python": record["python"],
+        "versions": record["versions"],
+    }
+
+
+def _shares(record: Mapping[str, Any], kind: str, streams: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Sentences, tokens and share of the examples that were drawn, for each language or pair."""
+    corpus = record.get("corpus", {}).get(kind, {})
+    groups: Mapping[str, Any] = next(
+        (record["streams"][name]["groups"] for name in streams if name in record.get("streams", {})), {}
+    )
+    return {
+        name: {
+            "sentences": entry["num_sentences"] // (1 if kind == "mono" else 2),
+            "tokens": entry["num_tokens"],
+            "share": groups[name]["expected_share"],
+        }
+        for name, entry in sorted(corpus.items())
+        if name in groups
+    }
+
+
+def _hub_datasets(record: Mapping[str, Any]) -> list[str]:
+    """Names of the datasets of the Hub that were trained on."""
+    sources = record.get("corpus", {}).get("sources", ())
+    paths = [file["path"] for source in sources for file in source["files"]]
+    return sorted({hub_parts(path)[0] for path in paths if path.startswith(HUB_PREFIX)})
+
+
+def _sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Files that were trained on, by their names without folders."""
+    sources = record.get("corpus", {}).get("sources", ())
+    return [
+        {"name": PurePath(file["path"]).name, "languages": source["languages"], "sha256": file["sha256"]}
+        for source in sources
+        for file in source["files"]
+    ]
+
+
+def _compute(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    ends = [entry for entry in state.get("log_history", ()) if "train_runtime" in entry]
+    return {
+        "machine": record["machine"],
+        "steps": state.get("global_step"),
+        "tokens": state.get("num_input_tokens_seen") or None,
+        "floating_point_operations": state.get("total_flos") or None,
+        "seconds": ends[-1]["train_runtime"] if ends else None,
+        "resumed_at_step": record.get("resumed_at_step"),
+    }
+
+
+def _heldout(run: Path) -> dict[str, float]:
+    metrics = _read(run / "eval_results.json")
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+
+
+def _result_files(paths: Iterable[Path]) -> Iterable[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (file for file in sorted(path.rglob(RESULT_PATTERN)) if is_result(file))
+        elif path.is_file():
+            yield path
+        else:
+            raise UsageError(f"--results: there is no {path}.")
+
+
+def _hashes(source: Path, run: Path) -> set[str | None]:
+    """Hashes of weights whose results are this model's: its own, and of what it was made of.
+
+    That is the checkpoint of a release, and the encoder of a fine-tuned model: the program that fine-tunes
+    names the encoder in its result.
+    """
+    encoder = _read(run / RUN_FILE).get("identity", {}).get("model") or {}
+    released = _read(source / "release.json").get("source_sha256")
+    return {hash_weights(source), released, encoder.get("sha256")} - {None}
+
+
+def _check_model(path: Path, weights: set[str | None], repo_id: str) -> None:
+    """Refuse numbers of another model: they would stand in this one's card."""
+    try:
+        model = read_result(path)["model"]
+    except ValueError as error:
+        raise UsageError(f"--results: {error}") from error
+    if model["name_or_path"] != repo_id and model["sha256"] not in weights:
+        raise UsageError(
+            f"{path} was measured on {model['name_or_path']!r}, whose weights are not those of this model; "
+            "measure again, or take the file away."
+        )
+
+
+def _copy_results(paths: Sequence[Path], release: Path) -> None:
+    results = {path: read_result(path) for path in paths}
+    tasks = [result["task"] for result in results.values()]
+    for path, result in results.items():
+        if tasks.count(result["task"]) > 1:
+            raise UsageError(f"{path} is one of two result files of the task {result['task']!r}; give one.")
+        target = release / RESULTS_FOLDER / f"{result['task']}_results.json"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+        _write_leaderboard(result, release / LEADERBOARD_FOLDER / f"{result['task']}.yaml")
+
+
+def _write_leaderboard(result: Mapping[str, Any], path: Path) -> None:
+    entries = leaderboard_entries(result)
+    if entries:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+
+
+def leaderboard_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A result in the Hub's `.eval_results` form, of whole test sets that the Hub knows."""
+    metric = result["metric"]
+    return eval_result_entries_to_yaml(
+        [
+            EvalResultEntry(
+                dataset_id=HUB_DATASETS[result["dataset"]["name"]],
+                task_id=language,
+                value=result["scores"][language][metric]["value"],
+                dataset_revision=result["dataset"]["revision"],
+                notes=f"{metric} in percent; {RESULTS_FOLDER}/{result['task']}_results.json",
+            )
+            for language in whole_test_sets(result)
+        ]
+    )
+
+
+def whole_test_sets(result: Mapping[str, Any]) -> list[str]:
+    """Languages that were measured on all of a public test set: neither on a dev set nor on a part."""
+    sizes = TEST_SIZES.get(result["dataset"]["name"], {})
+    return [
+        language
+        for language, scores in sorted(result["scores"].items())
+        if scores[result["metric"]]["count"] == sizes.get(language, sizes.get(EVERY_LANGUAGE))
+        and "-" not in language  # question and context in different languages
+    ]
+
+
+def _copy_figures(folders: Iterable[Path], release: Path) -> None:
+    for path in (figure for folder in folders for figure in sorted(folder.glob("*.png"))):
+        target = release / FIGURES_FOLDER / path.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file, empty where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,270 @@
+"""Publishing: a release goes to the Hub in one commit, or nothing of it does.
+
+Files are uploaded first; they belong to nothing until the commit, so an interrupted push leaves the
+repository as it was, and the same push again sends only what is missing.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from modeling_infoxlm.hub.export import RELEASE_FILE, Format
+from modeling_infoxlm.hub.release import (
+    ReleaseFile,
+    build_release,
+    copy_tree,
+    list_release,
+    read_release_files,
+)
+from modeling_infoxlm.hub.retries import RetriedApi
+from modeling_infoxlm.process import UsageError
+
+logger = logging.getLogger(__name__)
+
+PUSHING_FOLDER = ".pushing"
+AUTOMATIC_TAG, NO_TAG = "auto", "none"
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class PushRecord:
+    """What a push did.
+
+    Attributes:
+        url: Of the commit, or of the pull request.
+        oid: Of the commit.
+        tag: Name of the new tag; None for none.
+        changed: Whether there was anything new to commit.
+    """
+
+    url: str
+    oid: str
+    tag: str | None
+    changed: bool
+
+
+def push_release(
+    folder: Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str = AUTOMATIC_TAG,
+    message: str = "Release",
+    api: RetriedApi | None = None,
+) -> PushRecord:
+    """Publish a release folder: repository, one commit, then a tag.
+
+    Files of an earlier release that this one does not have are deleted in the same commit: transformers would
+    take a left-over `model.safetensors` for the weights of a sharded model.
+
+    Args:
+        folder: A release, as `build_release` writes it; not changed.
+        repo_id: `ORG/NAME`; made if missing.
+        token: Of the Hub; None for the stored login.
+        private: Make it private. An existing public repository is an error then.
+        revision: Branch, made if missing; None for main.
+        create_pr: Open a pull request against main.
+        tag: Name; `"auto"` for the next of v1, v2, ... where the commit is on main; `"none"`.
+        message: Of the commit.
+        api: The Hub and how often it is tried.
+
+    Raises:
+        UsageError: If the name, the tag or the visibility cannot be had.
+        HubError: If the Hub refuses or cannot be reached, after retries; nothing is committed then.
+    """
+    check_repo_id(repo_id)
+    if create_pr and revision not in (None, MAIN):
+        raise UsageError("a pull request goes to main; give either --create_pr or --revision.")
+    files = list_release(folder)
+    api = api or RetriedApi(HfApi(token=token))
+    repo_id = api.call(
+        "make the repository", lambda hub: hub.create_repo(repo_id, private=private or None, exist_ok=True)
+    ).repo_id
+    _check_visibility(api, repo_id, private)
+    tags = _tags(api, repo_id)
+    name = _tag_name(repo_id, tag, tags, on_main=revision in (None, MAIN) and not create_pr)
+    if revision not in (None, MAIN):
+        api.call(
+            "make the branch", lambda hub: hub.create_branch(repo_id, branch=str(revision), exist_ok=True)
+        )
+    head = _head(api, repo_id, revision)
+    commit = _commit(api, repo_id, files, revision=revision, create_pr=create_pr, message=message)
+    if tag == AUTOMATIC_TAG and commit.oid in tags.values():
+        name = None  # nothing is new, and the last push came to its end
+    if name is not None:
+        api.call(
+            "make the tag", lambda hub: hub.create_tag(repo_id, tag=name, revision=commit.oid, exist_ok=True)
+        )
+    changed = create_pr or commit.oid != head
+    return PushRecord(commit.pr_url or commit.commit_url, commit.oid, name, changed)
+
+
+class TrainingPublisher:
+    """Pushes what a training run saves.
+
+    Args:
+        repo_id: Repository, which exists.
+        output_dir: Folder of the run; releases are built in a hidden folder in it.
+        format: Form of the release.
+        license: Licence of the model, for its card.
+        token: Of the Hub; None for the stored login.
+        revision: Branch; None for main.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        output_dir: Path,
+        format: Format,
+        license: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.repo_id, self.format, self.license, self.revision = repo_id, format, license, revision
+        self.staging = output_dir / PUSHING_FOLDER
+        self.api = RetriedApi(HfApi(token=token))
+
+    def push_checkpoint(
+        self, folder: Path, *, message: str, checkpoint_in_repo: str | None = None, tag: bool = False
+    ) -> "Future[str]":
+        """Build a release of a model folder now, push it in the background.
+
+        Args:
+            folder: Model folder: a checkpoint, or the folder of the run.
+            message: Of the commit.
+            checkpoint_in_repo: Also put the folder itself, with all that resumption needs, under this name.
+            tag: Tag the commit.
+
+        Returns:
+            Address of the commit, when it is there. A failure is logged, not raised into training.
+        """
+        self.staging.mkdir(exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=self.staging))
+        release = staging / "release"
+        build_release(folder, release, repo_id=self.repo_id, format=self.format, license=self.license)
+        if checkpoint_in_repo is not None:
+            # Checkpoints are rotated away while they are uploaded.
+            copy_tree(folder, release / checkpoint_in_repo)
+        job = self.api.hub.run_as_future(self._push, release, message, AUTOMATIC_TAG if tag else NO_TAG)
+        job.add_done_callback(_log_failure)
+        return job
+
+    def _push(self, release: Path, message: str, tag: str) -> str:
+        try:
+            record = push_release(
+                release, self.repo_id, revision=self.revision, message=message, tag=tag, api=self.api
+            )
+            return record.url
+        finally:
+            shutil.rmtree(release.parent, ignore_errors=True)
+
+
+def _log_failure(job: "Future[str]") -> None:
+    if job.exception() is not None:
+        logger.warning("a push while training failed, the training goes on: %s", job.exception())
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no name of a repository before anything is built.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f"{repo_id!r} is no name of a repository, expected ORG/NAME: {error}") from error
+    if not repo_id:
+        raise UsageError("infoxlm push needs a repository: infoxlm push out ORG/NAME.")
+
+
+def _check_visibility(api: RetriedApi, repo_id: str, private: bool) -> None:
+    if private and not api.call("look at the repository", lambda hub: hub.repo_info(repo_id)).private:
+        raise UsageError(
+            f"{repo_id} exists and is public; push without --private, or make it private on the Hub first."
+        )
+
+
+def _tags(api: RetriedApi, repo_id: str) -> dict[str, str]:
+    """Commit of each tag."""
+    refs = api.call("list the tags", lambda hub: hub.list_repo_refs(repo_id))
+    return {ref.name: ref.target_commit for ref in refs.tags}
+
+
+def _tag_name(repo_id: str, tag: str, taken: Mapping[str, str], *, on_main: bool) -> str | None:
+    if tag == NO_TAG or (tag == AUTOMATIC_TAG and not on_main):
+        return None
+    if tag == AUTOMATIC_TAG:
+        return next(name for name in (f"v{i}" for i in range(1, len(taken) + 2)) if name not in taken)
+    if tag in taken:
+        raise UsageError(f"{repo_id} has a tag {tag} already; give another --tag.")
+    return tag
+
+
+def _head(api: RetriedApi, repo_id: str, revision: str | None) -> str | None:
+    info = api.call("look at the repository", lambda hub: hub.repo_info(repo_id, revision=revision))
+    return info.sha
+
+
+def _stale_files(api: RetriedApi, repo_id: str, revision: str | None, new: Iterable[str]) -> list[str]:
+    """Files that the last release brought and the new one does not."""
+    present = set(api.call("list the files", lambda hub: hub.list_repo_files(repo_id, revision=revision)))
+    if RELEASE_FILE not in present:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        path = api.call(
+            "read the last release",
+            lambda hub: hub.hf_hub_download(repo_id, RELEASE_FILE, revision=revision, local_dir=folder),
+        )
+        return sorted((read_release_files(Path(path)) & present) - set(new))
+
+
+def _commit(
+    api: RetriedApi,
+    repo_id: str,
+    files: Sequence[ReleaseFile],
+    *,
+    revision: str | None,
+    create_pr: bool,
+    message: str,
+) -> CommitInfo:
+    """Upload, then commit; only the upload of a pull request is repeated, else it might be opened twice."""
+    uploaded = _additions(files)
+    api.call(
+        "upload the files",
+        lambda hub: hub.preupload_lfs_files(
+            repo_id, uploaded, revision=revision, create_pr=create_pr, free_memory=False
+        ),
+    )
+    tries: list[list[CommitOperationAdd]] = [uploaded]
+
+    def commit(hub: HfApi) -> CommitInfo:
+        # The answer to an earlier try may have been lost: each looks at what is there by then.
+        additions = tries.pop() if tries else _additions(files)
+        stale = _stale_files(api, repo_id, revision, {file.path_in_repo for file in files})
+        return hub.create_commit(
+            repo_id,
+            [*additions, *(CommitOperationDelete(path) for path in stale)],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    return api.call("commit", commit, attempts=1 if create_pr else None)
+
+
+def _additions(files: Sequence[ReleaseFile]) -> list[CommitOperationAdd]:
+    """What is uploaded; an operation remembers what the Hub said of it, so that each try needs its own."""
+    return [CommitOperationAdd(file.path_in_repo, str(file.path)) for file in files]

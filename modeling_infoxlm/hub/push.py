@@ -1,0 +1,190 @@
+"""`infoxlm push`: a folder becomes a release, and the release a repository on the Hub.
+
+infoxlm push out ORG/NAME
+infoxlm push out ORG/NAME --format sentence-transformers --layer 8 --results results/ --license apache-2.0
+infoxlm push release ORG/NAME --create_pr true
+infoxlm push out ORG/NAME --dry_run
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.hub.export import Dtype, Format, Pooling
+from modeling_infoxlm.hub.publish import AUTOMATIC_TAG, PushRecord, check_repo_id, push_release
+from modeling_infoxlm.hub.release import ReleaseFile, build_release, list_release
+from modeling_infoxlm.process import UsageError
+
+
+@dataclass
+class PushArguments:
+    """What is published, and where."""
+
+    _argument_group_name = "push"
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "Folder of a run, a checkpoint or a release of `infoxlm export`."}
+    )
+    repo_id: str = field(default="", metadata={"help": "Repository on the Hub, ORG/NAME; made if missing."})
+    format: Format | None = field(
+        default=None,
+        metadata={
+            "help": "Form of the release, see `infoxlm export`; unset: the release's own, or xlm-roberta."
+        },
+    )
+    dtype: Dtype = field(default="float32", metadata={"help": "Type of the stored weights."})
+    layer: int | None = field(default=None, metadata={"help": "Layer that the encoder is cut at."})
+    pooling: Pooling | None = field(
+        default=None, metadata={"help": "cls or mean, for sentence-transformers."}
+    )
+    normalize: bool = field(
+        default=False, metadata={"help": "Scale vectors to length 1, for sentence-transformers."}
+    )
+    max_shard_size: str = field(default="5GB", metadata={"help": "Largest size of one weight file."})
+    results: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Result files, or folders of them, of this model; their numbers enter the card."},
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence of the model, such as apache-2.0."})
+    private: bool = field(default=False, metadata={"help": "Only members of ORG see the repository."})
+    revision: str | None = field(default=None, metadata={"help": "Branch; made if missing. Default: main."})
+    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead."})
+    tag: str = field(
+        default=AUTOMATIC_TAG,
+        metadata={"help": "Tag of the commit; auto is the next of v1, v2, ... on main; none for no tag."},
+    )
+    message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+    # repr=False: a printed or logged instance must not show the secret.
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Token of the Hub; default: the login of `hf auth login`."},
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Only build the release and list its files and their sizes."}
+    )
+
+
+def push_command(argv: list[str]) -> None:
+    """Publish a model: `infoxlm push FOLDER ORG/NAME`."""
+    arguments = _parse(argv)
+    source = Path(arguments.model_name_or_path)
+    if not source.is_dir():
+        raise UsageError(f"there is no folder {source}; infoxlm push needs the folder of a run or a release.")
+    record = push_folder(arguments, Console(highlight=False))
+    print(f"dry run: nothing was sent to {arguments.repo_id}." if record is None else describe(record))
+
+
+def push_run(args: Any) -> None:
+    """Publish the folder of a finished run, as `--push_to_hub true` asks for; on the first process only.
+
+    Args:
+        args: Training arguments, with `ReleaseArguments`.
+    """
+    if args.push_to_hub and not args.process_index:
+        push_model(
+            Path(args.output_dir),
+            args.hub_model_id,
+            format=args.hub_format,
+            license=args.hub_license,
+            private=bool(args.hub_private_repo),
+            revision=args.hub_revision,
+            token=args.hub_token,
+        )
+
+
+def push_model(folder: Path, repo_id: str | None, **options: Any) -> None:
+    """Publish a folder and print where.
+
+    Args:
+        folder: Of a run, a checkpoint or a release.
+        repo_id: Repository; None is the folder's name, in the namespace of who is logged in.
+        options: Fields of `PushArguments`.
+    """
+    name = repo_id or folder.resolve().name
+    arguments = PushArguments(model_name_or_path=str(folder), repo_id=name, **options)
+    record = push_folder(arguments, Console(highlight=False))
+    if record is not None:
+        print(describe(record))
+
+
+def push_folder(arguments: PushArguments, console: Console) -> PushRecord | None:
+    """Build a release in a temporary folder and publish it; None after a dry run."""
+    source = Path(arguments.model_name_or_path)
+    check_repo_id(arguments.repo_id)
+    with tempfile.TemporaryDirectory(prefix="infoxlm-push-") as staging:
+        folder = Path(staging) / "release"
+        build_release(
+            source,
+            folder,
+            repo_id=arguments.repo_id,
+            format=arguments.format,
+            dtype=arguments.dtype,
+            layer=arguments.layer,
+            pooling=arguments.pooling,
+            normalize=arguments.normalize,
+            max_shard_size=arguments.max_shard_size,
+            results=[Path(path) for path in arguments.results],
+            license=arguments.license,
+        )
+        print_files(list_release(folder), console)
+        if arguments.dry_run:
+            return None
+        return push_release(
+            folder,
+            arguments.repo_id,
+            token=arguments.token,
+            private=arguments.private,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            tag=arguments.tag,
+            message=arguments.message or f"Release of {source.resolve().name}",
+        )
+
+
+def print_files(files: Sequence[ReleaseFile], console: Console) -> None:
+    """List a release."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file")
+    table.add_column("size", justify="right")
+    for file in files:
+        table.add_row(file.path_in_repo, format_size(file.size))
+    table.add_row(f"{len(files)} files", format_size(sum(file.size for file in files)))
+    console.print(table)
+
+
+def format_size(size: int) -> str:
+    """Bytes for people: 1.1 GB."""
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def describe(record: PushRecord) -> str:
+    """One line for people."""
+    if not record.changed:
+        return f"{record.url}: nothing has changed, no commit was made."
+    return record.url + (f", tag {record.tag}" if record.tag else "")
+
+
+def _parse(argv: list[str]) -> PushArguments:
+    """`infoxlm push FOLDER ORG/NAME --flags`; the first two may be flags as well."""
+    names = ("--model_name_or_path", "--repo_id")
+    flags: list[str] = []
+    rest = list(argv)
+    for name in names:
+        if rest and not rest[0].startswith("-"):
+            flags += [name, rest.pop(0)]
+    (arguments,) = parse_args_with_config((PushArguments,), [*flags, *rest])
+    if not arguments.model_name_or_path or not arguments.repo_id:
+        raise UsageError("infoxlm push needs a folder and a repository: infoxlm push out ORG/NAME.")
+    return arguments

@@ -1,0 +1,162 @@
+"""A release folder: the model in its format, the evidence, and the card; this is what a push uploads."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from modeling_infoxlm.hub.card import CARD_NAME, MARKER, write_card
+from modeling_infoxlm.hub.checkup import PICKLES
+from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence
+from modeling_infoxlm.hub.export import RELEASE_FILE, Dtype, Format, Pooling, export, read_record
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import write_json
+
+DEFAULT_FORMAT: Format = "xlm-roberta"
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """A file of a release.
+
+    Attributes:
+        path_in_repo: Its name in the repository, with `/`.
+        path: Where it lies.
+        size: In bytes.
+    """
+
+    path_in_repo: str
+    path: Path
+    size: int
+
+
+def build_release(
+    source: Path,
+    folder: Path,
+    *,
+    repo_id: str,
+    format: Format | None = None,
+    dtype: Dtype = "float32",
+    layer: int | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool = False,
+    max_shard_size: str = "5GB",
+    results: Sequence[Path] = (),
+    license: str | None = None,
+) -> None:
+    """Make the folder that is published; the source is not changed.
+
+    Args:
+        source: Folder of a run, a checkpoint in it, or a release of `export`, which is taken as it is.
+        folder: Made here.
+        repo_id: Repository that the card's code names.
+        format: Form of the release; None is that of a release, else plain XLM-R.
+        dtype: Type of the stored weights.
+        layer: See `export`.
+        pooling: See `export`.
+        normalize: See `export`.
+        max_shard_size: See `export`.
+        results: Result files of this model besides those in the source, or folders of them.
+        license: Licence of the model, for the card.
+
+    Raises:
+        UsageError: If the source is no complete model, the options do not fit it, or a result is another's.
+    """
+    made = read_record(source)
+    if made is None:
+        export(
+            source,
+            folder,
+            format=format or DEFAULT_FORMAT,
+            dtype=dtype,
+            layer=layer,
+            pooling=pooling,
+            normalize=normalize,
+            max_shard_size=max_shard_size,
+        )
+        _keep_own_card(source, folder)
+    elif format not in (None, made.format):
+        raise UsageError(
+            f"{source} is a release as {made.format}, not as {format}; give the folder of the run."
+        )
+    else:
+        copy_tree(source, folder)
+    add_evidence(source, folder, repo_id=repo_id, results=results)
+    write_card(folder, repo_id, license=license)
+    _list_files(folder)
+
+
+def list_release(folder: Path) -> list[ReleaseFile]:
+    """Files that a push uploads, sorted.
+
+    Raises:
+        UsageError: If there is none, one could run code when it is loaded, or one lies outside by a link.
+    """
+    root = folder.resolve()
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() or _is_hidden(path.relative_to(folder)):
+            continue
+        name = path.relative_to(folder).as_posix()
+        if not path.resolve().is_relative_to(root):
+            raise UsageError(
+                f"{folder / name} is a link to a file outside of the release; copy it, or remove it."
+            )
+        if path.suffix.lower() in PICKLES:
+            raise UsageError(f"{folder / name} may be a pickle, which is never uploaded; remove it.")
+        files.append(ReleaseFile(name, path, path.stat().st_size))
+    if not files:
+        raise UsageError(f"there is nothing to push in {folder}.")
+    return files
+
+
+def read_release_files(path: Path) -> set[str]:
+    """Names of the files that a release brought, by its `release.json`; none if it is not ours."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name) for name in content["files"]}
+    except (ValueError, TypeError, KeyError):  # another program's file of this name
+        return set()
+
+
+def copy_tree(source: Path, folder: Path) -> None:
+    """Copy a folder; weights, which nobody writes into, get a second name where the disk allows it."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not _is_hidden(path.relative_to(source)):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(path, target)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    if path.suffix in WEIGHT_SUFFIXES:
+        try:
+            os.link(path.resolve(), target)
+            return
+        except OSError:  # another disk, or one without links
+            pass
+    shutil.copyfile(path, target)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is of some other tool: `.git`, `.cache`, `.DS_Store`."""
+    return any(part.startswith(".") and part != LEADERBOARD_FOLDER for part in path.parts)
+
+
+def _keep_own_card(source: Path, folder: Path) -> None:
+    """A card that people wrote goes with the model; one of ours is written anew."""
+    card = source / CARD_NAME
+    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
+        shutil.copyfile(card, folder / CARD_NAME)
+
+
+def _list_files(folder: Path) -> None:
+    """Note all files in `release.json`, so that the next push knows what to remove."""
+    record = read_record(folder)
+    if record is None:
+        raise UsageError(f"{folder} holds no {RELEASE_FILE}.")
+    names = tuple(file.path_in_repo for file in list_release(folder))
+    write_json(folder / RELEASE_FILE, asdict(replace(record, files=names)))

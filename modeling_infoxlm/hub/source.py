@@ -1,0 +1,203 @@
+"""What a release is made of: a checkpoint, loaded with nothing drawn at random in silence."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from modeling_infoxlm.hub.as_xlm_roberta import PLAIN_CLASSES
+from modeling_infoxlm.modeling_infoxlm import (
+    InfoXLMForMaskedLM,
+    InfoXLMForPreTraining,
+    InfoXLMModel,
+    InfoXLMPreTrainedModel,
+)
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import hash_weights
+
+logger = logging.getLogger(__name__)
+
+PROJECTION = "objectives.xlco.projection.weight"
+
+_MODEL_TYPES = ("xlm-roberta", "infoxlm")
+_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "tokenizer_config.json")
+_CLASSES: dict[str, type[InfoXLMPreTrainedModel]] = {
+    **{plain.__name__: ours for ours, plain in PLAIN_CLASSES.items() if ours is not InfoXLMForPreTraining},
+    **{ours.__name__: ours for ours in PLAIN_CLASSES},
+}
+_MOST_NAMES = 6
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded checkpoint.
+
+    Attributes:
+        model: In fp32, in eval mode, of the class that the checkpoint's config.json names.
+        tokenizer: None if the checkpoint has none.
+        name: Name on the Hub, or the last part of the folder's path.
+        revision: Commit on the Hub; None for a folder.
+        sha256: Hash of a folder's weights, see `hash_weights`; None for the Hub, where the commit says it.
+        new: Parameters that the checkpoint lacks; they were drawn, the same in every process.
+    """
+
+    model: InfoXLMPreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    name: str
+    revision: str | None
+    sha256: str | None
+    new: tuple[str, ...]
+
+
+def load_source(
+    name_or_path: str | Path,
+    *,
+    with_objectives: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Source:
+    """Load a checkpoint of XLM-R or InfoXLM and its tokenizer; runs no code that comes with it.
+
+    Args:
+        name_or_path: Folder, or a name on the Hub.
+        with_objectives: Load a masked language model of plain XLM-R as a model of pre-training, whose
+            projection is then new.
+        revision: Branch, tag or commit on the Hub.
+        token: Hub access token; None uses the one that is stored.
+
+    Raises:
+        UsageError: If there is no such checkpoint, it is of another architecture, it is damaged, its weights
+            are not all those of its architecture, or the tokenizer does not fit.
+    """
+    _check_exists(name_or_path)
+    options = {"revision": revision or "main", "token": token}
+    config = _read_config(name_or_path, options)
+    model_class = _model_class(name_or_path, config)
+    may_be_new: tuple[str, ...] = ()
+    if with_objectives and model_class is InfoXLMForMaskedLM and config["model_type"] == "xlm-roberta":
+        model_class, may_be_new = InfoXLMForPreTraining, (PROJECTION,)
+    model, report = _load_model(name_or_path, model_class, options)
+    new = _check_keys(name_or_path, model_class, report, may_be_new)
+    folder = Path(name_or_path)
+    return Source(
+        model=model,
+        tokenizer=_load_tokenizer(name_or_path, model.config.vocab_size, options),
+        name=folder.resolve().name if folder.is_dir() else str(name_or_path),
+        revision=None if folder.is_dir() else model.config._commit_hash,
+        sha256=hash_weights(folder) if folder.is_dir() else None,
+        new=new,
+    )
+
+
+def _check_exists(name_or_path: str | Path) -> None:
+    """Refuse what can only be a path and is none: the Hub's answer to it would mislead."""
+    name = str(name_or_path)
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise UsageError(
+            f"there is no folder {name}; give a checkpoint such as out/checkpoint-500, or a Hub name."
+        )
+
+
+def _read_config(name_or_path: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of config.json, without any class of its own."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name_or_path} cannot be loaded: {error}") from error
+    return config
+
+
+def _model_class(name_or_path: str | Path, config: dict[str, Any]) -> type[InfoXLMPreTrainedModel]:
+    """Our class for the architecture that config.json names.
+
+    Raises:
+        UsageError: If it names none, or one that is not XLM-R's or ours.
+    """
+    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    if model_type not in _MODEL_TYPES:
+        raise UsageError(
+            f"{name_or_path} is of model type {model_type!r}; expected one of {', '.join(_MODEL_TYPES)}."
+        )
+    if len(architectures) != 1 or architectures[0] not in _CLASSES:
+        raise UsageError(
+            f"config.json of {name_or_path} names the architectures {architectures}; "
+            f"expected one of {', '.join(_CLASSES)}."
+        )
+    return _CLASSES[architectures[0]]
+
+
+def _load_model(
+    name_or_path: str | Path, model_class: type[InfoXLMPreTrainedModel], options: dict[str, Any]
+) -> tuple[InfoXLMPreTrainedModel, dict[str, Any]]:
+    load: Any = model_class.from_pretrained
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # what is new is the same in every process
+        try:
+            model, report = load(name_or_path, dtype=torch.float32, output_loading_info=True, **options)
+        # Any error is the file's fault: each reader of weights has kinds of its own for a damaged one.
+        except Exception as error:
+            raise UsageError(f"{name_or_path} cannot be loaded: {error}") from error
+    return model, report
+
+
+def _check_keys(
+    name_or_path: str | Path,
+    model_class: type[InfoXLMPreTrainedModel],
+    report: dict[str, Any],
+    may_be_new: tuple[str, ...],
+) -> tuple[str, ...]:
+    """Return what is new, and refuse weights that are not those of the architecture.
+
+    Raises:
+        UsageError: With the parameters that are missing, and the tensors that belong nowhere.
+    """
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if model_class is InfoXLMModel and any(name.startswith("lm_head.") for name in unexpected):
+        logger.warning("%s: config.json says it is an encoder, so its lm_head is left out.", name_or_path)
+        unexpected = [name for name in unexpected if not name.startswith("lm_head.")]
+    new = tuple(name for name in missing if name in may_be_new)
+    lacking = [name for name in missing if name not in may_be_new]
+    if lacking or unexpected:
+        raise UsageError(
+            f"the weights of {name_or_path} are not those of a {model_class.__name__}: missing "
+            f"{_some(lacking)}; unexpected {_some(unexpected)}. What is missing would be released at random; "
+            "correct the architectures in its config.json, or give a complete checkpoint."
+        )
+    return new
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names and the number of the others."""
+    shown = ", ".join(names[:_MOST_NAMES]) or "none"
+    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
+
+
+def _load_tokenizer(
+    name_or_path: str | Path, vocab_size: int, options: dict[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer, None if it has none.
+
+    Raises:
+        UsageError: If it is damaged, or has more tokens than the model's table has rows.
+    """
+    found = (
+        cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **options)
+        for file in _TOKENIZER_FILES
+    )
+    if not any(found):  # transformers would make an empty one
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, **options)
+    except Exception as error:
+        raise UsageError(f"the tokenizer of {name_or_path} cannot be loaded: {error}") from error
+    if len(tokenizer) > vocab_size:
+        raise UsageError(
+            f"the tokenizer of {name_or_path} has {len(tokenizer):,} tokens, "
+            f"the model's table {vocab_size:,}; put the tokenizer that belongs to the model beside it."
+        )
+    return tokenizer

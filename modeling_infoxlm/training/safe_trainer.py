@@ -1,0 +1,181 @@
+"""SafeTrainer: transformers' Trainer whose folders hold no pickle and whose pushes are whole releases."""
+
+import logging
+import os
+import random
+from concurrent.futures import Future
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+
+from modeling_infoxlm.hub.publish import TrainingPublisher
+from modeling_infoxlm.training.state_files import load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+TRAINING_ARGS_JSON = "training_args.json"
+OPTIMIZER_STATE = "optimizer.safetensors"
+SCHEDULER_STATE = "scheduler.safetensors"
+SCALER_STATE = "scaler.safetensors"
+
+
+class SafeTrainer(Trainer):
+    """transformers' Trainer, with two things done otherwise.
+
+    Files: arguments are JSON; optimiser, schedule and generators are safetensors. The Trainer would write
+    pickles, and upload them.
+
+    Pushes: each is one commit of a release that loads, with its card, in the format `args.hub_format`; the
+    Trainer's come in several commits, without the model's code and card. The repository holds the last whole
+    release at every moment.
+
+    Sharded and TPU runs, which the Trainer saves in ways of their own, are not supported.
+    """
+
+    # The Trainer says that they may be None; while it trains they are not.
+    optimizer: Any
+    lr_scheduler: Any
+    push_in_progress: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the model, the tokenizer and the arguments."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        self._plain_model().save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _plain_model(self) -> Any:
+        """The model without what accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            save_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_STATE)
+            save_state(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        # On the host: a GPU that holds the model may not have room for two copies of the moments.
+        self.optimizer.load_state_dict(load_state(Path(checkpoint) / OPTIMIZER_STATE))
+        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER_STATE))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.accelerator.scaler is not None and self.args.should_save:
+            save_state(self.accelerator.scaler.state_dict(), Path(output_dir) / SCALER_STATE)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint) / SCALER_STATE))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        state = {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "cpu": torch.random.get_rng_state(),
+        }
+        if self.args.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.args.device)
+        os.makedirs(output_dir, exist_ok=True)  # rank 0 may not have come so far
+        save_state(state, self._rng_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        path = self._rng_file(checkpoint)
+        if not path.is_file():  # another number of processes
+            logger.warning("%s is missing: random numbers go on otherwise than before.", path)
+            return
+        state = load_state(path)
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.random.set_rng_state(state["cpu"])
+        if self.args.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.args.device)
+
+    def _rng_file(self, folder: str) -> Path:
+        rank = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+        return Path(folder) / f"rng_state{rank}.safetensors"
+
+    # --- the Hub --------------------------------------------------------------------------------------------
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a saved checkpoint as a release, in the background; `args.hub_strategy` says what and when."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        pushing = self.push_in_progress
+        if pushing is not None and not pushing.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        beside = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }.get(HubStrategy(self.args.hub_strategy))
+        job = self._publisher.push_checkpoint(
+            Path(checkpoint_folder),
+            message=f"Training in progress, step {self.state.global_step}",
+            checkpoint_in_repo=beside,
+        )
+        if pushing is None or pushing.is_done():
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # a list, whatever its annotation says
+        else:
+            pushing.jobs.append(job)
+
+    def push_to_hub(  # type: ignore[override]  # the address, or its future, in place of the client's record
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | Future[str] | None:
+        """Push the model as it is now, with its card and all results in the output folder.
+
+        Args:
+            commit_message: Message of the commit.
+            blocking: Wait for the end of the upload.
+            token: Of the Hub; None for `args.hub_token` or the stored login.
+            revision: Branch; None for `args.hub_revision`.
+            private: Make a new repository private.
+            kwargs: Not used; `Trainer.push_to_hub` takes fields of its card here.
+
+        Returns:
+            Address of the commit, or its future; None on other ranks than 0.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        publisher = self._make_publisher(token, revision) if token or revision else self._publisher
+        job = publisher.push_checkpoint(
+            Path(str(self.args.output_dir)), message=commit_message or "End of training", tag=True
+        )
+        return job.result() if blocking else job
+
+    @cached_property
+    def _publisher(self) -> TrainingPublisher:
+        """One for the whole run: its pushes come one after the other, in their order."""
+        return self._make_publisher()
+
+    def _make_publisher(self, token: str | None = None, revision: str | None = None) -> TrainingPublisher:
+        return TrainingPublisher(
+            str(self.hub_model_id),
+            output_dir=Path(str(self.args.output_dir)),
+            format=getattr(self.args, "hub_format", "infoxlm"),
+            license=getattr(self.args, "hub_license", None),
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+        )

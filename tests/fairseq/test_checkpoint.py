@@ -1,0 +1,510 @@
+"""Checkpoints of the released code: the model computes what fairseq's formulas give, or nothing is left."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_fairseq import (
+    CONTRAST_LAYER,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    QUEUE,
+    VOCAB,
+    encoder_tensors,
+    flags,
+    half,
+    released_tensors,
+    save_masked_tokenizer,
+    write_checkpoint,
+    write_dictionary,
+)
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.fairseq.checkpoint import ConvertArguments, convert_fairseq, convert_fairseq_command
+from modeling_infoxlm.key_queue import KeyQueue
+from modeling_infoxlm.momentum import MomentumEncoder
+from modeling_infoxlm.process import USAGE, UsageError, run_main
+
+# The last sentence is shorter: its padding must change nothing.
+TOKENS = torch.tensor([[0, 7, 23, 41, 12, 2], [0, 33, 5, 18, 51, 2], [0, 55, 9, 2, 1, 1]])
+REAL = TOKENS != 1
+
+
+class Reference:
+    """fairseq's encoder in plain tensor operations and float64, from the tensors of its checkpoint."""
+
+    def __init__(self, tensors: dict[str, Tensor], start: str) -> None:
+        self.tensors = {
+            name.removeprefix(start): value.double()
+            for name, value in tensors.items()
+            if name.startswith(start)
+        }
+
+    def hidden_states(self, tokens: Tensor) -> list[Tensor]:
+        """Output of the embeddings and of every layer, each (B, L, D)."""
+        real = tokens != 1
+        positions = torch.where(real, real.cumsum(dim=1) + 1, 1)
+        words = self.tensors["sentence_encoder.embed_tokens.weight"][tokens]
+        hidden = words + self.tensors["sentence_encoder.embed_positions.weight"][positions]
+        states = [self._norm(hidden, "sentence_encoder.emb_layer_norm") * real[..., None]]
+        for layer in range(LAYERS):
+            states.append(self._layer(states[-1], f"sentence_encoder.layers.{layer}.", real))
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        features = self._norm(_gelu(self._linear(hidden, "lm_head.dense")), "lm_head.layer_norm")
+        return features @ self.tensors["lm_head.weight"].T + self.tensors["lm_head.bias"]
+
+    def _layer(self, hidden: Tensor, at: str, real: Tensor) -> Tensor:
+        query, key, value = (self._heads(hidden, at, number) for number in range(3))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(HIDDEN // HEADS)
+        weights = scores.masked_fill(~real[:, None, None, :], -math.inf).softmax(dim=-1)
+        context = (weights @ value).transpose(1, 2).reshape(hidden.shape)
+        hidden = hidden + self._linear(context, f"{at}self_attn.out_proj")
+        hidden = self._norm(hidden, f"{at}self_attn_layer_norm")
+        inner = _gelu(self._linear(hidden, f"{at}fc1"))
+        return self._norm(hidden + self._linear(inner, f"{at}fc2"), f"{at}final_layer_norm")
+
+    def _heads(self, hidden: Tensor, at: str, number: int) -> Tensor:
+        fused = f"{at}self_attn.in_proj_weight" in self.tensors
+        name = f"{at}self_attn." + ("in_proj_" if fused else f"{'qkv'[number]}_proj.")
+        rows = slice(HIDDEN * number, HIDDEN * (number + 1)) if fused else slice(None)
+        values = hidden @ self.tensors[f"{name}weight"][rows].T + self.tensors[f"{name}bias"][rows]
+        return values.reshape(*hidden.shape[:2], HEADS, -1).transpose(1, 2)
+
+    def _linear(self, hidden: Tensor, name: str) -> Tensor:
+        return hidden @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]
+
+    def _norm(self, hidden: Tensor, name: str) -> Tensor:
+        spread = hidden - hidden.mean(dim=-1, keepdim=True)
+        scaled = spread / (spread.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
+
+
+def _gelu(values: Tensor) -> Tensor:
+    return values * 0.5 * (1 + torch.erf(values / math.sqrt(2)))
+
+
+def convert(tmp_path: Path, tensors: dict[str, Tensor], args: Any = None, **options: Any) -> Path:
+    checkpoint = write_checkpoint(tmp_path / "model.pt", tensors, args)
+    convert_fairseq(ConvertArguments(str(checkpoint), str(tmp_path / "model"), **options))
+    return tmp_path / "model"
+
+
+def load(folder: Path) -> InfoXLMForPreTraining:
+    model, report = InfoXLMForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_computes(model: InfoXLMForPreTraining, reference: Reference) -> list[Tensor]:
+    """Compare hidden states of every layer and logits, in float64; returns the reference's states."""
+    model.double()  # 12 layers of rounding in float32 come to 1e-5
+    expected = reference.hidden_states(TOKENS)
+    found = model.roberta(TOKENS, REAL.long(), output_hidden_states=True).hidden_states
+    assert len(found) == LAYERS + 1
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours[REAL], theirs[REAL], rtol=0, atol=1e-9)
+    logits = model.lm_head(found[-1])[REAL]
+    torch.testing.assert_close(logits, reference.logits(expected[-1])[REAL], rtol=0, atol=1e-9)
+    assert logits.std() > 0.5 and found[CONTRAST_LAYER][:, 0].std() > 0.1
+    return expected
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "split"])
+@pytest.mark.parametrize("in_half", [True, False], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("use", ["fast", "slow"])
+def test_the_model_computes_what_fairseq_does(tmp_path: Path, fused: bool, in_half: bool, use: str) -> None:
+    tensors = released_tensors(fused=fused)
+    tensors = half(tensors) if in_half else tensors
+    folder = convert(tmp_path, tensors, use=use)
+    model = load(folder)
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    states = assert_computes(model, Reference(tensors, f"model_{use}.decoder."))
+    expected = states[CONTRAST_LAYER][:, 0] @ tensors[f"proj_matrix_{use}"][0].double()
+    with torch.no_grad():
+        vectors = model.roberta(TOKENS, REAL.long(), output_hidden_states=True).hidden_states[
+            model.xlco_layer
+        ]
+        projected = model.objectives["xlco"].project(vectors[:, 0])
+    torch.testing.assert_close(projected, expected, rtol=0, atol=1e-9)
+
+
+def test_momentum_encoder_and_queue_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    tensors = half(released_tensors(enqueued=7))
+    folder = convert(tmp_path, tensors)
+    model, state = load(folder), load_file(folder / "momentum_state.safetensors")
+    assert {value.dtype for name, value in state.items() if name.startswith("momentum.")} == {torch.float32}
+    encoder, queue = MomentumEncoder(model), KeyQueue(QUEUE, HIDDEN)
+    before = encoder.projection.weight.clone()
+    for part, reader in (("momentum.", encoder), ("queue.", queue)):
+        own = {name.removeprefix(part): state[name] for name in state if name.startswith(part)}
+        reader.load_state_dict(own)
+    assert not torch.equal(encoder.projection.weight, before)
+    keys = encoder.encode({"input_ids": TOKENS[REAL], "lengths": REAL.sum(dim=1).tolist()})
+    slow = Reference(tensors, "model_slow.decoder.").hidden_states(TOKENS)[CONTRAST_LAYER][:, 0]
+    expected = slow @ tensors["proj_matrix_slow"][0].double()
+    torch.testing.assert_close(keys.double(), expected, rtol=0, atol=1e-5)
+    assert (queue.cursor, queue.num_filled) == (7, 7)
+    assert torch.equal(queue.negatives(), tensors["queue"][:7].float())
+    assert not queue.keys[7:].any()  # random numbers in the released code
+
+
+def test_a_queue_that_went_round_is_full(tmp_path: Path) -> None:
+    tensors = released_tensors(enqueued=2 * QUEUE + 3)
+    state = load_file(convert(tmp_path, tensors) / "momentum_state.safetensors")
+    assert (int(state["queue.cursor"]), int(state["queue.num_filled"])) == (3, QUEUE)
+    assert torch.equal(state["queue.keys"], tensors["queue"])
+
+
+def test_without_projection_the_vectors_are_contrasted_as_they_are(tmp_path: Path) -> None:
+    tensors = released_tensors(projection=False)
+    model = load(convert(tmp_path, tensors, flags(use_proj=False)))
+    assert model.config.xlco_use_projection is False
+    assert_computes(model, Reference(tensors, "model_fast.decoder."))
+
+
+@pytest.mark.parametrize("start", ["decoder.", "encoder."])
+def test_a_single_roberta_has_neither_projection_nor_momentum_state(tmp_path: Path, start: str) -> None:
+    tensors = encoder_tensors(4, fused=False, start=start)
+    named = {name.replace("emb_layer_norm", "layernorm_embedding"): value for name, value in tensors.items()}
+    folder = convert(tmp_path, named if start == "encoder." else tensors, flags(use_proj=False))
+    assert not (folder / "momentum_state.safetensors").exists()
+    assert load(folder).config.xlco_use_projection is False
+    assert_computes(load(folder), Reference(tensors, start))
+
+
+def test_weights_are_stored_in_the_type_asked_for_and_keys_in_fp32(tmp_path: Path) -> None:
+    folder = convert(tmp_path, released_tensors(), dtype="bfloat16")
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    state = load_file(folder / "momentum_state.safetensors")
+    assert state["momentum.projection.weight"].dtype == torch.float32
+
+
+# --- configuration and record -------------------------------------------------------------------------------
+
+
+def test_the_configuration_comes_from_tensors_and_flags(tmp_path: Path) -> None:
+    config = load(convert(tmp_path, released_tensors(), flags(xlco_layer=5))).config
+    shape = (config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings)
+    assert shape == (LAYERS, HEADS, 34)
+    assert (config.xlco_layer, config.xlco_temperature) == (5, 0.2)
+    assert (config.hidden_dropout_prob, config.pad_token_id, config.vocab_size) == (0.0, 1, VOCAB)
+
+
+def test_without_flags_heads_of_64_values_are_assumed_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"model": released_tensors()}, path)
+    lines = convert_fairseq(ConvertArguments(str(path), str(tmp_path / "model")))
+    assert any("encoder_attention_heads is not stored: 1 of 64 values are assumed" in line for line in lines)
+    config = load(tmp_path / "model").config
+    assert (config.num_attention_heads, config.xlco_layer) == (1, 8)
+
+
+def test_the_record_says_what_was_converted_and_what_was_not(tmp_path: Path) -> None:
+    tensors = released_tensors()
+    folder = convert(tmp_path, {**tensors, "q_linear.weight": torch.zeros(2)}, ignore_unknown=True)
+    record = json.loads((folder / "conversion.json").read_text())
+    assert record["source"]["file"] == "model.pt" and len(record["source"]["sha256"]) == 64
+    assert record["num_tensors"] == 1 + sum(name.startswith("model_fast.") for name in tensors)
+    left_out = record["left_out"]
+    assert left_out["entries"] == ["extra_state", "last_optimizer_state", "optimizer_history"]
+    assert left_out["unknown_tensors"] == ["q_linear.weight"]
+    assert "model_slow.lm_head.bias" in left_out["tensors"]
+    assert "model_slow.layers.8.fc1.weight" in left_out["tensors"]
+    assert "model_slow.layers.7.fc1.weight" not in left_out["tensors"]
+    assert record["settings"]["xlco_momentum"] == "constant,0.9999"
+    assert "data" not in record["settings"]  # a path of someone's machine
+
+
+# --- files that are not safe or not whole -------------------------------------------------------------------
+
+
+class Trap:
+    """Stored as a call that makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def refuse(tmp_path: Path, checkpoint: Path, **options: Any) -> str:
+    """The one line of a refusal that leaves nothing behind."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError) as caught:
+        convert_fairseq(ConvertArguments(str(checkpoint), str(tmp_path / "model"), **options))
+    assert sorted(tmp_path.iterdir()) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("where", ["args", "extra_state", "model"])
+def test_a_callable_in_the_file_is_named_and_never_called(tmp_path: Path, where: str, zipped: bool) -> None:
+    trap = tmp_path / "was_run"
+    content: dict[str, Any] = {"args": flags(), "model": released_tensors()}
+    content[where] = Trap(trap)
+    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    message = refuse(tmp_path, tmp_path / "model.pt")
+    assert not trap.exists()
+    assert "mkdir" in message and "Nothing in it was run" in message
+    call, arguments = Trap(trap).__reduce__()  # the trap is a real one
+    call(*arguments)
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_meters_of_a_training_checkpoint_are_read_past(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    """fairseq's Trainer stores objects of its own in every checkpoint, in torch's older layout."""
+    module = ModuleType("fairseq.meters")
+    names = ("AverageMeter", "TimeMeter")
+    meters = {name: type(name, (), {"__module__": "fairseq.meters"}) for name in names}
+    for name, kind in meters.items():
+        setattr(module, name, kind)
+    content = {"args": flags(), "model": half(released_tensors())}
+    objects = {name: kind() for name, kind in meters.items()}
+    objects["AverageMeter"].avg = 3.5
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fairseq", ModuleType("fairseq"))
+        patch.setitem(sys.modules, "fairseq.meters", module)
+        torch.save(
+            {**content, "extra_state": {"train_meters": objects}},
+            tmp_path / "model.pt",
+            _use_new_zipfile_serialization=zipped,
+        )
+    convert_fairseq(ConvertArguments(str(tmp_path / "model.pt"), str(tmp_path / "model")))
+    assert_computes(load(tmp_path / "model"), Reference(content["model"], "model_fast.decoder."))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, share: float, zipped: bool) -> None:
+    whole = tmp_path / "model.pt"
+    torch.save({"args": flags(), "model": released_tensors()}, whole, _use_new_zipfile_serialization=zipped)
+    content = whole.read_bytes()
+    whole.write_bytes(content[: int(share * len(content))])
+    assert "cut short, damaged or of another kind" in refuse(tmp_path, whole)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save(released_tensors(), tmp_path / "a.pt")
+    assert "entry `model`" in refuse(tmp_path, tmp_path / "a.pt")
+    torch.save({"model": {"queue": 3}}, tmp_path / "b.pt")
+    assert "'queue' of `model` is no tensor" in refuse(tmp_path, tmp_path / "b.pt")
+    torch.save({"model": {}, "args": {"a": 1}}, tmp_path / "c.pt")
+    assert "found a dict" in refuse(tmp_path, tmp_path / "c.pt")
+    assert "is not a file" in refuse(tmp_path, tmp_path / "missing.pt")
+
+
+def _set(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], None]:
+    return lambda tensors: tensors.__setitem__(name, value)
+
+
+def _remove(start: str) -> Callable[[dict[str, Tensor]], None]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(start)]:
+            del tensors[name]
+
+    return change
+
+
+FAST, SLOW = "model_fast.decoder.", "model_slow.decoder."
+DAMAGES = {
+    "wrong shape": (
+        _set(f"{FAST}sentence_encoder.layers.3.fc2.weight", torch.zeros(HIDDEN, 7)),
+        r"layers.3.fc2.weight of model_fast is (24, 7)",
+    ),
+    "whole numbers": (
+        _set(f"{FAST}lm_head.bias", torch.zeros(VOCAB, dtype=torch.long)),
+        "lm_head.bias of model_fast is (60,) torch.int64",
+    ),
+    "a fused tensor of two": (
+        _set(f"{FAST}sentence_encoder.layers.3.self_attn.in_proj_weight", torch.zeros(2 * HIDDEN, HIDDEN)),
+        "expected (24, 24) floating",
+    ),
+    "fused and split": (
+        _set(f"{SLOW}sentence_encoder.layers.3.self_attn.k_proj.bias", torch.zeros(HIDDEN)),
+        "layers.3.self_attn.k_proj.bias twice",
+    ),
+    "a missing tensor": (
+        _remove(f"{SLOW}sentence_encoder.layers.0.fc1.bias"),
+        "model_slow has no layers.0.fc1.bias",
+    ),
+    "a missing layer": (
+        _remove(f"{FAST}sentence_encoder.layers.5."),
+        "are not numbered from 0",
+    ),
+    "another depth": (
+        _set(f"{SLOW}sentence_encoder.layers.12.fc1.bias", torch.zeros(96)),
+        "model_slow has layers.12.fc1.bias, beyond",
+    ),
+    "no embeddings": (_remove(f"{FAST}sentence_encoder.embed_tokens.weight"), "missing: embed_tokens.weight"),
+    "a table of one dimension": (
+        _set(f"{FAST}sentence_encoder.embed_positions.weight", torch.zeros(34)),
+        "embed_positions.weight is (34,); expected two dimensions",
+    ),
+    "untied": (_set(f"{FAST}lm_head.weight", torch.ones(VOCAB, HIDDEN)), "is not its word embeddings"),
+    "an unknown tensor": (
+        _set(f"{FAST}classification_heads.mnli.dense.weight", torch.zeros(2)),
+        "belong to no encoder known here: model_fast.decoder.classification_heads.mnli.dense.weight",
+    ),
+    "a name that a terminal acts on": (_set("\x1b[2Jx", torch.zeros(2)), r"\x1b[2Jx"),
+    "half a projection": (_remove("proj_matrix_slow"), "projection of model_fast alone"),
+    "a projection of another size": (_set("proj_matrix_fast", torch.zeros(2, HIDDEN, HIDDEN)), "(2, 24, 24)"),
+    "no queue": (_remove("queue"), "has no queue, queue_ptr;"),
+    "a queue of other vectors": (_set("queue", torch.zeros(QUEUE, 7)), "expected (keys, 24)"),
+    "a cursor behind the queue": (_set("queue_ptr", torch.tensor([QUEUE])), "do not fit a queue of 10"),
+    "a cursor in the middle": (_set("queue_ptr", torch.tensor([2])), "do not fit a queue of 10"),
+    "a count of two": (_set("enqueue_cnt", torch.tensor([1, 2])), "expected one whole number"),
+    "terabytes in four bytes": (_set("queue", torch.zeros(1).expand(10**6, 10**6)), "plain dense tensor"),
+    "no values": (_set("queue", torch.zeros(QUEUE, HIDDEN, device="meta")), "plain dense tensor"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, damage: str) -> None:
+    change, expected = DAMAGES[damage]
+    tensors = released_tensors()
+    change(tensors)
+    message = refuse(tmp_path, write_checkpoint(tmp_path / "model.pt", tensors))
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"encoder_layers": 6}, "encoder_layers 6, its tensors 12"),
+        ({"max_positions": 512}, "max_positions 512, its tensors 32"),
+        ({"activation_fn": "relu"}, "only gelu"),
+        ({"encoder_attention_heads": 5}, "5 attention heads do not divide"),
+        ({"encoder_attention_heads": "12"}, "'12' attention heads"),
+        ({"xlco_layer": 13}, "the layer of the contrast is 13; give --xlco_layer, from 1 to 12"),
+        ({"xlco_softmax_tau": 0}, "xlco_softmax_tau is 0"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(tmp_path: Path, changed: dict[str, Any], expected: str) -> None:
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors(), flags(**changed))
+    assert expected in refuse(tmp_path, path)
+
+
+def test_a_projection_that_the_flags_promise_must_be_there(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors(projection=False))
+    assert "no proj_matrix_fast" in refuse(tmp_path, path)
+
+
+def test_the_slow_encoder_of_a_single_roberta_is_refused(tmp_path: Path) -> None:
+    tensors = encoder_tensors(4, fused=True, start="decoder.")
+    path = write_checkpoint(tmp_path / "model.pt", tensors, flags(use_proj=False))
+    assert "no momentum copy" in refuse(tmp_path, path, use="slow")
+
+
+# --- vocabulary ---------------------------------------------------------------------------------------------
+
+
+def test_a_dictionary_in_the_tokenizer_s_order_passes(tmp_path: Path) -> None:
+    dictionary = write_dictionary(tmp_path / "dict.txt")
+    tokenizer = save_masked_tokenizer(tmp_path / "tokenizer")
+    folder = convert(tmp_path, released_tensors(), dict=str(dictionary), tokenizer_name=str(tokenizer))
+    assert AutoTokenizer.from_pretrained(folder).mask_token_id == VOCAB - 1
+    assert json.loads((folder / "conversion.json").read_text())["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([4, 5, 7, 6, *range(8, 59)], "id 6 is 'w7' in the dictionary (60 symbols) but 'w6' in tokenizer"),
+        ([*range(4, 58)], "id 58 is '<mask>' in the dictionary (59 symbols) but 'w58' in tokenizer"),
+        ([*range(4, 60)], "61 ids with <mask>"),
+        ([4, 5, 5], "line 3: 'w5' comes twice"),
+    ],
+)
+def test_a_dictionary_in_another_order_is_refused(tmp_path: Path, pieces: list[int], expected: str) -> None:
+    dictionary = write_dictionary(tmp_path / "dict.txt", [f"w{i}" for i in pieces])
+    tokenizer = save_masked_tokenizer(tmp_path / "tokenizer")
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
+    assert expected in refuse(tmp_path, path, dict=str(dictionary), tokenizer_name=str(tokenizer))
+
+
+def test_rows_of_padding_are_said(tmp_path: Path) -> None:
+    dictionary = write_dictionary(tmp_path / "dict.txt", [f"w{i}" for i in range(4, 55)])
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
+    lines = convert_fairseq(ConvertArguments(str(path), str(tmp_path / "model"), dict=str(dictionary)))
+    assert any("4 rows of the embeddings are padding" in line for line in lines)
+
+
+@pytest.mark.parametrize("content", [b"w4\n", b"w4 many\n", b"w4 1\n\n", b"\xff 1\n"])
+def test_a_dictionary_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "dict.txt").write_bytes(content)
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
+    message = refuse(tmp_path, path, dict=str(tmp_path / "dict.txt"))
+    assert "expected PIECE COUNT" in message or "not valid UTF-8 at byte 0" in message
+
+
+def test_a_tokenizer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
+    with pytest.raises(UsageError, match="tokenizer .*empty cannot be used"):
+        convert_fairseq(
+            ConvertArguments(str(path), str(tmp_path / "model"), tokenizer_name=str(tmp_path / "empty"))
+        )
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
+    assert run_main(convert_fairseq_command, [str(path), str(tmp_path / "model")]) == 0
+    printed = capsys.readouterr().out
+    assert "12 layers of 24" in printed and "with projection; contrast at layer 8, temperature 0.2" in printed
+    assert "queue of 10 keys, 7 of them filled" in printed
+    assert "left out, entries (3): extra_state, last_optimizer_state, optimizer_history" in printed
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.pt").write_bytes(b"no checkpoint")
+    assert run_main(convert_fairseq_command, [str(tmp_path / "model.pt"), str(tmp_path / "model")]) == USAGE
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert run_main(convert_fairseq_command, [str(tmp_path / "model.pt")]) == USAGE
+    assert not (tmp_path / "model").exists()
+
+
+def test_only_an_earlier_conversion_is_replaced(tmp_path: Path) -> None:
+    folder = convert(tmp_path, released_tensors())
+    first = (folder / "model.safetensors").read_bytes()
+    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
+    assert "is not empty" in refuse(tmp_path, path)
+    convert(tmp_path, released_tensors(), use="slow", overwrite_output_dir=True)
+    assert (folder / "model.safetensors").read_bytes() != first
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "model.pt"]
+    (folder / "conversion.json").unlink()
+    assert "did not write it" in refuse(tmp_path, path, overwrite_output_dir=True)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_refused_conversion_leaves_an_earlier_one_alone(tmp_path: Path) -> None:
+    folder = convert(tmp_path, released_tensors())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "model.pt").write_bytes(b"")
+    refuse(tmp_path, tmp_path / "model.pt", overwrite_output_dir=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

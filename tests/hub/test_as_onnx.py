@@ -1,0 +1,261 @@
+"""ONNX folders: open batch size and length, the numbers of torch, and nothing released that differs."""
+
+import importlib.util
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_heads import CLASSES, save_checkpoint, trained_model
+from transformers import AutoTokenizer
+
+from modeling_infoxlm.hub import as_onnx
+from modeling_infoxlm.hub.as_onnx import example_batch, save_as_onnx
+from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
+from modeling_infoxlm.process import UsageError
+
+FILES = {"config.json", "export.json", "model.onnx", "model.onnx.data"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+# By kind of checkpoint: the layer it is cut at, and the outputs.
+EXPORTED: dict[str, tuple[int | None, list[str]]] = {
+    "Model": (None, ["last_hidden_state"]),
+    "ForPreTraining": (2, ["last_hidden_state"]),
+    "ForMaskedLM": (0, ["last_hidden_state"]),
+    "ForSequenceClassification": (None, ["logits"]),
+    "ForTokenClassification": (None, ["logits"]),
+    "ForQuestionAnswering": (None, ["start_logits", "end_logits"]),
+    "ForMultipleChoice": (None, ["logits"]),
+}
+SLOW = ("Model", "ForTokenClassification")  # tracing each takes seconds, and these are as others
+FAST = tuple(name for name in EXPORTED if name not in SLOW)
+LENGTHS = ([6], [1], [5, 5, 5], [3, 17, 2, 8, 1], [9, 2], [510])
+
+
+def has_packages() -> bool:
+    return all(importlib.util.find_spec(name) for name in as_onnx.PACKAGES)
+
+
+needs_onnx = pytest.mark.skipif(not has_packages(), reason="needs the extra `onnx`")
+
+
+class Releases:
+    """Releases by kind of checkpoint; each takes seconds to trace, so it is made when a test needs it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __getitem__(self, name: str) -> Path:
+        folder = self.root / name
+        if not folder.exists():
+            export(self.checkpoint(name), folder, format="onnx", layer=EXPORTED[name][0])
+        return folder
+
+    def checkpoint(self, name: str) -> Path:
+        return save_checkpoint(self.root / "checkpoints" / name, name)
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    return Releases(tmp_path_factory.mktemp("onnx"))
+
+
+def run(folder: Path, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    inputs = {given.name: batch[given.name].numpy() for given in session.get_inputs()}
+    found = session.run(names, inputs)
+    return dict(zip(names, map(torch.from_numpy, found), strict=True))
+
+
+@torch.no_grad()
+def expected(name: str, layer: int | None, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By our own class."""
+    model = trained_model(name)
+    if EXPORTED[name][1] == ["last_hidden_state"]:
+        hidden = model.base_model(**batch, output_hidden_states=True).hidden_states
+        return {"last_hidden_state": hidden[-1 if layer is None else layer]}
+    return dict(model(**batch))
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_release_gives_torchs_numbers_for_every_shape(releases: Releases, name: str) -> None:
+    layer, outputs = EXPORTED[name]
+    for lengths in LENGTHS:
+        batch = example_batch(trained_model(name), lengths)
+        found, by_torch = run(releases[name], batch), expected(name, layer, batch)
+        assert list(found) == outputs
+        for output, value in found.items():
+            torch.testing.assert_close(value, by_torch[output], rtol=0, atol=1e-4)
+    assert all(value.std() > 0.01 for value in found.values())
+    check_files(releases[name], outputs == ["last_hidden_state"], name)
+
+
+def check_files(folder: Path, is_encoder: bool, name: str) -> None:
+    """Graph, weights, configuration and tokenizer, and nothing of this machine."""
+    assert {path.name for path in folder.iterdir()} == {*FILES, *TOKENIZER, RELEASE_FILE}
+    for path in folder.iterdir():
+        assert str(folder.parent).encode() not in path.read_bytes(), path.name
+    config = json.loads((folder / "config.json").read_text())
+    architecture = "XLMRobertaModel" if is_encoder else f"XLMRoberta{name}"
+    assert (config["model_type"], config["architectures"]) == ("xlm-roberta", [architecture])
+    record = read_record(folder)
+    assert record is not None and (record.architecture, record.layer) == (architecture, EXPORTED[name][0])
+    assert AutoTokenizer.from_pretrained(folder)("w9 w7")["input_ids"] == [0, 9, 7, 2]
+
+
+@needs_onnx
+def test_padding_changes_nothing(releases: Releases) -> None:
+    batch = example_batch(trained_model("ForPreTraining"), [7])
+    padded = {
+        "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 6), value=1),
+        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 6)),
+    }
+    short, long = (run(releases["ForPreTraining"], one)["last_hidden_state"] for one in (batch, padded))
+    torch.testing.assert_close(long[:, :7], short, rtol=0, atol=1e-5)
+
+
+@needs_onnx
+def test_layers_above_are_cut_off(releases: Releases) -> None:
+    layers, embeddings = (
+        (releases[name] / "model.onnx.data").stat().st_size for name in ("ForPreTraining", "ForMaskedLM")
+    )
+    one_layer = 4 * (4 * 16 * 16 + 2 * 16 * 32)  # bytes of its matrices
+    assert 2 * one_layer <= layers - embeddings < 3 * one_layer
+
+
+@needs_onnx
+def test_transformers_loads_it_by_its_own_means(releases: Releases) -> None:
+    from transformers.exporters import ExportedModel
+
+    batch = example_batch(trained_model("ForSequenceClassification"), [5, 3])
+    found = ExportedModel.from_pretrained(releases["ForSequenceClassification"], device="cpu")(**batch)
+    by_torch = expected("ForSequenceClassification", None, batch)
+    torch.testing.assert_close(found.logits, by_torch["logits"], rtol=0, atol=1e-4)
+
+
+def export_from(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
+    """Take the files of a release instead of tracing anew; the list receives the models that are exported."""
+    models: list[Any] = []
+
+    def copy_files(model: Any, target: Path) -> None:
+        models.append(model)
+        for name in FILES:
+            shutil.copyfile(folder / name, target / name)
+
+    monkeypatch.setattr(as_onnx, "_export", copy_files)
+    return models
+
+
+@needs_onnx
+def test_command(
+    releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = tmp_path / "release"
+    export_from(monkeypatch, releases["ForPreTraining"])
+    checkpoint = releases.checkpoint("ForPreTraining")
+    export_command([str(checkpoint), "--output_dir", str(release), "--format", "onnx", "--layer", "2"])
+    assert capsys.readouterr().out == (
+        f"{release}: XLMRobertaModel as ONNX, equal to torch's to 1e-4; onnxruntime loads model.onnx.\n"
+    )
+    record = read_record(release)
+    assert record is not None and (record.layer, record.pooling) == (2, None)
+
+
+@needs_onnx
+def test_export_is_quiet(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = trained_model("ForQuestionAnswering", num_hidden_layers=1, xlco_layer=1)
+    save_as_onnx(model, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+# ---------------------------------------------------------------------------- what is not released
+
+
+@needs_onnx
+@pytest.mark.parametrize("error", [2e-4, float("nan")])
+def test_graph_that_differs_from_torch_is_not_released(
+    releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
+    """The weights that torch has are not those of the graph."""
+    export_from(monkeypatch, releases["ForPreTraining"])
+    model = trained_model("ForPreTraining")
+    with torch.no_grad():
+        model.roberta.encoder.layer[1].output.LayerNorm.bias[0] += error
+    model.save_pretrained(tmp_path / "checkpoint")
+    message = "the ONNX graph differs from torch by (2.0e-04|nan), more than 1e-04"
+    with pytest.raises(RuntimeError, match=message):
+        export(tmp_path / "checkpoint", tmp_path / "release", format="onnx", layer=2)
+    with pytest.raises(RuntimeError, match=message):
+        save_as_onnx(model, tmp_path / "direct", layer=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "direct"]
+    assert not list((tmp_path / "direct").iterdir())
+
+
+@needs_onnx
+def test_fine_tuned_model_that_is_cut_loses_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none").mkdir()
+    for name in FILES:
+        (tmp_path / "none" / name).touch()
+    models = export_from(monkeypatch, tmp_path / "none")
+    monkeypatch.setattr(as_onnx, "_check", lambda *given: None)
+    for layer in (1, None):
+        save_as_onnx(trained_model("ForSequenceClassification"), tmp_path / str(layer), layer=layer)
+    assert [type(model).__name__ for model in models] == [
+        "XLMRobertaModel",
+        "XLMRobertaForSequenceClassification",
+    ]
+    assert [model.config.num_hidden_layers for model in models] == [1, 3]
+
+
+@pytest.mark.parametrize("absent", [("onnxruntime",), ("onnx", "onnxscript", "onnxruntime")])
+def test_missing_packages_give_the_command_that_installs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: tuple[str, ...]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    find_spec = importlib.util.find_spec
+    present = set(as_onnx.PACKAGES) - set(absent)
+    known = {**dict.fromkeys(absent), **dict.fromkeys(present, "a package")}
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *own: known[name] if name in known else find_spec(name, *own),
+    )
+    message = rf"^ONNX needs {', '.join(absent)}: pip install 'modeling-infoxlm\[onnx\]'$"
+    with pytest.raises(UsageError, match=message):
+        export(checkpoint, tmp_path / "release", format="onnx")
+    with pytest.raises(UsageError, match=message):
+        save_as_onnx(trained_model("ForMaskedLM"), tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+@needs_onnx
+def test_layer_that_is_not_there(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    with pytest.raises(UsageError, match="layer is 4 but the model has 3 layers"):
+        export(checkpoint, tmp_path / "release", format="onnx", layer=4)
+    assert not (tmp_path / "release").exists()
+
+
+# ---------------------------------------------------------------------------- the batches of the comparison
+
+
+def test_example_batch_is_padded_and_has_no_padding_id_inside() -> None:
+    assert set(EXPORTED) == set(CLASSES)
+    batch = example_batch(trained_model("Model"), [3, 1, 5])
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+    assert torch.equal(batch["input_ids"] != 1, batch["attention_mask"].bool())
+    assert int(batch["input_ids"].max()) < 60 and len(batch["input_ids"].unique()) == 10
+
+
+def test_example_batch_of_choices_has_different_choices() -> None:
+    batch = example_batch(trained_model("ForMultipleChoice"), [4, 2])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 3, 4)
+    assert batch["attention_mask"].sum(dim=-1).tolist() == [[4, 4, 4], [2, 2, 2]]
+    assert not torch.equal(batch["input_ids"][0, 0], batch["input_ids"][0, 1])

@@ -1,0 +1,232 @@
+"""sentence-transformers folders: cut at the sentence layer, with the vectors of `sentence_vectors`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_encoder import word_tokenizer
+from tiny_heads import CLASSES, save_checkpoint, trained_model
+from tiny_run import tiny_model
+from transformers import XLMRobertaModel
+
+from modeling_infoxlm.hub.as_sentence_transformer import save_as_sentence_transformer
+from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
+from modeling_infoxlm.process import UsageError
+
+TEXTS = ["w9 w7 w23", "w41", "w5 w6 w7 w8 w9 w10 w11 w12", "w30 w31 w32", "w50 w4"]
+FILES = {
+    "1_Pooling/config.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+# In a process where importing our package fails: what SentenceTransformer makes of the folders.
+ENCODE = """
+import json, sys
+sys.modules["modeling_infoxlm"] = None
+import torch
+from sentence_transformers import SentenceTransformer
+folders, texts, result = sys.argv[1:]
+found = {}
+for name, folder in json.loads(folders).items():
+    model = SentenceTransformer(folder, device="cpu")
+    found[name] = {
+        "vectors": model.encode(json.loads(texts), convert_to_tensor=True, batch_size=3).float(),
+        "layers": len(model[0].model.encoder.layer),
+        "pooler": model[0].model.pooler is not None,
+        "similarity": model.similarity_fn_name,
+        "modules": [type(module).__name__ for module in model],
+        "length": model.max_seq_length,
+        "dtype": str(model[0].model.dtype),
+        "long": model.encode([" ".join(["w9"] * 500)], convert_to_tensor=True).float(),
+    }
+torch.save(found, result)
+"""
+# What is exported: the checkpoint's class, and the options.
+RELEASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("ForPreTraining", {}),
+    "cls": ("ForPreTraining", {"layer": 1, "pooling": "cls"}),
+    "last": ("ForMaskedLM", {"layer": 3}),
+    "embeddings": ("Model", {"layer": 0}),
+    "normalized": ("ForSequenceClassification", {"layer": 2, "normalize": True}),
+    "sharded": ("ForPreTraining", {"layer": 2, "pooling": "mean", "max_shard_size": "4KB"}),
+    "bfloat16": ("ForPreTraining", {"layer": 2, "dtype": "bfloat16"}),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("releases")
+    for name, (kind, options) in RELEASES.items():
+        checkpoint = save_checkpoint(root / "checkpoints" / kind, kind, max_position_embeddings=42)
+        export(checkpoint, root / name, format="sentence-transformers", **options)
+    return root
+
+
+@pytest.fixture(scope="module")
+def loaded(root: Path) -> dict[str, dict[str, Any]]:
+    """What SentenceTransformer makes of every release."""
+    pytest.importorskip("sentence_transformers")
+    folders = json.dumps({name: str(root / name) for name in RELEASES})
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", ENCODE, folders, json.dumps(TEXTS), str(root / "result.pt")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=root)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, dict[str, Any]] = torch.load(root / "result.pt", weights_only=True)
+    found["log"] = {"text": result.stderr}
+    return found
+
+
+def sentence_vectors(name: str) -> torch.Tensor:
+    """Vectors by our own model, one text at a time, so without padding."""
+    kind, options = RELEASES[name]
+    model = trained_model(kind, max_position_embeddings=42).base_model
+    ids = [torch.tensor([word_tokenizer()(text)["input_ids"]]) for text in TEXTS]
+    chosen = {"layer": options.get("layer"), "pooling": options.get("pooling", "mean")}
+    with torch.no_grad():
+        return torch.cat([model.sentence_vectors(one, **chosen) for one in ids])
+
+
+@pytest.mark.parametrize("name", ["default", "cls", "last", "embeddings", "sharded"])
+def test_vectors_are_those_of_sentence_vectors(loaded: dict[str, dict[str, Any]], name: str) -> None:
+    expected = sentence_vectors(name)
+    torch.testing.assert_close(loaded[name]["vectors"], expected, rtol=0, atol=1e-6)
+    assert expected.std(dim=0).min() > 0.01  # the texts do differ
+
+
+def test_normalized_vectors_have_the_same_direction_and_length_1(loaded: dict[str, dict[str, Any]]) -> None:
+    expected = torch.nn.functional.normalize(sentence_vectors("normalized"), dim=-1)
+    torch.testing.assert_close(loaded["normalized"]["vectors"], expected, rtol=0, atol=1e-6)
+    assert loaded["normalized"]["modules"] == ["Transformer", "Pooling", "Normalize"]
+    assert loaded["default"]["modules"] == ["Transformer", "Pooling"]
+
+
+def test_half_precision_is_loaded_as_such(loaded: dict[str, dict[str, Any]]) -> None:
+    assert loaded["bfloat16"]["dtype"] == "torch.bfloat16"
+    torch.testing.assert_close(
+        loaded["bfloat16"]["vectors"], sentence_vectors("bfloat16"), rtol=0.05, atol=0.05
+    )
+
+
+@pytest.mark.parametrize(("name", "layers"), [("default", 2), ("cls", 1), ("last", 3), ("embeddings", 0)])
+def test_layers_above_are_cut_off(
+    root: Path, loaded: dict[str, dict[str, Any]], name: str, layers: int
+) -> None:
+    assert loaded[name]["layers"] == layers and not loaded[name]["pooler"]
+    stored = {key.split(".")[2] for key in load_file(root / name / "model.safetensors") if "layer." in key}
+    assert stored == {str(number) for number in range(layers)}
+    assert json.loads((root / name / "config.json").read_text())["num_hidden_layers"] == layers
+
+
+def test_settings_are_read(loaded: dict[str, dict[str, Any]]) -> None:
+    for name in RELEASES:
+        assert loaded[name]["similarity"] == "cosine"
+        assert loaded[name]["length"] == 40  # positions of XLM-R begin after the padding id
+        assert loaded[name]["long"].isfinite().all()
+
+
+def test_nothing_is_missing_when_it_is_loaded(loaded: dict[str, dict[str, Any]]) -> None:
+    log = loaded["log"]["text"]
+    assert "MISSING" not in log and "UNEXPECTED" not in log and "deprecat" not in log.lower()
+
+
+def test_cut_encoder_is_bit_equal_to_transformers_own_layers(root: Path) -> None:
+    whole = trained_model("ForPreTraining", max_position_embeddings=42)
+    cut = XLMRobertaModel.from_pretrained(root / "default", add_pooling_layer=False)
+    inputs = word_tokenizer()(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = whole.roberta(**inputs, output_hidden_states=True).hidden_states
+        assert torch.equal(cut(**inputs).last_hidden_state, hidden[2])
+    assert not torch.equal(hidden[2], hidden[3])
+
+
+def test_release_holds_the_encoder_and_no_code_or_head(root: Path) -> None:
+    for name in ("default", "normalized"):
+        found = {path.relative_to(root / name).as_posix() for path in (root / name).rglob("*.*")}
+        assert found == {*FILES, RELEASE_FILE}
+        keys = load_file(root / name / "model.safetensors").keys()
+        assert all(key.startswith(("embeddings.", "encoder.")) for key in keys)
+        config = json.loads((root / name / "config.json").read_text())
+        assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaModel"])
+        assert "id2label" not in config
+
+
+def test_record_names_layer_and_pooling(root: Path) -> None:
+    record = read_record(root / "default")
+    assert record is not None
+    assert (record.layer, record.pooling, record.normalize) == (2, "mean", False)
+    assert record.architecture == "XLMRobertaModel"
+    stored = load_file(root / "default" / "model.safetensors").values()
+    assert record.num_parameters == sum(value.numel() for value in stored)
+    normalized = read_record(root / "normalized")
+    assert normalized is not None and normalized.normalize
+    assert len(list((root / "sharded").glob("*.safetensors"))) > 2
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_has_an_encoder_to_release(tmp_path: Path, name: str) -> None:
+    model = trained_model(name)
+    encoder = save_as_sentence_transformer(model, tmp_path, tokenizer=word_tokenizer(), layer=1)
+    assert torch.equal(
+        encoder.encoder.layer[0].output.dense.weight, model.base_model.encoder.layer[0].output.dense.weight
+    )
+
+
+def test_default_layer_is_that_of_the_contrast(tmp_path: Path) -> None:
+    encoder = save_as_sentence_transformer(
+        tiny_model(num_hidden_layers=12, xlco_layer=None), tmp_path, tokenizer=word_tokenizer()
+    )
+    assert encoder.config.num_hidden_layers == 8
+
+
+# ---------------------------------------------------------------------------- what cannot be
+
+
+def test_layers_and_poolings_that_are_not_there(tmp_path: Path) -> None:
+    model, tokenizer, folder = tiny_model(), word_tokenizer(), tmp_path / "release"
+    for layer in (4, -1):
+        message = f"layer is {layer} but the model has 3 layers; give one from 0 [(]embeddings[)] to 3"
+        with pytest.raises(UsageError, match=message):
+            save_as_sentence_transformer(model, folder, tokenizer=tokenizer, layer=layer)
+    with pytest.raises(UsageError, match="pooling must be one of .*'cls', 'mean'.*, found 'max'"):
+        save_as_sentence_transformer(model, folder, tokenizer=tokenizer, pooling="max")
+    assert not folder.exists()
+
+
+def test_depth_without_a_default_needs_a_layer(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "ours", "ForMaskedLM")
+    export(checkpoint, tmp_path / "plain")
+    with pytest.raises(UsageError, match="xlco_layer has no default for a model of 3 layers.*by --layer"):
+        export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers")
+    record = export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers", layer=2)
+    assert (record.layer, record.source) == (2, "plain")
+
+
+def test_checkpoint_without_a_tokenizer(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", with_tokenizer=False)
+    with pytest.raises(UsageError, match="checkpoint has no tokenizer, which sentence-transformers needs"):
+        export(checkpoint, tmp_path / "release", format="sentence-transformers", layer=2)
+    assert not (tmp_path / "release").exists()
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, release = save_checkpoint(tmp_path / "checkpoint", "ForPreTraining"), tmp_path / "release"
+    options = "--format sentence-transformers --layer 1 --pooling cls --normalize true".split()
+    export_command([str(checkpoint), "--output_dir", str(release), *options])
+    assert capsys.readouterr().out == (
+        f"{release}: cls of 1 layers; SentenceTransformer('{release}') loads it without this package.\n"
+    )
+    record = read_record(release)
+    assert record is not None and (record.layer, record.pooling, record.normalize) == (1, "cls", True)

@@ -1,0 +1,178 @@
+"""Cards: each word comes from a file of the release, and each snippet runs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hub.finished_run import save_finished_run, save_tiny_model, write_result_file
+from hub.server import LoopbackHub
+from huggingface_hub import HfApi, ModelCard, constants, metadata_load
+
+from modeling_infoxlm.hub.card import MARKER, build_card
+from modeling_infoxlm.hub.export import FORMATS, export, read_record
+from modeling_infoxlm.hub.publish import push_release
+from modeling_infoxlm.hub.release import build_release
+from modeling_infoxlm.hub.retries import RetriedApi
+from modeling_infoxlm.modeling_infoxlm import (
+    InfoXLMForPreTraining,
+    InfoXLMForQuestionAnswering,
+    InfoXLMForSequenceClassification,
+)
+
+REPO = "org/infoxlm-demo"
+EXPECTED = Path(__file__).with_name("expected_card.md")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_finished_run(tmp_path_factory.mktemp("card") / "out")
+
+
+def card_of(release: Path) -> str:
+    return (release / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_demo_run_is_as_expected(run: Path, tmp_path: Path) -> None:
+    result = write_result_file(tmp_path / "xnli_results.json", run)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "sentence_map.png").write_bytes(b"picture")
+    release = tmp_path / "release"
+    build_release(run, release, repo_id=REPO, results=[result, tmp_path / "given"], license="apache-2.0")
+    record = read_record(release)
+    assert record is not None and record.source_sha256 is not None
+    found = card_of(release).replace(record.source_sha256, "SHA256 OF THE WEIGHTS")
+    assert found == EXPECTED.read_text(encoding="utf-8")
+
+
+def test_every_number_stands_in_a_file_of_the_release(run: Path, tmp_path: Path) -> None:
+    """Numbers of the body, rounded as they are shown; those of the snippets are no results."""
+    result = write_result_file(tmp_path / "xnli_results.json", run)
+    build_release(run, tmp_path / "release", repo_id=REPO, results=[result])
+    body = re.sub(r"```.*?```", "", card_of(tmp_path / "release").split("---\n", 2)[2], flags=re.DOTALL)
+    files = [path.read_text() for path in (tmp_path / "release").rglob("*.json")]
+    known = {float(text) for file in files for text in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", file)}
+    shown = re.findall(r"(?<![\w.:/-])\d[\d,]*\.?\d*(?:e[-+]\d+)?(?![\w:/])", body)
+    for text in shown:
+        value, digits = float(text.replace(",", "")), len(text.partition(".")[2])
+        scales = (1, 100, 1 / 3600)
+        assert any(
+            abs(number * scale - value) <= 0.5000001 * 10**-digits for number in known for scale in scales
+        ) or (
+            value in (1, 95) or "e" in text  # top-1, 95 % intervals; rounded to three digits
+        ), text
+
+
+def test_the_validator_of_the_client_accepts_each_card(
+    hub: LoopbackHub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    result = write_result_file(tmp_path / "xnli_results.json", run)
+    for form in FORMATS:
+        build_release(run, tmp_path / form, repo_id=REPO, format=form, results=[result], license="mit")
+        ModelCard.load(tmp_path / form / "README.md").validate()
+        metadata = metadata_load(tmp_path / form / "README.md")
+        assert metadata["license"] == "mit" and metadata["language"][:2] == ["multilingual", "de"]
+        (index,) = metadata["model-index"]
+        assert [entry["dataset"]["config"] for entry in index["results"]] == ["en", "sw"]
+    found = {form: metadata_load(tmp_path / form / "README.md") for form in FORMATS}
+    assert {form: metadata["pipeline_tag"] for form, metadata in found.items()} == {
+        "xlm-roberta": "fill-mask",
+        "infoxlm": "fill-mask",
+        "sentence-transformers": "sentence-similarity",
+        "onnx": "feature-extraction",
+    }
+    assert found["sentence-transformers"]["library_name"] == "sentence-transformers"
+
+
+def test_without_records_the_card_claims_nothing(tmp_path: Path) -> None:
+    build_release(save_tiny_model(tmp_path / "bare"), tmp_path / "release", repo_id=REPO)
+    card = card_of(tmp_path / "release")
+    assert "How it was trained is not recorded here." in card and "Nothing was measured." in card
+    assert "model-index" not in card and "base_model" not in card and "license" not in card
+
+
+def test_a_part_of_a_test_set_is_marked_and_kept_from_the_index(run: Path, tmp_path: Path) -> None:
+    part = {"en": {"accuracy": {"value": 84.25, "low": 83.0, "high": 85.0, "count": 100}}}
+    result = write_result_file(tmp_path / "xnli_results.json", run, scores=part)
+    build_release(run, tmp_path / "release", repo_id=REPO, results=[result])
+    card = card_of(tmp_path / "release")
+    assert "Not a whole public test set" in card and "84.2" in card
+    assert "model-index" not in card and not (tmp_path / "release" / ".eval_results").exists()
+
+
+def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "exported")
+    (tmp_path / "exported" / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    build_release(tmp_path / "exported", tmp_path / "release", repo_id=REPO)
+    assert card_of(tmp_path / "release").endswith("Mine.\n")
+    (tmp_path / "exported" / "README.md").write_text(f"old {MARKER}")
+    build_release(tmp_path / "exported", tmp_path / "again", repo_id=REPO)
+    assert "## How to use it" in card_of(tmp_path / "again")
+    assert (tmp_path / "exported" / "README.md").read_text() == f"old {MARKER}"
+
+
+def test_a_base_model_is_named_if_it_is_one_of_the_hub(run: Path, tmp_path: Path) -> None:
+    build_release(run, tmp_path / "release", repo_id=REPO)
+    path = tmp_path / "release" / "training.json"
+    training = json.loads(path.read_text())
+    path.write_text(json.dumps({**training, "base_model": "org/base", "starts_from": "base"}))
+    card = build_card(tmp_path / "release", REPO)
+    metadata = yaml.safe_load(card.data.to_yaml())
+    assert (metadata["base_model"], metadata["base_model_relation"]) == ("org/base", "finetune")
+    assert "started from `org/base` and further pre-trained on 10 languages" in card.text
+
+
+# ---------------------------------------------------------------------------- snippets
+
+# Each snippet as a user would paste it, where our package cannot be imported.
+RUN_SNIPPETS = """
+import json, os, sys
+sys.modules["modeling_infoxlm"] = None
+os.chdir(sys.argv[1])
+for name, code in json.load(open("snippets.json")).items():
+    try:
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    except BaseException as error:
+        sys.exit(f"{name}: {type(error).__name__}: {error}")
+    print("done:", name)
+"""
+
+
+def heads(folder: Path, run: Path) -> dict[str, Path]:
+    """Folders of fine-tuned models beside the run."""
+    model = InfoXLMForPreTraining.from_pretrained(run)
+    made = {}
+    for name, head in (("xnli", InfoXLMForSequenceClassification), ("mlqa", InfoXLMForQuestionAnswering)):
+        made[name] = folder / name
+        for path in run.glob("tokenizer*"):
+            made[name].mkdir(parents=True, exist_ok=True)
+            (made[name] / path.name).write_bytes(path.read_bytes())
+        head(model.config).save_pretrained(made[name])
+    return made
+
+
+def test_each_snippet_of_each_card_runs(hub: LoopbackHub, run: Path, tmp_path: Path) -> None:
+    sources = {form: (run, form) for form in FORMATS}
+    sources |= {name: (folder, "xlm-roberta") for name, folder in heads(tmp_path, run).items()}
+    snippets = {}
+    for name, (source, form) in sources.items():
+        repo_id, release = f"org/{name}", tmp_path / "releases" / name
+        build_release(source, release, repo_id=repo_id, format=form)  # type: ignore[arg-type]
+        push_release(release, repo_id, api=RetriedApi(HfApi(endpoint=hub.endpoint, token=hub.token)))
+        blocks = re.findall(r"### (.*?)\n\n```python\n(.*?)```", card_of(release), flags=re.DOTALL)
+        snippets |= {f"{name}: {heading}": code for heading, code in blocks}
+    assert len(snippets) == 10  # three each of the encoders with a head for words, one each of the others
+    (tmp_path / "snippets.json").write_text(json.dumps(snippets))
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_SNIPPETS, str(tmp_path)],
+        env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("done:") == len(snippets)

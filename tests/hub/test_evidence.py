@@ -1,0 +1,133 @@
+"""Evidence: numbers enter a release as files, of this very model, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hub.finished_run import save_finished_run, write_result_file
+from huggingface_hub import parse_eval_result_entries
+
+from modeling_infoxlm.hub.evidence import add_evidence, describe_training, leaderboard_entries
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import hash_weights, read_result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_finished_run(tmp_path_factory.mktemp("evidence") / "out")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    return folder
+
+
+def test_results_figures_and_the_training_come_along(run: Path, release: Path, tmp_path: Path) -> None:
+    result = write_result_file(tmp_path / "given" / "xnli_results.json", run)
+    (tmp_path / "given" / "xnli.png").write_bytes(b"picture")
+    add_evidence(run, release, repo_id="org/name", results=[tmp_path / "given"])
+    names = {path.relative_to(release).as_posix() for path in release.rglob("*") if path.is_file()}
+    assert names == {
+        "training.json",
+        "results/xnli_results.json",
+        ".eval_results/xnli.yaml",
+        "figures/xnli.png",
+    }
+    assert (release / "results/xnli_results.json").read_bytes() == result.read_bytes()
+
+
+def test_the_hub_reads_the_leaderboard_file(run: Path, release: Path, tmp_path: Path) -> None:
+    result = write_result_file(tmp_path / "xnli_results.json", run)
+    add_evidence(run, release, repo_id="org/name", results=[result])
+    entries = parse_eval_result_entries(yaml.safe_load((release / ".eval_results/xnli.yaml").read_text()))
+    found = [(entry.dataset_id, entry.task_id, entry.value) for entry in entries]
+    assert found == [("facebook/xnli", "en", 84.25), ("facebook/xnli", "sw", 61.5)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": {"en": {"accuracy": {"value": 84.0, "low": 83.0, "high": 85.0, "count": 2490}}}},
+        {"scores": {"en-sw": {"accuracy": {"value": 84.0, "low": 83.0, "high": 85.0, "count": 5010}}}},
+        {"dataset": {"name": "xnli-dev", "files": {}, "revision": None, "sha256": None}},
+        {"dataset": {"name": "my own", "files": {}, "revision": None, "sha256": None}},
+    ],
+)
+def test_only_whole_test_sets_go_to_a_leaderboard(
+    run: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    whole = read_result(write_result_file(tmp_path / "whole.json", run))
+    assert leaderboard_entries(whole)
+    assert leaderboard_entries(read_result(write_result_file(tmp_path / "part.json", run, **changes))) == []
+
+
+def test_results_of_another_model_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
+    other = {"name_or_path": "other", "revision": None, "sha256": "0" * 64}
+    path = write_result_file(tmp_path / "xnli_results.json", run, model=other)
+    with pytest.raises(UsageError, match="measured on 'other'"):
+        add_evidence(run, release, repo_id="org/name", results=[path])
+    add_evidence(run, release, repo_id="other", results=[path])  # it was measured after an earlier push
+
+
+def test_results_of_earlier_weights_in_the_folder_are_refused_too(run: Path, release: Path) -> None:
+    other = {"name_or_path": "out", "revision": None, "sha256": "0" * 64}
+    path = write_result_file(run / "tatoeba_results.json", run, model=other)
+    with pytest.raises(UsageError, match=r"tatoeba_results\.json was measured on 'out'"):
+        add_evidence(run, release, repo_id="org/name")
+    path.unlink()
+
+
+def test_results_of_a_fine_tuned_model_name_the_encoder(run: Path, release: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (tuned / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes() + b" ")
+    record = json.loads((run / "run.json").read_text())
+    record["identity"] = {
+        "model": {"name_or_path": "out", "sha256": hash_weights(run)},
+        "learning_rate": 1e-5,
+    }
+    (tuned / "run.json").write_text(json.dumps(record))
+    write_result_file(tuned / "xnli_results.json", run)
+    add_evidence(tuned, release, repo_id="org/name")
+    assert (release / "results" / "xnli_results.json").is_file()
+    assert json.loads((release / "training.json").read_text())["starts_from"] == "out"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "no result file"), ("no json", "no JSON file"), (None, "there is no")]
+)
+def test_what_is_no_result_is_refused(
+    run: Path, release: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x_results.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        add_evidence(run, release, repo_id="org/name", results=[tmp_path / "x_results.json"])
+
+
+def test_two_results_of_a_task_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
+    paths = [write_result_file(tmp_path / name / "xnli_results.json", run) for name in ("a", "b")]
+    with pytest.raises(UsageError, match="one of two result files of the task 'xnli'"):
+        add_evidence(run, release, repo_id="org/name", results=paths)
+
+
+def test_no_path_of_the_machine_is_told(run: Path) -> None:
+    training = describe_training(run, run)
+    assert training["pairs"]["en-de"]["sentences"] > 1000 and training["languages"]["de"]["share"] > 0
+    assert training["compute"]["steps"] == 240 and training["compute"]["seconds"] > 0
+    assert training["heldout"]["retrieval/mean"] > 0.5
+    text = json.dumps(training)
+    assert "/examples" not in text and "demo_output" not in text
+
+
+def test_a_checkpoint_is_told_apart_from_the_end(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoint-120"
+    checkpoint.mkdir(exist_ok=True)
+    state = {"global_step": 120, "num_input_tokens_seen": 7, "total_flos": 9.0, "log_history": []}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    training = describe_training(run, checkpoint)
+    assert not training["finished"] and training["heldout"] == {}
+    assert (training["compute"]["steps"], training["compute"]["seconds"]) == (120, None)

@@ -1,0 +1,124 @@
+"""Pushing while training: at every moment the Hub holds a model that loads, with its card."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub.server import LoopbackHub
+from huggingface_hub import metadata_load
+from safetensors.torch import load_file
+from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+REPO = "org/run"
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    text = write_pairs(tmp_path / "en-xx.tsv", sentence_pairs(40))
+    own = "--mono_from_bitext true --save_steps 20 --push_to_hub true --hub_strategy every_save".split()
+    files = ["--bitext_files", str(text), "--output_dir", str(tmp_path / "out"), "--hub_model_id", REPO]
+    shape = [*TINY_MODEL, *TINY_DATA, *TINY_RUN]
+    return [sys.executable, "run_pretraining.py", *files, *shape, *own]
+
+
+def environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
+    return hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+
+
+def commits_of_models(hub: LoopbackHub) -> Iterator[dict[str, bytes]]:
+    """Files of each commit but the Hub's own first one."""
+    if hub.exists(REPO):
+        yield from (commit.files for commit in hub.commits(REPO)[:-1])
+
+
+def check_release(files: dict[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "XLMRobertaForMaskedLM" and not report["missing_keys"]
+    assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
+    assert metadata_load(folder / "README.md")["language"] == ["multilingual", "en", "xx"]
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_a_run_killed_after_its_second_save_leaves_a_model_on_the_hub(
+    hub: LoopbackHub, command: list[str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*command, "--max_steps", "100000"],
+        cwd=ROOT,
+        env=environment(hub, tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while process.poll() is None and len(list(commits_of_models(hub))) < 2:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.communicate()[1] is not None and process.returncode == -signal.SIGKILL
+    for number, files in enumerate(commits_of_models(hub)):
+        check_release(files, tmp_path / str(number))
+    assert b"a checkpoint of a training that had not ended" in hub.files(REPO)["README.md"]
+
+    result = subprocess.run(
+        [*command, "--max_steps", "20", "--overwrite_output_dir", "true"],
+        cwd=ROOT,
+        env=environment(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    check_release(hub.files(REPO), tmp_path / "last")
+    assert hub.tags(REPO) == {"v1": hub.branches(REPO)["main"]}
+    assert b"had not ended" not in hub.files(REPO)["README.md"]
+    assert not list((tmp_path / "out").glob(".pushing/*"))
+    weights = load_file(tmp_path / "last" / "model.safetensors")
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(weights) <= set(trained)
+
+
+def test_with_the_checkpoint_strategy_all_that_resumption_needs_is_there(
+    hub: LoopbackHub, command: list[str], tmp_path: Path
+) -> None:
+    own = ["--max_steps", "20", "--hub_strategy", "checkpoint", "--hub_format", "infoxlm"]
+    result = subprocess.run(
+        [*command, *own],
+        cwd=ROOT,
+        env=environment(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-20").iterdir()}
+    pushed = next(files for files in commits_of_models(hub) if "last-checkpoint/config.json" in files)
+    beside = {
+        name.removeprefix("last-checkpoint/"): content
+        for name, content in pushed.items()
+        if name.startswith("last-checkpoint/")
+    }
+    assert beside == saved and "momentum_state.safetensors" in saved
+    for name, content in hub.files(REPO).items():
+        (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "got" / name).write_bytes(content)
+    assert type(AutoModel.from_pretrained(tmp_path / "got")).__name__ == "InfoXLMModel"
+
+
+def test_a_hub_that_refuses_is_told_before_the_first_step(
+    hub: LoopbackHub, command: list[str], tmp_path: Path
+) -> None:
+    read_only = environment(hub, tmp_path) | {"HF_TOKEN": hub.read_token}
+    result = subprocess.run(
+        [*command, "--max_steps", "20"], cwd=ROOT, env=read_only, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "out" / "checkpoint-20").exists()

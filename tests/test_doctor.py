@@ -1,0 +1,391 @@
+"""The doctor: what is in order is said to be, each damage is found by the check that is meant for it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hub.server import Fault, LoopbackHub
+from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file, save_file
+from tiny_encoder import word_tokenizer
+from tiny_run import tiny_model
+from tiny_text import sentence_pairs, write_pairs
+from transformers import AutoTokenizer, BertConfig, XLMRobertaConfig, XLMRobertaModel
+
+from modeling_infoxlm import doctor
+from modeling_infoxlm.data.sources import parse_bitext_sources
+from modeling_infoxlm.data.train_tokenizer import train_tokenizer
+from modeling_infoxlm.doctor import check_attention, check_disk, check_login, doctor_command
+from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.checkup import Finding, check_checkpoint
+from modeling_infoxlm.process import run_main
+
+CARD = "---\nlicense: mit\nlanguage: [en, xx]\nbase_model: org/base\n---\n# Title\n"
+CHECKS = ["pickles", "weights", "card", "config", "code", "tokenizer", "keys", "vectors"]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain release with nothing wrong; not to be changed."""
+    folder = tmp_path_factory.mktemp("release")
+    text = write_pairs(folder / "text" / "en-xx.tsv", sentence_pairs(20))
+    tokenizer = train_tokenizer(parse_bitext_sources([str(text)]), folder / "tokenizer", vocab_size=60)
+    save_as_xlm_roberta(tiny_model(), folder / "model", tokenizer=tokenizer)
+    (folder / "model" / "README.md").write_text(CARD, encoding="utf-8")
+    return folder / "model"
+
+
+@pytest.fixture
+def folder(release: Path, tmp_path: Path) -> Path:
+    """A copy of it to be damaged."""
+    return Path(shutil.copytree(release, tmp_path / "copy"))
+
+
+def examine(folder: Path) -> dict[str, Finding]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return {finding.check: finding for finding in check_checkpoint(folder, names)}
+
+
+def levels(folder: Path) -> dict[str, str]:
+    return {check: finding.level for check, finding in examine(folder).items()}
+
+
+def edit_json(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+# What is in order.
+
+
+def test_a_release_with_nothing_wrong_passes(release: Path) -> None:
+    findings = examine(release)
+    assert list(findings) == CHECKS
+    assert {finding.level for finding in findings.values()} == {"ok"}, findings
+    assert "XLMRobertaForMaskedLM" in findings["keys"].text and "60 tokens" in findings["tokenizer"].text
+
+
+def test_a_folder_with_its_code_and_split_weights_passes(release: Path, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="10KB")
+    AutoTokenizer.from_pretrained(release).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text(CARD)
+    findings = examine(tmp_path)
+    assert {finding.level for finding in findings.values()} == {"ok"}, findings
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert "8 classes" in findings["code"].text and "InfoXLMForPreTraining" in findings["keys"].text
+
+
+def test_an_encoder_without_the_untrained_pooler_passes(folder: Path) -> None:
+    config = XLMRobertaConfig.from_pretrained(folder)
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    finding = examine(folder)["keys"]
+    assert (finding.level, finding.text) == ("ok", "all of XLMRobertaModel, and no others")
+
+
+# What is not: the change, the check that must find it, and what it must say.
+
+Damage = Callable[[Path], object]
+
+
+def cut_off(folder: Path, share: float) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: int(len(content) * share)])
+
+
+def write(name: str, text: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+    return damage
+
+
+def remove(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+def configure(**fields: object) -> Damage:
+    return lambda folder: edit_json(folder / "config.json", **fields)
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    return lambda folder: edit_weights(folder, change)
+
+
+def index_of(part: str) -> str:
+    return json.dumps({"weight_map": {"roberta.a": part}})
+
+
+def code(text: str, reference: str = "model_code.Model") -> Damage:
+    def damage(folder: Path) -> None:
+        edit_json(folder / "config.json", auto_map={"AutoModel": reference})
+        (folder / "model_code.py").write_text(text)
+
+    return damage
+
+
+EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
+DAMAGES: dict[str, tuple[Damage, str, str]] = {
+    "pickle": (write("training_args.bin", "x"), "pickles", "training_args.bin"),
+    "pickle below": (write("sub/model.PTH", "x"), "pickles", "sub/model.PTH"),
+    "cut off": (lambda folder: cut_off(folder, 0.9), "weights", "bytes, its header promises"),
+    "header cut off": (lambda folder: cut_off(folder, 0.001), "weights", "header is cut off"),
+    "no safetensors": (write(WEIGHTS, "12345678{}"), "weights", "no safetensors file"),
+    "no weights": (remove(WEIGHTS), "weights", "there is no model.safetensors"),
+    "part missing": (write(f"{WEIGHTS}.index.json", index_of("b.safetensors")), "weights", "b.safe"),
+    "part outside": (write(f"{WEIGHTS}.index.json", index_of("../b")), "weights", "'../b'"),
+    "part without": (write(f"{WEIGHTS}.index.json", index_of(WEIGHTS)), "weights", "not hold roberta"),
+    "index broken": (write(f"{WEIGHTS}.index.json", "[]"), "weights", "cannot be read"),
+    "no card": (remove("README.md"), "card", "there is no README.md"),
+    "no metadata": (write("README.md", "# Title\n"), "card", "no metadata"),
+    "bad YAML": (write("README.md", "---\na: [\n---\n"), "card", "cannot be read"),
+    "no as a language": (write("README.md", "---\nlanguage: [en, no]\n---\n"), "card", "language"),
+    "local base": (write("README.md", "---\nbase_model: /home/me/x\n---\n"), "card", "'/home/me/x'"),
+    "bad index": (write("README.md", "---\nmodel-index: [{results: 3}]\n---\n"), "card", "cannot be read"),
+    "no config": (remove("config.json"), "config", "cannot be loaded"),
+    "bad config": (write("config.json", "{"), "config", "cannot be loaded"),
+    "other type": (lambda folder: BertConfig().save_pretrained(folder), "config", "'bert'"),
+    "no code": (configure(auto_map={"AutoModel": "none.Model"}), "code", "none.py is missing"),
+    "no class": (code("class Other: pass"), "code", "has no class Model"),
+    "no import": (code("from .other import x\nclass Model: pass"), "code", "other.py is missing"),
+    "no Python": (code("class Model("), "code", "model_code.py is missing or no Python"),
+    "foreign code": (code("", "org/evil--model_code.Model"), "code", "no class of this folder"),
+    "code elsewhere": (code("", "../model_code.Model"), "code", "no class of this folder"),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer", "put the model's tokenizer"),
+    "bad tokenizer": (write("tokenizer.json", "{"), "tokenizer", "cannot be loaded"),
+    "other padding": (configure(pad_token_id=5), "tokenizer", "pad_token_id is 1, the model's 5"),
+    "no mask": (lambda folder: word_tokenizer().save_pretrained(folder), "tokenizer", "no mask token"),
+    "missing": (
+        weights(lambda tensors: tensors.pop("lm_head.dense.weight")),
+        "keys",
+        "missing: lm_head.dense.weight; unexpected: none",
+    ),
+    "unexpected": (
+        weights(lambda tensors: tensors.update(extra=torch.zeros(2))),
+        "keys",
+        "missing: none; unexpected: extra",
+    ),
+    "no architecture": (configure(architectures=["pipeline"]), "keys", "['pipeline']"),
+    "NaN": (weights(lambda tensors: tensors[EMBEDDINGS][9].fill_(torch.nan)), "vectors", "NaN or infinite"),
+    "collapsed": (weights(lambda tensors: tensors[EMBEDDINGS].fill_(0.0)), "vectors", "has collapsed"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damage_is_found_by_its_check(folder: Path, name: str) -> None:
+    damage, check, text = DAMAGES[name]
+    damage(folder)
+    findings = examine(folder)
+    assert findings[check].level == "fail" and text in findings[check].text
+    assert [line for line in findings if findings[line].level == "fail"] == [check], findings
+    assert not any("\n" in finding.text for finding in findings.values())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_found(folder: Path) -> None:
+    save_as_xlm_roberta(tiny_model(vocab_size=50), folder)
+    finding = examine(folder)["tokenizer"]
+    assert finding.level == "fail" and "ids go up to 59, the model's table has 50 rows" in finding.text
+
+
+def test_a_tokenizer_that_cuts_too_late_is_warned_about(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", model_max_length=100_000)
+    finding = examine(folder)["tokenizer"]
+    assert finding.level == "warn" and "set model_max_length to 512" in finding.text
+
+
+def test_what_cannot_be_read_is_not_read_further(folder: Path) -> None:
+    cut_off(folder, 0.9)
+    assert not {"keys", "vectors"} & set(levels(folder))
+    (folder / "config.json").unlink()
+    assert list(levels(folder)) == CHECKS[:4]
+
+
+def test_an_onnx_release_has_no_vectors_to_check(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model.onnx")
+    found = levels(folder)
+    assert found["weights"] == "warn" and "fail" not in found.values() and "vectors" not in found
+
+
+def test_nothing_of_a_checkpoint_is_run(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    code(f"open({str(mark)!r}, 'w')\nclass Model: pass")(folder)
+    assert levels(folder)["code"] == "ok" and not mark.exists()
+
+
+# The machine.
+
+
+@pytest.fixture
+def login(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    return hub
+
+
+def test_the_login_is_told_without_the_token(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token, role in ((login.token, "write"), (login.read_token, "read")):
+        monkeypatch.setenv("HF_TOKEN", token)
+        finding = check_login()
+        assert finding == Finding("login", "ok", f"tester at {login.endpoint}, token that may {role}")
+
+
+def test_without_a_token_the_hub_is_not_asked(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    finding = check_login()
+    assert finding.level == "warn" and "not logged in" in finding.text and login.requests == []
+
+
+def test_a_token_that_is_not_accepted_fails(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = "hf_" + "x" * 20
+    monkeypatch.setenv("HF_TOKEN", wrong)
+    finding = check_login()
+    assert finding.level == "fail" and "does not accept" in finding.text and wrong not in finding.text
+
+
+@pytest.mark.parametrize("kind", ["status", "drop"])
+def test_a_hub_in_trouble_is_no_failure_of_ours(login: LoopbackHub, kind: str) -> None:
+    login.inject(Fault(method="GET", path="whoami", kind=kind, status=503))
+    finding = check_login()
+    assert finding.level == "warn" and login.pending_faults == 0
+    assert ("503" if kind == "status" else "was not reached") in finding.text
+
+
+def test_offline_mode_is_respected(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in check_login().text and login.requests == []
+
+
+def test_packed_attention_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    finding = check_attention(device, torch.float32)
+    assert finding.level == "ok" and "batched products" in finding.text
+    wrong = lambda *args, **options: lambda query, *rest, **more: query * 2  # noqa: E731
+    monkeypatch.setattr(doctor, "plan_attention", wrong)
+    assert check_attention(device, torch.float32).level == "fail"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch finds none")
+def test_flash_attention_is_tried_on_a_gpu() -> None:
+    finding = check_attention(torch.device("cuda"), torch.bfloat16)
+    assert finding.level == "ok" and "flash attention" in finding.text
+
+
+def test_little_room_on_the_disk_is_warned_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    for free, level in ((10**9, "warn"), (10**12, "ok")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        assert check_disk("here", tmp_path / "not" / "yet").level == level
+
+
+# The command.
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes a second or changes the settings of the process."""
+    monkeypatch.setattr(doctor, "configure_process", lambda: None)
+    monkeypatch.setattr(doctor, "matmul_peak", lambda device, dtype: 1.5e12)
+
+
+def test_the_command_prints_one_line_a_check(
+    login: LoopbackHub, quick: None, release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(doctor_command, [str(release)]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[-len(CHECKS) :]] == CHECKS
+    assert all(re.match(r"(ok  |warn)  [a-z]", line) for line in lines)
+    assert last == f"{len(lines)} checks, none failed."
+    assert "matmul     1.5 TFLOP/s" in "\n".join(lines) and "transformers 5" in lines[0]
+    assert login.token not in "\n".join(lines)
+
+
+def test_a_failed_check_gives_status_1_and_one_line(
+    login: LoopbackHub, quick: None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "optimizer.pt").write_text("x")
+    (folder / "README.md").unlink()
+    (folder / "checkpoint-4").mkdir()
+    (folder / "checkpoint-4" / "scheduler.pt").write_text("x")
+    assert run_main(doctor_command, [str(folder)]) == 1
+    captured = capsys.readouterr()
+    failed = [line for line in captured.out.splitlines() if line.startswith("fail")]
+    assert [line.split()[1] for line in failed] == ["pickles", "card"] and "scheduler" not in captured.out
+    assert re.fullmatch(r"error: 2 of \d+ checks failed\.\n", captured.err)
+
+
+def test_without_a_checkpoint_the_machine_alone_is_examined(
+    login: LoopbackHub, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(doctor_command, []) == 0
+    checks = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert checks == ["versions", "device", "attention", "matmul", "disk", "disk", "login"]
+
+
+@pytest.mark.parametrize("name", ["./none", "/none", "a/b/c", __file__])
+def test_a_folder_that_is_not_there_is_a_usage_error(
+    login: LoopbackHub, quick: None, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(doctor_command, [name]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("drop", ""), ("status", "503")])
+def test_a_hub_that_cannot_be_reached_is_a_failure_in_one_line(
+    login: LoopbackHub, quick: None, kind: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    login.inject(Fault(method="GET", path="/api/models/", kind=kind, status=503))
+    assert run_main(doctor_command, ["org/name"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: org/name cannot be fetched from {login.endpoint}") and reason in error
+    assert error.count("\n") == 1 and login.pending_faults == 0
+
+
+EXAMINE = """
+import sys
+from modeling_infoxlm.doctor import doctor_command
+from modeling_infoxlm.process import run_main
+for name in sys.argv[1:]:
+    print(name, run_main(doctor_command, name.split()), flush=True)
+"""
+
+
+def test_a_repository_on_the_hub_is_examined_without_its_pickles(
+    hub: LoopbackHub, folder: Path, tmp_path: Path
+) -> None:
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("org/name", private=True)
+    api.upload_folder(repo_id="org/name", folder_path=folder)
+    api.create_tag("org/name", tag="good")
+    api.upload_file(repo_id="org/name", path_or_fileobj=b"\0bad", path_in_repo="optimizer.pt")
+    hub.requests.clear()
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMINE, "org/name --model_revision good", "org/name", "org/none"],
+        env=hub.environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "org/name --model_revision good 0" in done.stdout, done.stdout
+    assert "org/name 1" in done.stdout and "optimizer.pt: a pickle" in done.stdout
+    assert "org/none 2" in done.stdout and "has no org/none at main" in done.stderr
+    assert hub.token not in done.stdout + done.stderr and "tester at" in done.stdout
+    assert not any("optimizer.pt" in line for line in hub.requests)
+    assert any(f"resolve/{hub.tags('org/name')['good']}/config.json" in line for line in hub.requests)

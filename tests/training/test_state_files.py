@@ -1,0 +1,107 @@
+"""State in safetensors: what is saved comes back, to the bit and to the type."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from modeling_infoxlm.training.state_files import load_state, save_state
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+TREES = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return bool(one == other)
+
+
+@given(tree=TREES)
+def test_plain_values_come_back(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
+    path = tmp_path_factory.mktemp("state") / "state.safetensors"
+    save_state(tree, path)
+    assert same(load_state(path), tree)
+
+
+def test_tensors_and_arrays_keep_type_and_bits(tmp_path: Path) -> None:
+    state = {
+        0: {"step": torch.tensor(3.0), "mean": torch.randn(4, 3).t()},  # not contiguous
+        "half": torch.randn(5).bfloat16(),
+        "random": np.random.default_rng(0).integers(0, 2**32, 7, dtype=np.uint32),
+        "none": torch.zeros(0),
+        "infinite": math.inf,
+    }
+    save_state(state, tmp_path / "x.safetensors")
+    assert same(load_state(tmp_path / "x.safetensors"), state)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adagrad", "NAdam"])
+def test_an_optimiser_goes_on_as_if_it_had_never_stopped(tmp_path: Path, name: str) -> None:
+    def step(weight: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        weight.pow(3).sum().backward()
+        optimizer.step()
+
+    def start(values: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(values.clone())
+        return weight, getattr(torch.optim, name)([weight], lr=0.1)
+
+    torch.manual_seed(0)
+    weight, optimizer = start(torch.randn(6))
+    for _ in range(3):
+        step(weight, optimizer)
+    save_state(optimizer.state_dict(), tmp_path / "o.safetensors")
+    other, resumed = start(weight.detach())
+    resumed.load_state_dict(load_state(tmp_path / "o.safetensors"))
+    for _ in range(3):
+        step(weight, optimizer)
+        step(other, resumed)
+    assert torch.equal(weight, other)
+
+
+def test_generators_come_back(tmp_path: Path) -> None:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    drawn = random.random(), np.random.rand(), torch.rand(1)
+    save_state(state, tmp_path / "r.safetensors")
+    loaded = load_state(tmp_path / "r.safetensors")
+    random.setstate(loaded["python"])
+    np.random.set_state(loaded["numpy"])
+    torch.set_rng_state(loaded["cpu"])
+    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
+
+
+def test_anything_else_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"state\.a\.1 is a set"):
+        save_state({"a": [1, {2}]}, tmp_path / "x.safetensors")
+
+
+def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        load_state(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="holds no nested state"):
+        load_state(tmp_path / "weights.safetensors")
