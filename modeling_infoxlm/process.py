@@ -73,7 +73,8 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     """
     arguments = [argument for argument in argv if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # which say each request
+        logging.getLogger(client).setLevel(logging.WARNING)
     try:
         main(arguments)
         leave_process_group()

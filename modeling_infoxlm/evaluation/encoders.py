@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
+from modeling_infoxlm.hub.source import hub_commit
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.process import UsageError
@@ -242,7 +243,7 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
         raise UsageError(f"{arguments.model_name_or_path} cannot be loaded: {error}") from error
     check_tokenizer(tokenizer, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = describe_model(arguments.model_name_or_path, model, model_type=config.model_type)
+    record = describe_model(arguments, model, model_type=config.model_type)
     return Encoder(model.to(device).eval(), tokenizer, record, arguments.bf16)
 
 
@@ -278,19 +279,21 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
         )
 
 
-def describe_model(name_or_path: str, model: PreTrainedModel, *, model_type: str) -> ModelRecord:
+def describe_model(arguments: EncoderArguments, model: PreTrainedModel, *, model_type: str) -> ModelRecord:
     """Name, revision, hash and size of a loaded model.
 
     Args:
-        name_or_path: As it was asked for.
+        arguments: Which model was asked for.
         model: As it was loaded.
         model_type: The checkpoint's own; plain XLM-R may be loaded as InfoXLM.
     """
-    folder = Path(transformer_folder(name_or_path))
+    name = str(arguments.model_name_or_path)
+    folder = Path(transformer_folder(name))
     is_folder = folder.is_dir()
+    places = {key: arguments.hub_options()[key] for key in ("revision", "cache_dir", "token")}
     return ModelRecord(
-        name_or_path=name_or_path,
-        revision=None if is_folder else getattr(model.config, "_commit_hash", None),
+        name_or_path=name,
+        revision=None if is_folder else hub_commit(name, places),
         sha256=hash_weights(folder) if is_folder else None,
         model_type=model_type,
         num_parameters=model.num_parameters(),

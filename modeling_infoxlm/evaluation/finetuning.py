@@ -247,7 +247,7 @@ def load_head_model(
         raise UsageError(f"{arguments.model_name_or_path} cannot be loaded: {error}") from error
     missing = tuple(sorted(loading["missing_keys"]))
     _check_encoder(arguments.model_name_or_path, model, missing)
-    record = describe_model(arguments.model_name_or_path, model, model_type=config.model_type)
+    record = describe_model(arguments, model, model_type=config.model_type)
     return HeadModel(model, tokenizer, record, missing)
 
 

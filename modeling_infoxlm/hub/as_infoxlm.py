@@ -36,9 +36,8 @@ def save_as_infoxlm(
     Raises:
         UsageError: If a weight cannot be held by the type.
     """
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # weights are drawn and replaced: no run's random numbers are used
+    # Weights are drawn and then replaced; the run that saves must not lose its random numbers to that.
+    with torch.random.fork_rng(devices=[]):
         released = type(model)(copy.deepcopy(model.config))
     with_weights_of(model, released)
     return write_model(

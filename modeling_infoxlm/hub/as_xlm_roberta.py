@@ -92,9 +92,8 @@ def plain_model(model: InfoXLMPreTrainedModel) -> PreTrainedModel:
         known = ", ".join(our_class.__name__ for our_class in PLAIN_CLASSES)
         raise ValueError(f"cannot make a {type(model).__name__} plain XLM-R; expected one of {known}.")
     config = _plain_config(model.config, without=_WRITTEN_FIELDS)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # weights are drawn and replaced: no run's random numbers are used
+    # Weights are drawn and then replaced; the run that saves must not lose its random numbers to that.
+    with torch.random.fork_rng(devices=[]):
         plain = PLAIN_CLASSES[type(model)](config)
     return with_weights_of(model, plain)
 

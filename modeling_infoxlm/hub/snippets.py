@@ -75,7 +75,8 @@ folder = snapshot_download("{name}")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
 texts = tokenizer(["How are you?", "Wie geht es dir?"], padding=True, return_tensors="np")
-(output, *_) = session.run(None, {{name: array.astype(np.int64) for name, array in texts.items()}})
+inputs = {{given.name: texts[given.name].astype(np.int64) for given in session.get_inputs()}}
+(output, *_) = session.run(None, inputs)
 print(output.shape)
 """
 

@@ -1,14 +1,14 @@
 """What a release is made of: a checkpoint, loaded with nothing drawn at random in silence."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils import cached_file, extract_commit_hash
 
 from modeling_infoxlm.hub.as_xlm_roberta import PLAIN_CLASSES
 from modeling_infoxlm.modeling_infoxlm import (
@@ -75,7 +75,11 @@ def load_source(
             are not all those of its architecture, or the tokenizer does not fit.
     """
     _check_exists(name_or_path)
+    folder = Path(name_or_path)
     options = {"revision": revision or "main", "token": token}
+    commit = None if folder.is_dir() else hub_commit(name_or_path, options)
+    if commit is not None:
+        options["revision"] = commit  # all files are of one state, whatever is pushed meanwhile
     config = _read_config(name_or_path, options)
     model_class = _model_class(name_or_path, config)
     may_be_new: tuple[str, ...] = ()
@@ -83,12 +87,11 @@ def load_source(
         model_class, may_be_new = InfoXLMForPreTraining, (PROJECTION,)
     model, report = _load_model(name_or_path, model_class, options)
     new = _check_keys(name_or_path, model_class, report, may_be_new)
-    folder = Path(name_or_path)
     return Source(
         model=model,
         tokenizer=_load_tokenizer(name_or_path, model.config.vocab_size, options),
         name=folder.resolve().name if folder.is_dir() else str(name_or_path),
-        revision=None if folder.is_dir() else model.config._commit_hash,
+        revision=commit,
         sha256=hash_weights(folder) if folder.is_dir() else None,
         new=new,
     )
@@ -101,6 +104,22 @@ def _check_exists(name_or_path: str | Path) -> None:
         raise UsageError(
             f"there is no folder {name}; give a checkpoint such as out/checkpoint-500, or a Hub name."
         )
+
+
+def hub_commit(name: str | Path, options: Mapping[str, Any]) -> str | None:
+    """Commit that a revision on the Hub stands for; a loaded configuration does not always know it.
+
+    Args:
+        name: Of the repository.
+        options: `revision`, `token`, `cache_dir`, as `from_pretrained` takes them.
+
+    Raises:
+        UsageError: If there is no such repository or revision, or the Hub cannot be reached.
+    """
+    try:
+        return extract_commit_hash(cached_file(name, "config.json", **options), None)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} cannot be loaded: {error}") from error
 
 
 def _read_config(name_or_path: str | Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hub.server import LoopbackHub
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tiny_encoder import word_tokenizer
 from tiny_heads import CLASSES, INPUTS, save_checkpoint, tampered
@@ -19,6 +21,7 @@ from tiny_text import sentence_pairs, write_pairs
 from transformers import AutoModel, AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel, set_seed
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTraining
+from modeling_infoxlm.configuration_infoxlm import AUTO_MAP
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.hub import export as export_module
@@ -295,6 +298,7 @@ def test_code_of_every_auto_class_is_in_every_release(
 ) -> None:
     """A release of one head loads as any other, with the trained encoder."""
     head, encoder = loaded[f"head/{name}"], loaded[f"encoder/{name}"]
+    assert json.loads((encoder["folder"] / "config.json").read_text())["auto_map"] == AUTO_MAP
     assert (head["class"], encoder["class"]) == (f"InfoXLM{name}", "InfoXLMModel")
     expected, _ = expected_outputs(checkpoints["ForPreTraining"], "ForPreTraining")
     torch.testing.assert_close(head["hidden"], expected, rtol=0, atol=1e-5)
@@ -545,6 +549,35 @@ def test_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
     word_tokenizer().save_pretrained(checkpoint)
     with pytest.raises(UsageError, match=r"has 60 tokens, the model's table 50; put the tokenizer that"):
         export(checkpoint, tmp_path / "release")
+
+
+def test_source_on_the_hub_is_named_by_its_commit(hub: LoopbackHub, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", with_tokenizer=False)
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("org/model", private=True)
+    commit = api.upload_folder(repo_id="org/model", folder_path=checkpoint).oid
+    api.delete_file("model.safetensors", "org/model")
+    release = tmp_path / "release"
+    command = ["export", "org/model", "--model_revision", commit, "--output_dir", str(release)]
+    environment = {**hub.environment(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for revision, status in ((commit, 0), ("main", 2)):
+        command[3] = revision
+        command[-1] = str(tmp_path / ("release" if status == 0 else "never"))
+        result = subprocess.run(
+            [sys.executable, "-m", "modeling_infoxlm.cli", *command],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+            cwd=tmp_path,
+        )
+        assert result.returncode == status, result.stderr
+        assert hub.token not in result.stdout + result.stderr
+    assert "error: org/model cannot be loaded: " in result.stderr
+    record = read_record(release)
+    assert record is not None
+    assert (record.source, record.source_revision, record.source_sha256) == ("org/model", commit, None)
+    assert not (tmp_path / "never").exists()
 
 
 # ---------------------------------------------------------------------------- the folder of the release

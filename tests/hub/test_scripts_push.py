@@ -6,9 +6,12 @@ from pathlib import Path
 
 import yaml
 from hub.server import LoopbackHub
+from huggingface_hub import HfApi
 from tiny_encoder import save_tiny_encoder
 from tiny_nli import write_encoders, write_xnli
 from tiny_qa import write_sets
+
+from modeling_infoxlm.provenance import read_result
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/pushed"
@@ -21,7 +24,7 @@ TRAINING = (
 def push(hub: LoopbackHub, tmp_path: Path, script: str, *flags: object) -> subprocess.CompletedProcess[str]:
     where = ["--push_to_hub", "true", "--hub_model_id", REPO]
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, flags), *where],
+        [sys.executable, str(ROOT / script), *where, *map(str, flags)],
         cwd=tmp_path,
         env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -86,3 +89,17 @@ def test_tatoeba_publishes_folders_only(hub: LoopbackHub, tmp_path: Path) -> Non
     flags = ["--model_name_or_path", "org/name", "--data_dir", "data"]
     result = push(hub, tmp_path, "run_tatoeba.py", *flags)
     assert result.returncode == 2 and "must be a folder" in result.stderr
+
+
+def test_a_result_names_the_commit_of_a_model_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(tmp_path / "encoder")
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("org/encoder")
+    commit = api.upload_folder(repo_id="org/encoder", folder_path=encoder)
+    (tmp_path / "data").mkdir()
+    for name in ("de-en.de", "de-en.en"):
+        (tmp_path / "data" / name).write_text("w4 w5\nw6 w7\n")
+    flags = ["--model_name_or_path", "org/encoder", "--data_dir", "data", "--output_dir", "out"]
+    result = push(hub, tmp_path, "run_tatoeba.py", *flags, "--push_to_hub", "false")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert read_result(tmp_path / "out" / "tatoeba_results.json")["model"]["revision"] == commit.oid

@@ -122,3 +122,47 @@ def test_a_hub_that_refuses_is_told_before_the_first_step(
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out" / "checkpoint-20").exists()
+
+
+BY_HAND = """
+import sys
+from pathlib import Path
+from tiny_run import tiny_corpus, tiny_model
+from modeling_infoxlm import InfoXLMTrainer, JointDataset, PretrainingArguments, StreamSettings
+from modeling_infoxlm import ContrastArguments
+folder = Path(sys.argv[1])
+args = PretrainingArguments(
+    output_dir=str(folder / "out"),
+    max_steps=2,
+    per_device_train_batch_size=2,
+    save_strategy="no",
+    warmup_steps=0,
+    use_cpu=True,
+    disable_tqdm=True,
+    push_to_hub=True,
+    hub_model_id="org/run",
+    hub_strategy="end",
+)
+data = JointDataset(tiny_corpus(folder / "corpus"), StreamSettings(xlco_examples=2), 4)
+trainer = InfoXLMTrainer(tiny_model(), args, contrast=ContrastArguments(queue_size=8), train_dataset=data)
+trainer.train()
+first = trainer.push_to_hub("by hand")
+later = trainer.push_to_hub("in the background", blocking=False)
+print(first, later.result())
+"""
+
+
+def test_a_trainer_pushes_when_it_is_told_to(hub: LoopbackHub, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    result = subprocess.run(
+        [sys.executable, "-c", BY_HAND, str(tmp_path)],
+        env=environment(hub, tmp_path) | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    (commit,) = hub.commits(REPO)[:-1]  # nothing had changed the second time
+    assert commit.message == "by hand" and hub.tags(REPO) == {"v1": commit.oid}
+    assert {"config.json", "model.safetensors", "README.md", "release.json"} <= set(commit.files)
+    assert result.stdout.split()[-2].endswith(commit.oid)
