@@ -25,10 +25,12 @@ import run_mlqa
 import run_pretraining
 import run_tatoeba
 import run_xnli
-from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli, doctor
 from modeling_infoxlm.demo import markdown_table
 from modeling_infoxlm.evaluation import information, mine, mlqa, report, tatoeba, word_alignment, xnli
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
+from modeling_infoxlm.fairseq import checkpoint, corpus
+from modeling_infoxlm.hub import export, push
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -43,6 +45,7 @@ EXECUTED = "<!-- executed -->"
 PROGRAMS = (
     *(cli, run_mlqa, run_pretraining, run_tatoeba, run_xnli),
     *(information, mine, report, word_alignment),
+    *(checkpoint, corpus, doctor, export, push),
 )
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -134,6 +137,8 @@ def check(argv: list[str]) -> None:
         case ["make", *targets]:
             known = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert targets and set(targets) <= set(known)
+        case ["hf", *words]:
+            assert words == ["auth", "login"]
         case ["source", path]:
             assert path == ".venv/bin/activate"
         case ["python", "run_pretraining.py", *flags]:
@@ -157,7 +162,7 @@ def check(argv: list[str]) -> None:
 @pytest.mark.usefixtures("parse_only")
 @pytest.mark.parametrize("argv", COMMANDS)
 def test_command_is_understood(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    if argv[0] in ("make", "source"):
+    if argv[0] in ("hf", "make", "source"):
         check(argv)
         return
     try:
@@ -178,6 +183,7 @@ def test_command_is_understood(argv: list[str], capsys: pytest.CaptureFixture[st
         ["infoxlm", "prepare", "--heldout_part", "0.1"],
         ["infoxlm", "train-tokenizer", "--vocab_size", "4000"],
         ["infoxlm", "export", "outputs/mine", "--output", "outputs/release"],
+        ["infoxlm", "push", "outputs/mine", "ORG/NAME", "--privat"],
         ["infoxlm", "mine", "a.de.txt", "a.en.txt", "--limit", "1"],
         ["python", "run_tatoeba.py", "--data", "tatoeba"],
         ["python", "run_xnli.py", "--data", "XNLI"],
@@ -192,8 +198,9 @@ def test_misspelt_command_is_refused(argv: list[str]) -> None:
 
 def known_flags() -> set[str]:
     types = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
-    types += [cli.OutputArguments, cli.ExportArguments, EncoderArguments]
+    types += [cli.OutputArguments, EncoderArguments]
     modules = (information, mine, mlqa, report, tatoeba, word_alignment, xnli)
+    modules += (checkpoint, corpus, doctor, export, push)
     types += [part for module in modules for name, part in vars(module).items() if name.endswith("Arguments")]
     names = {field.name for part in types for field in fields(part)}
     others = {"config", "debug", "help", "nproc_per_node", "compare", "fresh", "nnodes"}

@@ -62,7 +62,8 @@ def write_card(release: Path, repo_id: str, *, license: str | None = None) -> No
     path = release / CARD_NAME
     if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
         return
-    path.write_text(str(build_card(release, repo_id, license=license)), encoding="utf-8")
+    card = build_card(release, repo_id, license=license)
+    path.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
 
 
 def build_card(release: Path, repo_id: str, *, license: str | None = None) -> ModelCard:
