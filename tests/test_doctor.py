@@ -23,7 +23,7 @@ from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.doctor import check_attention, check_disk, check_login, doctor_command
 from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
-from modeling_infoxlm.hub.checkup import Finding, check_checkpoint
+from modeling_infoxlm.hub.checkup import Finding, check_card, check_checkpoint
 from modeling_infoxlm.process import run_main
 
 CARD = "---\nlicense: mit\nlanguage: [en, xx]\nbase_model: org/base\n---\n# Title\n"
@@ -149,7 +149,6 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "part outside": (write(f"{WEIGHTS}.index.json", index_of("../b")), "weights", "'../b'"),
     "part without": (write(f"{WEIGHTS}.index.json", index_of(WEIGHTS)), "weights", "not hold roberta"),
     "index broken": (write(f"{WEIGHTS}.index.json", "[]"), "weights", "cannot be read"),
-    "no card": (remove("README.md"), "card", "there is no README.md"),
     "no metadata": (write("README.md", "# Title\n"), "card", "no metadata"),
     "bad YAML": (write("README.md", "---\na: [\n---\n"), "card", "cannot be read"),
     "no as a language": (write("README.md", "---\nlanguage: [en, no]\n---\n"), "card", "language"),
@@ -316,11 +315,16 @@ def test_the_command_prints_one_line_a_check(
     assert login.token not in "\n".join(lines)
 
 
+def test_a_folder_that_was_not_published_needs_no_card(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    assert check_card(folder).level == "warn"
+
+
 def test_a_failed_check_gives_status_1_and_one_line(
     login: LoopbackHub, quick: None, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "optimizer.pt").write_text("x")
-    (folder / "README.md").unlink()
+    (folder / "README.md").write_text("no metadata")
     (folder / "checkpoint-4").mkdir()
     (folder / "checkpoint-4" / "scheduler.pt").write_text("x")
     assert run_main(doctor_command, [str(folder)]) == 1

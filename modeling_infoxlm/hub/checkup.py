@@ -164,7 +164,7 @@ def check_card(folder: Path) -> Finding:
     """There is a model card, and its metadata is what the Hub accepts; asks no server."""
     path = folder / "README.md"
     if not path.is_file():
-        return Finding("card", "fail", "there is no README.md; `infoxlm push` writes one.")
+        return Finding("card", "warn", "there is no README.md yet; `infoxlm push` writes one.")
     try:
         data = ModelCard.load(path, ignore_metadata_errors=False).data.to_dict()
     except Exception as error:  # YAML, text that is no UTF-8, or a model-index of another form
