@@ -61,7 +61,7 @@ def fine_tune_and_answer(argv: list[str]) -> None:
             write_predictions(folder, name, item, n_best=task.save_n_best)
         write_result(folder, result, command=["run_mlqa.py", *argv])
         print_result(result, Console())
-    finish_run(args, identity=identity, argv=argv)
+    finish_run(args, task, opened, identity=identity, argv=argv)
     push_run(args)
 
 

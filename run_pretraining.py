@@ -30,6 +30,7 @@ from modeling_infoxlm.training.model_setup import build_model, check_lengths, ev
 from modeling_infoxlm.training.run_record import (
     changed_flags,
     find_checkpoint,
+    hub_name,
     is_finished,
     run_identity,
     step_of,
@@ -87,6 +88,7 @@ def pretrain(argv: list[str]) -> None:
         "corpus": corpus.manifest,
         "streams": train_dataset.describe(),
         "num_parameters": model.num_parameters(),
+        "base_model": hub_name(model_args.model_name_or_path),
         "heldout_vectors": heldout_vectors,
         "non_default": changed_flags(model_args, data_args, contrast_args, args),
         "resumed_at_step": None if checkpoint is None else step_of(checkpoint),

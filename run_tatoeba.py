@@ -46,7 +46,12 @@ def evaluate(argv: list[str]) -> None:
     )
     print("wrote", *filter(None, files))
     if args.push_to_hub:
-        push_model(Path(encoder_args.model_name_or_path), args.hub_model_id, results=[args.output_dir])
+        push_model(
+            Path(encoder_args.model_name_or_path),
+            args.hub_model_id,
+            results=[args.output_dir],
+            token=encoder_args.token,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

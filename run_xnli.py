@@ -64,7 +64,7 @@ def fine_tune_and_test(argv: list[str]) -> None:
         write_predictions(folder, task.test_split, data.test, probabilities)
         write_result(folder, result, command=["run_xnli.py", *argv])
         print_result(result, Console())
-    finish_run(args, identity=identity, argv=argv)
+    finish_run(args, task, opened, identity=identity, argv=argv)
     push_run(args)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -39,7 +41,7 @@ def describe_program(argv: Sequence[str]) -> dict[str, Any]:
         "command": _without_secrets(argv),
         "commit": _commit(),
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{_gpus()}",
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
@@ -108,6 +110,14 @@ def _without_secrets(argv: Sequence[str]) -> list[str]:
             command.append(blot_secrets(argument))
         secret = names_secret and not equals
     return command
+
+
+def _gpus() -> str:
+    """GPUs of all processes of a run, or those of this machine; empty without any."""
+    if not torch.cuda.is_available():
+        return ""
+    count = int(os.environ.get("WORLD_SIZE", torch.cuda.device_count()))
+    return f", {count} x {torch.cuda.get_device_name()}"
 
 
 def _commit() -> str | None:

@@ -8,7 +8,7 @@ A script reads its data, then
     rows = cached_rows(encode, key=(tokenizer_hash(head.tokenizer), *texts), cache_dir=model_args.cache_dir)
     fine_tune(head, args, rows=rows, label_names=("labels",), selection=..., checkpoint=run.checkpoint)
     for members, output in forward_batches(head.model, test_rows, head.tokenizer, bf16=args.bf16): ...
-    finish_run(args, identity=identity, argv=argv)
+    finish_run(args, task, run, identity=identity, argv=argv)
 
 Batches hold rows of like length in training as in evaluation, so hardly any padding is computed. A run that
 was killed goes on from its last checkpoint with the weights that it would have had without the kill.
@@ -68,6 +68,7 @@ from modeling_infoxlm.training.run_record import (
     changed_flags,
     find_checkpoint,
     is_finished,
+    step_of,
     write_run_record,
 )
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
@@ -626,12 +627,23 @@ def open_run(
     return OpenedRun(checkpoint, finished=False)
 
 
-def finish_run(args: FineTuningArguments, *, identity: Mapping[str, Any], argv: Sequence[str]) -> None:
+def finish_run(
+    args: FineTuningArguments,
+    task_args: Any,
+    run: OpenedRun,
+    *,
+    identity: Mapping[str, Any],
+    argv: Sequence[str],
+) -> None:
     """Note in `run.json` that everything is there; call it last."""
-    folder = Path(str(args.output_dir))
-    write_run_record(
-        folder, argv=argv, identity=identity, details={"non_default": changed_flags(args), "finished": True}
-    )
+    model = identity["model"]
+    details = {
+        "base_model": None if model["sha256"] else model["name_or_path"],
+        "non_default": changed_flags(args, task_args),
+        "resumed_at_step": None if run.checkpoint is None else step_of(run.checkpoint),
+        "finished": True,
+    }
+    write_run_record(Path(str(args.output_dir)), argv=argv, identity=identity, details=details)
 
 
 def _remove_broken_checkpoints(folder: Path) -> None:

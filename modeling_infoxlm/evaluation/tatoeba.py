@@ -98,7 +98,7 @@ class TatoebaArguments:
     )
     push_to_hub: bool = field(
         default=False,
-        metadata={"help": "Publish the model, which must be a folder, with these results: `infoxlm push`."},
+        metadata={"help": "Publish the model, which must be a folder, with these results."},
     )
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository for push_to_hub, ORG/NAME. Unset: the folder's name."}

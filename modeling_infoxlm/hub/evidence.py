@@ -9,7 +9,6 @@ The card takes its numbers from these files and from nowhere else.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -59,6 +58,7 @@ _PLACES = {
     "bitext_files",
     "mono_files",
     "prepared_data",
+    "momentum_state",
     "data_dir",
     "train_file",
     "validation_files",
@@ -67,32 +67,41 @@ _PLACES = {
     "model",
     "model_name_or_path",
 }
-_HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
+_DERIVED = ("total_train_batch_size", "batch_size")  # of several flags and the number of processes
 
 
-def add_evidence(source: Path, release: Path, *, repo_id: str, results: Sequence[Path] = ()) -> None:
+def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -> None:
     """Copy results and figures of a model into its release, and write how it was trained.
 
     Args:
         source: Folder of a run or of a checkpoint in one.
         release: Folder that is completed.
-        repo_id: Name of the repository: results of a model of that name are of this one.
         results: Result files, or folders with them and figures, besides those in `source`.
 
     Raises:
         UsageError: If a given file is no result, or a result of another model; or two are of one task.
     """
-    run = source.parent if source.name.startswith("checkpoint-") else source
+    run = _run_of(source)
     own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_result(path)]
     given = list(_result_files(results))
-    weights = _hashes(source, run)
     for path in (*own, *given):
-        _check_model(path, weights, repo_id)
+        _check_model(path, source, encoder=_encoder(run) if path in own else {})
     _copy_results([*own, *given], release)
     folders = [run, run / FIGURES_FOLDER, *(path for path in results if path.is_dir())]
     _copy_figures(folders, release)
+    write_training(source, release)
+
+
+def write_training(source: Path, release: Path) -> None:
+    """Write `training.json` of a folder of a run, or of a checkpoint in one; nothing of any other."""
+    run = _run_of(source)
     if (run / RUN_FILE).is_file():
         write_json(release / TRAINING_FILE, describe_training(run, source))
+
+
+def _run_of(source: Path) -> Path:
+    folder = source.resolve()
+    return folder.parent if folder.name.startswith("checkpoint-") else source
 
 
 def describe_training(run: Path, source: Path) -> dict[str, Any]:
@@ -104,22 +113,24 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
     """
     record = _read(run / RUN_FILE)
     identity = record["identity"]
-    base = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
+    start = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
+    recipe = {name: value for name, value in identity.items() if name not in _PLACES}
+    is_end = source.resolve() == run.resolve()
     return {
         "schema": TRAINING_SCHEMA,
-        "base_model": base if base and _HUB_NAME.fullmatch(base) and not Path(base).exists() else None,
-        "starts_from": Path(base).name if base else None,
-        "recipe": {name: value for name, value in identity.items() if name not in _PLACES},
-        "non_default": [name for name in record.get("non_default", ()) if name not in _PLACES],
+        "base_model": record.get("base_model"),
+        "starts_from": PurePath(start).name if start else None,
+        "recipe": recipe,
+        "non_default": [name for name in (*record.get("non_default", ()), *_DERIVED) if name in recipe],
         "languages": _shares(record, "mono", ("mlm",)),
         "pairs": _shares(record, "bitext", ("tlm", "xlco")),
         "num_parameters": record.get("num_parameters"),
         "compute": _compute(record, _read(source / TRAINER_STATE) or _read(run / TRAINER_STATE)),
         "datasets": _hub_datasets(record),
         "sources": _sources(record),
-        "heldout": _heldout(run) if source == run else {},
+        "heldout": _heldout(run) if is_end else {},
         "heldout_vectors": record.get("heldout_vectors"),
-        "finished": bool(record.get("finished")) and source == run,
+        "finished": bool(record.get("finished")) and is_end,
         "commit": record["commit"],
         "python": record["python"],
         "versions": record["versions"],
@@ -187,28 +198,30 @@ def _result_files(paths: Iterable[Path]) -> Iterable[Path]:
             raise UsageError(f"--results: there is no {path}.")
 
 
-def _hashes(source: Path, run: Path) -> set[str | None]:
-    """Hashes of weights whose results are this model's: its own, and of what it was made of.
-
-    That is the checkpoint of a release, and the encoder of a fine-tuned model: the program that fine-tunes
-    names the encoder in its result.
-    """
-    encoder = _read(run / RUN_FILE).get("identity", {}).get("model") or {}
-    released = _read(source / "release.json").get("source_sha256")
-    return {hash_weights(source), released, encoder.get("sha256")} - {None}
+def _encoder(run: Path) -> dict[str, Any]:
+    """The model that a run fine-tuned: the program names it, not what became of it, in its result."""
+    return _read(run / RUN_FILE).get("identity", {}).get("model") or {}
 
 
-def _check_model(path: Path, weights: set[str | None], repo_id: str) -> None:
-    """Refuse numbers of another model: they would stand in this one's card."""
+def _check_model(path: Path, source: Path, *, encoder: Mapping[str, Any]) -> None:
+    """Refuse numbers of another model, or of other vectors: they would stand in this one's card."""
     try:
-        model = read_result(path)["model"]
+        result = read_result(path)
     except ValueError as error:
         raise UsageError(f"--results: {error}") from error
-    if model["name_or_path"] != repo_id and model["sha256"] not in weights:
+    model, released = result["model"], _read(source / "release.json")
+    its_own = {hash_weights(source), released.get("source_sha256")} - {None}
+    is_encoder = bool(encoder) and all(
+        model[name] == encoder.get(name) for name in ("name_or_path", "revision", "sha256")
+    )
+    if model["sha256"] not in its_own and not is_encoder:
         raise UsageError(
             f"{path} was measured on {model['name_or_path']!r}, whose weights are not those of this model; "
-            "measure again, or take the file away."
+            "measure the folder that is published, or take the file away."
         )
+    layer = result["settings"].get("layer")
+    if layer is not None and released.get("layer") not in (None, layer):
+        raise UsageError(f"{path} is of layer {layer}, but the release ends at layer {released['layer']}.")
 
 
 def _copy_results(paths: Sequence[Path], release: Path) -> None:
@@ -259,10 +272,22 @@ def whole_test_sets(result: Mapping[str, Any]) -> list[str]:
 
 
 def _copy_figures(folders: Iterable[Path], release: Path) -> None:
-    for path in (figure for folder in folders for figure in sorted(folder.glob("*.png"))):
-        target = release / FIGURES_FOLDER / path.name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
+    for folder in folders:
+        for path in sorted(folder.glob("*.png")):
+            refuse_outside(path, folder)
+            target = release / FIGURES_FOLDER / path.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def refuse_outside(path: Path, folder: Path) -> None:
+    """Refuse a link out of a folder: what it points at was not meant to be published.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{path} is a link to a file outside of {folder}; copy it, or remove it.")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from modeling_infoxlm.hub.as_sentence_transformer import (
     save_as_sentence_transformer,
 )
 from modeling_infoxlm.hub.as_xlm_roberta import MAX_SHARD_SIZE, save_as_xlm_roberta
+from modeling_infoxlm.hub.evidence import write_training
 from modeling_infoxlm.hub.source import Source, load_source
 from modeling_infoxlm.hub.whole_folder import whole_folder
 from modeling_infoxlm.process import UsageError
@@ -197,6 +198,7 @@ def export(
     with whole_folder(folder, overwrite=True, marker=RELEASE_FILE) as partial:
         options = {"layer": layer, "pooling": pooling, "normalize": normalize}
         weights = {"dtype": getattr(torch, dtype), "max_shard_size": max_shard_size}
+        write_training(Path(source), partial)
         released = _write(format, loaded, partial, weights, options)
         record = ExportRecord(
             format=format,

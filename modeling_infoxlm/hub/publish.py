@@ -5,6 +5,7 @@ repository as it was, and the same push again sends only what is missing.
 """
 
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from modeling_infoxlm.hub.card import CARD_NAME, MARKER
 from modeling_infoxlm.hub.export import RELEASE_FILE, Format
 from modeling_infoxlm.hub.release import (
     ReleaseFile,
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 PUSHING_FOLDER = ".pushing"
 AUTOMATIC_TAG, NO_TAG = "auto", "none"
 MAIN = "main"
+_WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def push_release(
     """Publish a release folder: repository, one commit, then a tag.
 
     Files of an earlier release that this one does not have are deleted in the same commit: transformers would
-    take a left-over `model.safetensors` for the weights of a sharded model.
+    take a left-over `model.safetensors` for the weights of a sharded model. A card on the Hub that somebody
+    made their own is kept.
 
     Args:
         folder: A release, as `build_release` writes it; not changed.
@@ -88,10 +92,7 @@ def push_release(
         raise UsageError("a pull request goes to main; give either --create_pr or --revision.")
     files = list_release(folder)
     api = api or RetriedApi(HfApi(token=token))
-    repo_id = api.call(
-        "make the repository", lambda hub: hub.create_repo(repo_id, private=private or None, exist_ok=True)
-    ).repo_id
-    _check_visibility(api, repo_id, private)
+    repo_id = make_repository(api, repo_id, private=private)
     tags = _tags(api, repo_id)
     name = _tag_name(repo_id, tag, tags, on_main=revision in (None, MAIN) and not create_pr)
     if revision not in (None, MAIN):
@@ -99,7 +100,10 @@ def push_release(
             "make the branch", lambda hub: hub.create_branch(repo_id, branch=str(revision), exist_ok=True)
         )
     head = _head(api, repo_id, revision)
-    commit = _commit(api, repo_id, files, revision=revision, create_pr=create_pr, message=message)
+    names = {file.path_in_repo for file in files}
+    if _is_ours(folder / CARD_NAME) and _has_own_card(api, repo_id, revision):
+        files = [file for file in files if file.path_in_repo != CARD_NAME]
+    commit = _commit(api, repo_id, files, names, revision=revision, create_pr=create_pr, message=message)
     if tag == AUTOMATIC_TAG and commit.oid in tags.values():
         name = None  # nothing is new, and the last push came to its end
     if name is not None:
@@ -110,6 +114,23 @@ def push_release(
     return PushRecord(commit.pr_url or commit.commit_url, commit.oid, name, changed)
 
 
+def make_repository(api: RetriedApi, repo_id: str, *, private: bool) -> str:
+    """Make a repository if it is missing; returns its full name.
+
+    Raises:
+        UsageError: If it should be private, exists, and is public.
+    """
+    made = api.call(
+        "make the repository", lambda hub: hub.create_repo(repo_id, private=private or None, exist_ok=True)
+    )
+    name = str(made.repo_id)
+    if private and not api.call("look at the repository", lambda hub: hub.repo_info(name)).private:
+        raise UsageError(
+            f"{name} exists and is public; push without --private, or make it private on the Hub first."
+        )
+    return name
+
+
 class TrainingPublisher:
     """Pushes what a training run saves.
 
@@ -118,6 +139,7 @@ class TrainingPublisher:
         output_dir: Folder of the run; releases are built in a hidden folder in it.
         format: Form of the release.
         license: Licence of the model, for its card.
+        private: The repository must be private.
         token: Of the Hub; None for the stored login.
         revision: Branch; None for main.
     """
@@ -129,12 +151,23 @@ class TrainingPublisher:
         output_dir: Path,
         format: Format,
         license: str | None = None,
+        private: bool = False,
         token: str | None = None,
         revision: str | None = None,
     ) -> None:
         self.repo_id, self.format, self.license, self.revision = repo_id, format, license, revision
+        self.private = private
         self.staging = output_dir / PUSHING_FOLDER
         self.api = RetriedApi(HfApi(token=token))
+
+    def prepare(self) -> None:
+        """Look whether pushes can go there, and remove what a killed one has left here.
+
+        Raises:
+            UsageError: If the repository should be private and is not.
+        """
+        make_repository(self.api, self.repo_id, private=self.private)
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def push_checkpoint(
         self, folder: Path, *, message: str, checkpoint_in_repo: str | None = None, tag: bool = False
@@ -151,15 +184,24 @@ class TrainingPublisher:
             Address of the commit, when it is there. A failure is logged, not raised into training.
         """
         self.staging.mkdir(exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=self.staging))
-        release = staging / "release"
+        release = Path(tempfile.mkdtemp(dir=self.staging)) / "release"
+        try:
+            self._build(folder, release, checkpoint_in_repo)
+        except Exception as error:  # whatever it is, the training must not end by it
+            shutil.rmtree(release.parent, ignore_errors=True)
+            job: Future[str] = Future()
+            job.add_done_callback(_log_failure)
+            job.set_exception(error)
+            return job
+        job = self.api.hub.run_as_future(self._push, release, message, AUTOMATIC_TAG if tag else NO_TAG)
+        job.add_done_callback(_log_failure)
+        return job
+
+    def _build(self, folder: Path, release: Path, checkpoint_in_repo: str | None) -> None:
         build_release(folder, release, repo_id=self.repo_id, format=self.format, license=self.license)
         if checkpoint_in_repo is not None:
             # Checkpoints are rotated away while they are uploaded.
             copy_tree(folder, release / checkpoint_in_repo)
-        job = self.api.hub.run_as_future(self._push, release, message, AUTOMATIC_TAG if tag else NO_TAG)
-        job.add_done_callback(_log_failure)
-        return job
 
     def _push(self, release: Path, message: str, tag: str) -> str:
         try:
@@ -190,13 +232,6 @@ def check_repo_id(repo_id: str) -> None:
         raise UsageError("infoxlm push needs a repository: infoxlm push out ORG/NAME.")
 
 
-def _check_visibility(api: RetriedApi, repo_id: str, private: bool) -> None:
-    if private and not api.call("look at the repository", lambda hub: hub.repo_info(repo_id)).private:
-        raise UsageError(
-            f"{repo_id} exists and is public; push without --private, or make it private on the Hub first."
-        )
-
-
 def _tags(api: RetriedApi, repo_id: str) -> dict[str, str]:
     """Commit of each tag."""
     refs = api.call("list the tags", lambda hub: hub.list_repo_refs(repo_id))
@@ -219,28 +254,62 @@ def _head(api: RetriedApi, repo_id: str, revision: str | None) -> str | None:
 
 
 def _stale_files(api: RetriedApi, repo_id: str, revision: str | None, new: Iterable[str]) -> list[str]:
-    """Files that the last release brought and the new one does not."""
-    present = set(api.call("list the files", lambda hub: hub.list_repo_files(repo_id, revision=revision)))
-    if RELEASE_FILE not in present:
-        return []
+    """Files that the last release brought and the new one does not, and other weights of the same kind."""
+    new, present = set(new), _present(api, repo_id, revision)
+    stale = set()
+    if RELEASE_FILE in present:
+        stale = read_release_files(_download(api, repo_id, revision, RELEASE_FILE))
+    if any(_WEIGHTS.fullmatch(name) for name in new):
+        stale |= {name for name in present if _WEIGHTS.fullmatch(name)}
+    return sorted((stale & present) - new)
+
+
+def _is_ours(card: Path) -> bool:
+    return card.is_file() and MARKER.encode() in card.read_bytes()
+
+
+def _has_own_card(api: RetriedApi, repo_id: str, revision: str | None) -> bool:
+    """Whether somebody has made the card on the Hub their own."""
+    if CARD_NAME not in _present(api, repo_id, revision):
+        return False
+    return MARKER.encode() not in _download(api, repo_id, revision, CARD_NAME)
+
+
+def _present(api: RetriedApi, repo_id: str, revision: str | None) -> set[str]:
+    return set(api.call("list the files", lambda hub: hub.list_repo_files(repo_id, revision=revision)))
+
+
+def _download(api: RetriedApi, repo_id: str, revision: str | None, name: str) -> bytes:
+    """Content of a small file."""
     with tempfile.TemporaryDirectory() as folder:
         path = api.call(
             "read the last release",
-            lambda hub: hub.hf_hub_download(repo_id, RELEASE_FILE, revision=revision, local_dir=folder),
+            lambda hub: hub.hf_hub_download(repo_id, name, revision=revision, local_dir=folder),
         )
-        return sorted((read_release_files(Path(path)) & present) - set(new))
+        return Path(path).read_bytes()
 
 
 def _commit(
     api: RetriedApi,
     repo_id: str,
     files: Sequence[ReleaseFile],
+    names: set[str],
     *,
     revision: str | None,
     create_pr: bool,
     message: str,
 ) -> CommitInfo:
-    """Upload, then commit; only the upload of a pull request is repeated, else it might be opened twice."""
+    """Upload, then commit; only the upload of a pull request is repeated, else it might be opened twice.
+
+    Args:
+        api: The Hub.
+        repo_id: Repository.
+        files: What is uploaded.
+        names: What the repository has of the release afterwards.
+        revision: Branch.
+        create_pr: Open a pull request.
+        message: Of the commit.
+    """
     uploaded = _additions(files)
     api.call(
         "upload the files",
@@ -253,7 +322,7 @@ def _commit(
     def commit(hub: HfApi) -> CommitInfo:
         # The answer to an earlier try may have been lost: each looks at what is there by then.
         additions = tries.pop() if tries else _additions(files)
-        stale = _stale_files(api, repo_id, revision, {file.path_in_repo for file in files})
+        stale = _stale_files(api, repo_id, revision, names)
         return hub.create_commit(
             repo_id,
             [*additions, *(CommitOperationDelete(path) for path in stale)],

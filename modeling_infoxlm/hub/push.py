@@ -12,14 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from rich.console import Console
 from rich.table import Table
 
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.hub.export import Dtype, Format, Pooling
-from modeling_infoxlm.hub.publish import AUTOMATIC_TAG, PushRecord, check_repo_id, push_release
+from modeling_infoxlm.hub.publish import (
+    AUTOMATIC_TAG,
+    PushRecord,
+    check_repo_id,
+    make_repository,
+    push_release,
+)
 from modeling_infoxlm.hub.release import ReleaseFile, build_release, list_release
-from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.hub.retries import RetriedApi
+from modeling_infoxlm.process import UsageError, leave_process_group
 
 
 @dataclass
@@ -87,7 +95,10 @@ def push_run(args: Any) -> None:
     Args:
         args: Training arguments, with `ReleaseArguments`.
     """
-    if args.push_to_hub and not args.process_index:
+    if not args.push_to_hub:
+        return
+    leave_process_group()  # nobody waits for the upload: others would give up after --ddp_timeout
+    if not args.process_index:
         push_model(
             Path(args.output_dir),
             args.hub_model_id,
@@ -118,12 +129,16 @@ def push_folder(arguments: PushArguments, console: Console) -> PushRecord | None
     """Build a release in a temporary folder and publish it; None after a dry run."""
     source = Path(arguments.model_name_or_path)
     check_repo_id(arguments.repo_id)
+    api = RetriedApi(HfApi(token=arguments.token))
+    repo_id = arguments.repo_id
+    if not arguments.dry_run:  # the card's code needs the full name
+        repo_id = make_repository(api, repo_id, private=arguments.private)
     with tempfile.TemporaryDirectory(prefix="infoxlm-push-") as staging:
         folder = Path(staging) / "release"
         build_release(
             source,
             folder,
-            repo_id=arguments.repo_id,
+            repo_id=repo_id,
             format=arguments.format,
             dtype=arguments.dtype,
             layer=arguments.layer,
@@ -138,8 +153,8 @@ def push_folder(arguments: PushArguments, console: Console) -> PushRecord | None
             return None
         return push_release(
             folder,
-            arguments.repo_id,
-            token=arguments.token,
+            repo_id,
+            api=api,
             private=arguments.private,
             revision=arguments.revision,
             create_pr=arguments.create_pr,

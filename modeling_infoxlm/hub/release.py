@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modeling_infoxlm.hub.card import CARD_NAME, MARKER, write_card
 from modeling_infoxlm.hub.checkup import PICKLES
-from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence
+from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence, refuse_outside
 from modeling_infoxlm.hub.export import RELEASE_FILE, Dtype, Format, Pooling, export, read_record
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import write_json
@@ -84,7 +84,7 @@ def build_release(
         )
     else:
         copy_tree(source, folder)
-    add_evidence(source, folder, repo_id=repo_id, results=results)
+    add_evidence(source, folder, results=results)
     write_card(folder, repo_id, license=license)
     _list_files(folder)
 
@@ -95,16 +95,12 @@ def list_release(folder: Path) -> list[ReleaseFile]:
     Raises:
         UsageError: If there is none, one could run code when it is loaded, or one lies outside by a link.
     """
-    root = folder.resolve()
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or _is_hidden(path.relative_to(folder)):
             continue
         name = path.relative_to(folder).as_posix()
-        if not path.resolve().is_relative_to(root):
-            raise UsageError(
-                f"{folder / name} is a link to a file outside of the release; copy it, or remove it."
-            )
+        refuse_outside(path, folder)
         if path.suffix.lower() in PICKLES:
             raise UsageError(f"{folder / name} may be a pickle, which is never uploaded; remove it.")
         files.append(ReleaseFile(name, path, path.stat().st_size))
@@ -113,10 +109,10 @@ def list_release(folder: Path) -> list[ReleaseFile]:
     return files
 
 
-def read_release_files(path: Path) -> set[str]:
+def read_release_files(record: bytes) -> set[str]:
     """Names of the files that a release brought, by its `release.json`; none if it is not ours."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(record)
         return {str(name) for name in content["files"]}
     except (ValueError, TypeError, KeyError):  # another program's file of this name
         return set()
@@ -126,6 +122,7 @@ def copy_tree(source: Path, folder: Path) -> None:
     """Copy a folder; weights, which nobody writes into, get a second name where the disk allows it."""
     for path in sorted(source.rglob("*")):
         if path.is_file() and not _is_hidden(path.relative_to(source)):
+            refuse_outside(path, source)
             target = folder / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(path, target)

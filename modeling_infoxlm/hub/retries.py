@@ -8,7 +8,12 @@ from http import HTTPStatus
 from typing import TypeVar
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from modeling_infoxlm.provenance import blot_secrets
 
@@ -21,6 +26,9 @@ PERMANENT = {401, 403, 404, 413}
 
 # What the client's own client of HTTP raises, whichever that is (httpx, httpx2).
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+
+# What Xet raises, the Hub's other way of uploading.
+XET_ERRORS = (ConnectionError, TimeoutError)
 
 Result = TypeVar("Result")
 
@@ -61,7 +69,7 @@ class RetriedApi:
                 return action(self.hub)
             except LocalTokenNotFoundError as error:
                 raise HubError(f"not logged in to {self.hub.endpoint}: run `hf auth login`.") from error
-            except (TRANSPORT_ERROR, LocalEntryNotFoundError, RuntimeError) as error:
+            except (TRANSPORT_ERROR, LocalEntryNotFoundError, RuntimeError, *XET_ERRORS) as error:
                 trouble = _network_trouble(error)
                 if trouble is None or _status(trouble) == 404:
                     raise
@@ -84,7 +92,9 @@ class RetriedApi:
 
 def _network_trouble(error: BaseException) -> BaseException | None:
     """The error of the network in a chain of causes; the client wraps those of uploads in RuntimeErrors."""
-    return next((link for link in _causes(error) if isinstance(link, TRANSPORT_ERROR)), None)
+    if isinstance(error, OfflineModeIsEnabled):
+        return None
+    return next((link for link in _causes(error) if isinstance(link, (TRANSPORT_ERROR, *XET_ERRORS))), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

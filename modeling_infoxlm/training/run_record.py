@@ -25,6 +25,8 @@ _SHAPING_TOKENIZER = {
     "max_seq_length",
 }
 _RUN_FOLDERS = ("data", "tokenizer", ".saving", ".pushing")
+# Of the end of a run: a new one would else be published with them.
+_RESULTS = ("model*.safetensors", "model*.safetensors.index.json", "*_results.json", "trainer_state.json")
 # Training arguments that change what is computed; others
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
@@ -127,6 +129,11 @@ def step_of(checkpoint: str) -> int:
     return int(checkpoint.rsplit("-", 1)[1])
 
 
+def hub_name(name_or_path: str | None) -> str | None:
+    """Name of a model on the Hub; None for a folder, and for none."""
+    return None if name_or_path is None or Path(name_or_path).is_dir() else name_or_path
+
+
 def is_finished(output_dir: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very run, trained to its end and measured."""
     path = output_dir / RUN_FILE
@@ -146,6 +153,9 @@ def _remove_run(output_dir: Path) -> None:
             *(output_dir / name for name in _RUN_FOLDERS if (output_dir / name).exists()),
         ]:
             shutil.rmtree(path)
+        for pattern in _RESULTS:
+            for path in output_dir.glob(pattern):
+                path.unlink()
         (output_dir / RUN_FILE).unlink()
     elif checkpoints:
         raise OutputFolderError(

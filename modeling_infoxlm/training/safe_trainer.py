@@ -108,6 +108,12 @@ class SafeTrainer(Trainer):
 
     # --- the Hub --------------------------------------------------------------------------------------------
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository before the first step, and remove what a killed push has left here."""
+        super().init_hf_repo(token, private)
+        if self.is_world_process_zero():
+            self._publisher.prepare()
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a saved checkpoint as a release, in the background; `args.hub_strategy` says what and when."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -176,6 +182,7 @@ class SafeTrainer(Trainer):
             output_dir=Path(str(self.args.output_dir)),
             format=getattr(self.args, "hub_format", "infoxlm"),
             license=getattr(self.args, "hub_license", None),
+            private=bool(self.args.hub_private_repo),
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
         )

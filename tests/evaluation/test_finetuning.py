@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_nli import word_tokenizer, write_encoders
 from tiny_run import VOCAB
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
+from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.finetuning import (
     FineTuningArguments,
     HeadModel,
@@ -249,13 +251,20 @@ def arguments(folder: Path, **options: Any) -> FineTuningArguments:
 
 
 def test_a_new_run_begins_and_a_finished_one_is_found(tmp_path: Path) -> None:
-    args, run = arguments(tmp_path / "out"), {"identity": {"rate": 1}, "argv": ["--rate", "1"]}
+    model = {"name_or_path": "org/base", "sha256": None}
+    args = arguments(tmp_path / "out", weight_decay=0.5)
+    run = {"identity": {"rate": 1, "model": model}, "argv": ["--rate", "1"]}
     assert open_run(args, **run) == open_run(args, **run)
-    assert not open_run(args, **run).finished
-    finish_run(args, **run)
+    opened = open_run(args, **run)
+    assert not opened.finished
+    finish_run(
+        args, EncoderArguments(tokenizer_name="own"), replace(opened, checkpoint="x/checkpoint-7"), **run
+    )
     assert open_run(args, **run).finished
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["command"] == ["--rate", "1"] and record["identity"] == {"rate": 1}
+    assert record["command"] == ["--rate", "1"] and record["identity"] == run["identity"]
+    assert (record["base_model"], record["resumed_at_step"]) == ("org/base", 7)
+    assert {"weight_decay", "tokenizer_name"} <= set(record["non_default"])
 
 
 def write_checkpoint(folder: Path, step: int, *, state: str = "{}") -> None:

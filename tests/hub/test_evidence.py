@@ -9,6 +9,7 @@ from hub.finished_run import save_finished_run, write_result_file
 from huggingface_hub import parse_eval_result_entries
 
 from modeling_infoxlm.hub.evidence import add_evidence, describe_training, leaderboard_entries
+from modeling_infoxlm.hub.export import export
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import hash_weights, read_result
 
@@ -28,7 +29,7 @@ def release(tmp_path: Path) -> Path:
 def test_results_figures_and_the_training_come_along(run: Path, release: Path, tmp_path: Path) -> None:
     result = write_result_file(tmp_path / "given" / "xnli_results.json", run)
     (tmp_path / "given" / "xnli.png").write_bytes(b"picture")
-    add_evidence(run, release, repo_id="org/name", results=[tmp_path / "given"])
+    add_evidence(run, release, results=[tmp_path / "given"])
     names = {path.relative_to(release).as_posix() for path in release.rglob("*") if path.is_file()}
     assert names == {
         "training.json",
@@ -41,7 +42,7 @@ def test_results_figures_and_the_training_come_along(run: Path, release: Path, t
 
 def test_the_hub_reads_the_leaderboard_file(run: Path, release: Path, tmp_path: Path) -> None:
     result = write_result_file(tmp_path / "xnli_results.json", run)
-    add_evidence(run, release, repo_id="org/name", results=[result])
+    add_evidence(run, release, results=[result])
     entries = parse_eval_result_entries(yaml.safe_load((release / ".eval_results/xnli.yaml").read_text()))
     found = [(entry.dataset_id, entry.task_id, entry.value) for entry in entries]
     assert found == [("facebook/xnli", "en", 84.25), ("facebook/xnli", "sw", 61.5)]
@@ -68,32 +69,55 @@ def test_results_of_another_model_are_refused(run: Path, release: Path, tmp_path
     other = {"name_or_path": "other", "revision": None, "sha256": "0" * 64}
     path = write_result_file(tmp_path / "xnli_results.json", run, model=other)
     with pytest.raises(UsageError, match="measured on 'other'"):
-        add_evidence(run, release, repo_id="org/name", results=[path])
-    add_evidence(run, release, repo_id="other", results=[path])  # it was measured after an earlier push
+        add_evidence(run, release, results=[path])
 
 
 def test_results_of_earlier_weights_in_the_folder_are_refused_too(run: Path, release: Path) -> None:
     other = {"name_or_path": "out", "revision": None, "sha256": "0" * 64}
     path = write_result_file(run / "tatoeba_results.json", run, model=other)
     with pytest.raises(UsageError, match=r"tatoeba_results\.json was measured on 'out'"):
-        add_evidence(run, release, repo_id="org/name")
+        add_evidence(run, release)
     path.unlink()
 
 
-def test_results_of_a_fine_tuned_model_name_the_encoder(run: Path, release: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sha256", [True, None], ids=["folder", "Hub"])
+def test_a_fine_tuning_names_its_encoder_in_its_own_results_only(
+    run: Path, release: Path, tmp_path: Path, sha256: bool | None
+) -> None:
+    encoder = {"name_or_path": "org/base", "revision": "1" * 40, "sha256": sha256 and hash_weights(run)}
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     (tuned / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes() + b" ")
     record = json.loads((run / "run.json").read_text())
-    record["identity"] = {
-        "model": {"name_or_path": "out", "sha256": hash_weights(run)},
-        "learning_rate": 1e-5,
-    }
+    record["identity"] = {"model": encoder, "learning_rate": 1e-5}
     (tuned / "run.json").write_text(json.dumps(record))
-    write_result_file(tuned / "xnli_results.json", run)
-    add_evidence(tuned, release, repo_id="org/name")
+    path = write_result_file(tuned / "xnli_results.json", run, model=encoder)
+    add_evidence(tuned, release)
     assert (release / "results" / "xnli_results.json").is_file()
-    assert json.loads((release / "training.json").read_text())["starts_from"] == "out"
+    assert json.loads((release / "training.json").read_text())["starts_from"] == "base"
+    other = path.rename(tmp_path / "xnli_results.json")  # as if it were of the encoder, or of another run
+    with pytest.raises(UsageError, match="weights are not those"):
+        add_evidence(tuned, release, results=[other])
+
+
+def test_results_of_a_deeper_layer_are_refused_by_a_release_that_is_cut(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "cut", format="sentence-transformers", layer=1)
+    for layer, fits in ((1, True), (3, False)):
+        result = write_result_file(tmp_path / f"{layer}_results.json", run, settings={"layer": layer})
+        (tmp_path / str(layer)).mkdir()
+        if fits:
+            add_evidence(tmp_path / "cut", tmp_path / str(layer), results=[result])
+        else:
+            with pytest.raises(UsageError, match="is of layer 3, but the release ends at layer 1"):
+                add_evidence(tmp_path / "cut", tmp_path / str(layer), results=[result])
+
+
+def test_figures_are_no_way_out_of_a_folder(run: Path, release: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "x.png").symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match="a link to a file outside"):
+        add_evidence(run, release, results=[tmp_path / "given"])
 
 
 @pytest.mark.parametrize(
@@ -105,13 +129,13 @@ def test_what_is_no_result_is_refused(
     if content is not None:
         (tmp_path / "x_results.json").write_text(content)
     with pytest.raises(UsageError, match=message):
-        add_evidence(run, release, repo_id="org/name", results=[tmp_path / "x_results.json"])
+        add_evidence(run, release, results=[tmp_path / "x_results.json"])
 
 
 def test_two_results_of_a_task_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
     paths = [write_result_file(tmp_path / name / "xnli_results.json", run) for name in ("a", "b")]
     with pytest.raises(UsageError, match="one of two result files of the task 'xnli'"):
-        add_evidence(run, release, repo_id="org/name", results=paths)
+        add_evidence(run, release, results=paths)
 
 
 def test_no_path_of_the_machine_is_told(run: Path) -> None:
@@ -121,6 +145,15 @@ def test_no_path_of_the_machine_is_told(run: Path) -> None:
     assert training["heldout"]["retrieval/mean"] > 0.5
     text = json.dumps(training)
     assert "/examples" not in text and "demo_output" not in text
+
+
+def test_an_export_brings_along_how_it_was_trained(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    record = export(run.name, tmp_path / "exported")
+    assert "training.json" in record.files
+    assert json.loads((tmp_path / "exported" / "training.json").read_text()) == describe_training(run, run)
 
 
 def test_a_checkpoint_is_told_apart_from_the_end(run: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from hub.finished_run import save_finished_run
 from hub.server import Fault, LoopbackHub
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from modeling_infoxlm.hub import publish
+from modeling_infoxlm.hub.export import export
 from modeling_infoxlm.hub.publish import PushRecord, TrainingPublisher, push_release
 from modeling_infoxlm.hub.push import push_command
 from modeling_infoxlm.hub.release import build_release
@@ -102,6 +104,27 @@ def test_files_of_the_last_release_go_with_it_and_others_stay(
     names = set(on_hub(hub))
     assert "model.safetensors" in names and "notes.txt" in names and record.tag == "v2"
     assert not any(name.startswith("model-0") or name.endswith("index.json") for name in names)
+
+
+def test_weights_that_others_left_there_do_not_hide_the_new_ones(
+    hub: LoopbackHub, push: Callable[..., PushRecord], source: Path, tmp_path: Path
+) -> None:
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo(REPO)
+    for name in ("model.safetensors", "pytorch_model.bin", "notes.txt"):
+        api.upload_file(path_or_fileobj=b"old", path_in_repo=name, repo_id=REPO)
+    sharded = tmp_path / "sharded"
+    build_release(source, sharded, repo_id=REPO, max_shard_size="20KB")
+    push(sharded)
+    assert on_hub(hub) == {**contents(sharded), "notes.txt": b"old"}
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+    push()
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine.", path_in_repo="README.md", repo_id=REPO)
+    push(tag="again")
+    assert on_hub(hub)["README.md"].endswith(b"Mine.")
 
 
 def test_a_branch_is_made_and_gets_no_tag(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
@@ -246,6 +269,27 @@ def test_a_token_that_may_only_read_is_told_so(hub: LoopbackHub, release: Path) 
         push_release(release, REPO, api=api)
 
 
+def test_trouble_of_xet_is_outlasted_too() -> None:
+    waits: list[float] = []
+    answers = iter([ConnectionError("Network error"), TimeoutError("late"), None])
+
+    def action(hub: HfApi) -> str:
+        error = next(answers)
+        if error is not None:
+            raise error
+        return "done"
+
+    assert RetriedApi(HfApi(), wait=waits.append).call("upload", action) == "done" and len(waits) == 2
+
+
+def test_offline_mode_is_no_trouble_of_the_network() -> None:
+    def action(hub: HfApi) -> None:
+        raise OfflineModeIsEnabled("offline")
+
+    with pytest.raises(OfflineModeIsEnabled):
+        RetriedApi(HfApi(), wait=lambda seconds: pytest.fail("it waited")).call("upload", action)
+
+
 def test_no_hub_at_all(release: Path) -> None:
     with LoopbackHub() as closed:
         endpoint = closed.endpoint
@@ -290,7 +334,45 @@ def test_a_checkpoint_may_be_removed_while_it_is_pushed(
     assert found == {f"last-checkpoint/{name}": content for name, content in expected.items()}
 
 
+def test_a_release_that_cannot_be_built_does_not_end_the_training(
+    hub: LoopbackHub, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(source, tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"damaged")
+    job = publisher(hub, tmp_path).push_checkpoint(tmp_path / "checkpoint-1", message="step 1")
+    assert isinstance(job.exception(), UsageError) and "the training goes on" in caplog.text
+    assert list((tmp_path / ".pushing").iterdir()) == [] and not hub.exists(REPO)
+
+
+def test_a_run_begins_with_a_private_repository_or_not_at_all(hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / ".pushing" / "left").mkdir(parents=True)
+    made = publisher(hub, tmp_path)
+    made.prepare()
+    assert not (tmp_path / ".pushing").exists() and not hub.is_private(REPO)
+    made.private = True
+    with pytest.raises(UsageError, match="exists and is public"):
+        made.prepare()
+
+
 # ---------------------------------------------------------------------------- the command
+
+
+def test_the_card_names_the_repository_with_its_owner(
+    hub: LoopbackHub, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    assert run_main(push_command, [str(source), "mine", "--token", hub.token]) == 0
+    assert b'from_pretrained("tester/mine"' in hub.files("tester/mine")["README.md"]
+
+
+def test_links_out_of_the_folder_are_not_followed(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(source, tmp_path / "release")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "release" / "notes.txt").symlink_to(tmp_path / "secret")
+    assert run_main(push_command, [str(tmp_path / "release"), REPO, "--dry_run"]) == 2
+    assert "notes.txt is a link to a file outside" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "../x", "org/na me", "org/-x"])

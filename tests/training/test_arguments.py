@@ -20,6 +20,7 @@ from modeling_infoxlm.training.arguments import (
     ModelArguments,
     ObjectiveArguments,
     PretrainingArguments,
+    ReleaseArguments,
 )
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -138,8 +139,8 @@ def test_every_field_of_ours_is_explained():
     ours = {field.name for field in fields(PretrainingArguments)} - {
         field.name for field in fields(TrainingArguments)
     }
-    assert ours == {field.name for field in fields(ObjectiveArguments)}
-    for part in (ModelArguments, DataArguments, ContrastArguments, ObjectiveArguments):
+    assert ours == {field.name for part in (ObjectiveArguments, ReleaseArguments) for field in fields(part)}
+    for part in (ModelArguments, DataArguments, ContrastArguments, ObjectiveArguments, ReleaseArguments):
         assert [
             field.name for field in fields(part) if not field.metadata.get("help", "").endswith(".")
         ] == []
