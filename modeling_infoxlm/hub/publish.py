@@ -94,18 +94,22 @@ def push_release(
     api = api or RetriedApi(HfApi(token=token))
     repo_id = make_repository(api, repo_id, private=private)
     tags = _tags(api, repo_id)
-    name = _tag_name(repo_id, tag, tags, on_main=revision in (None, MAIN) and not create_pr)
     if revision not in (None, MAIN):
         api.call(
             "make the branch", lambda hub: hub.create_branch(repo_id, branch=str(revision), exist_ok=True)
         )
     head = _head(api, repo_id, revision)
+    name = _tag_name(repo_id, tag, tags, head, on_main=revision in (None, MAIN) and not create_pr)
     names = {file.path_in_repo for file in files}
     if _is_ours(folder / CARD_NAME) and _has_own_card(api, repo_id, revision):
         files = [file for file in files if file.path_in_repo != CARD_NAME]
     commit = _commit(api, repo_id, files, names, revision=revision, create_pr=create_pr, message=message)
-    if tag == AUTOMATIC_TAG and commit.oid in tags.values():
+    if commit.oid == tags.get(str(name)) or (tag == AUTOMATIC_TAG and commit.oid in tags.values()):
         name = None  # nothing is new, and the last push came to its end
+    elif name in tags:
+        raise UsageError(
+            f"committed, but the tag {name} is of an earlier commit; push again with another --tag."
+        )
     if name is not None:
         api.call(
             "make the tag", lambda hub: hub.create_tag(repo_id, tag=name, revision=commit.oid, exist_ok=True)
@@ -238,12 +242,14 @@ def _tags(api: RetriedApi, repo_id: str) -> dict[str, str]:
     return {ref.name: ref.target_commit for ref in refs.tags}
 
 
-def _tag_name(repo_id: str, tag: str, taken: Mapping[str, str], *, on_main: bool) -> str | None:
+def _tag_name(
+    repo_id: str, tag: str, taken: Mapping[str, str], head: str | None, *, on_main: bool
+) -> str | None:
     if tag == NO_TAG or (tag == AUTOMATIC_TAG and not on_main):
         return None
     if tag == AUTOMATIC_TAG:
         return next(name for name in (f"v{i}" for i in range(1, len(taken) + 2)) if name not in taken)
-    if tag in taken:
+    if tag in taken and taken[tag] != head:  # where nothing is new it is as it should be
         raise UsageError(f"{repo_id} has a tag {tag} already; give another --tag.")
     return tag
 

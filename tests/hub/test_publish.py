@@ -142,8 +142,16 @@ def test_a_pull_request_leaves_main_alone(hub: LoopbackHub, push: Callable[..., 
         push(create_pr=True, revision="trial")
 
 
-def test_a_tag_can_be_named_once(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_a_tag_can_be_named_once(
+    hub: LoopbackHub, push: Callable[..., PushRecord], source: Path, tmp_path: Path
+) -> None:
     assert push(tag="paper").tag == "paper"
+    again = push(tag="paper")
+    assert not again.changed and again.tag is None
+    (tmp_path / "new").mkdir()
+    build_release(source, tmp_path / "new" / "release", repo_id=REPO, dtype="bfloat16")
+    with pytest.raises(UsageError, match="push again with another --tag"):
+        push(tmp_path / "new" / "release", tag="paper")
     with pytest.raises(UsageError, match="has a tag paper already"):
         push(tag="paper")
 

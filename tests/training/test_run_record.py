@@ -129,6 +129,8 @@ def test_overwriting_removes_all_of_the_old_run_and_nothing_else(tmp_path: Path)
     for name in ("checkpoint-5", "checkpoint-900", "data", "tokenizer", ".saving", "figures"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("old")
+    for name in ("model.safetensors", "eval_results.json", "trainer_state.json"):
+        (tmp_path / name).write_text("old")  # a push of the new run would take it for its own
     (tmp_path / "notes.txt").write_text("keep")
     assert find_checkpoint(tmp_path, {"seed": 2}, overwrite=True) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "notes.txt"]
