@@ -76,13 +76,16 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
     Args:
         source: Folder of a run or of a checkpoint in one.
         release: Folder that is completed.
-        results: Result files, or folders with them and figures, besides those in `source`.
+        results: Result files, or folders with them and figures, besides those in the folder of the run; only
+            these are taken for a checkpoint.
 
     Raises:
         UsageError: If a given file is no result, or a result of another model; or two are of one task.
     """
     run = _run_of(source)
-    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_result(path)]
+    # What lies in the folder of a run is of its last weights, not of a checkpoint on the way.
+    is_end = run.resolve() == source.resolve()
+    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and is_result(path)]
     given = list(_result_files(results))
     for path in (*own, *given):
         _check_model(path, source, encoder=_encoder(run) if path in own else {})
@@ -165,10 +168,15 @@ def _sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Files that were trained on, by their names without folders."""
     sources = record.get("corpus", {}).get("sources", ())
     return [
-        {"name": PurePath(file["path"]).name, "languages": source["languages"], "sha256": file["sha256"]}
+        {"name": _source_name(file["path"]), "languages": source["languages"], "sha256": file["sha256"]}
         for source in sources
         for file in source["files"]
     ]
+
+
+def _source_name(location: str) -> str:
+    """Name of a file without its folder; a dataset of the Hub has none to hide."""
+    return location if location.startswith(HUB_PREFIX) else PurePath(location).name
 
 
 def _compute(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def push_release(
 
     Raises:
         UsageError: If the name, the tag or the visibility cannot be had.
-        HubError: If the Hub refuses or cannot be reached, after retries; nothing is committed then.
+        HubError: If the Hub refuses or cannot be reached, after retries; nothing is committed then, unless it
+            is the tag that could not be made.
     """
     check_repo_id(repo_id)
     if create_pr and revision not in (None, MAIN):
@@ -219,7 +220,7 @@ class TrainingPublisher:
 
 def _log_failure(job: "Future[str]") -> None:
     if job.exception() is not None:
-        logger.warning("a push while training failed, the training goes on: %s", job.exception())
+        logger.warning("a push in the background failed, the training goes on: %s", job.exception())
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -1,6 +1,7 @@
 """Evidence: numbers enter a release as files, of this very model, or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,30 @@ def test_an_export_brings_along_how_it_was_trained(
     record = export(run.name, tmp_path / "exported")
     assert "training.json" in record.files
     assert json.loads((tmp_path / "exported" / "training.json").read_text()) == describe_training(run, run)
+
+
+def test_a_checkpoint_is_not_given_the_results_of_the_last_weights(
+    run: Path, release: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "out")
+    checkpoint = tmp_path / "out" / "checkpoint-7"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"earlier weights")
+    write_result_file(tmp_path / "out" / "xnli_results.json", run)
+    add_evidence(checkpoint, release)
+    assert not (release / "results").exists()
+    add_evidence(tmp_path / "out", release)
+    assert (release / "results" / "xnli_results.json").is_file()
+
+
+def test_sources_on_the_hub_keep_their_names(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "out")
+    record = json.loads((run / "run.json").read_text())
+    record["corpus"]["sources"][0]["files"][0]["path"] = "hub:org/pairs:de-en"
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    training = describe_training(tmp_path / "out", tmp_path / "out")
+    assert training["datasets"] == ["org/pairs"]
+    assert [source["name"] for source in training["sources"]][:2] == ["hub:org/pairs:de-en", "en-el.tsv.xz"]
 
 
 def test_a_checkpoint_is_told_apart_from_the_end(run: Path, tmp_path: Path) -> None:
