@@ -26,7 +26,7 @@ from modeling_infoxlm.evaluation.qa_features import (
     check_windows,
 )
 from modeling_infoxlm.evaluation.qa_spans import Candidate, SpanSettings, predict_answers
-from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, Estimate, TaskResult, bootstrap, summarise
+from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, Estimate, TaskResult, estimate_share, summarise
 from modeling_infoxlm.evaluation.squad_files import (
     Question,
     QuestionSet,
@@ -240,7 +240,7 @@ class AnsweredSet:
 
     def estimates(self) -> dict[str, Estimate]:
         """Both scores in percent."""
-        return {"f1": bootstrap(100 * self.f1), "exact_match": bootstrap(100 * self.exact_match)}
+        return {"f1": estimate_share(100 * self.f1), "exact_match": estimate_share(100 * self.exact_match)}
 
 
 class MLQARun:

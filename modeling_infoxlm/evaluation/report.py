@@ -55,8 +55,8 @@ class Number:
     Attributes:
         value: Mean over the runs.
         spread: Standard deviation of the runs (n - 1); None for one run.
-        low: 2.5 % bootstrap percentile; None for several runs and for means over languages.
-        high: 97.5 %.
+        low: Lower end of the 95 % interval; None for several runs and for means over languages.
+        high: Upper end.
         count: Items measured; None for means over languages.
         runs: 0 for a published number.
     """

@@ -10,7 +10,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from modeling_infoxlm.provenance import RESULT_SCHEMA, describe_program, file_sh
 RESULT_SUFFIX = "_results.json"
 
 RESAMPLES = 1000
+_Z = 1.96  # 97.5 % of a normal distribution lie below
+_ADDED = 2  # items added at each end of the scale
 _CHUNK = 1 << 22  # counts of resampled items that are held at a time
 
 Unit = Literal["percent", "nats"]
@@ -30,12 +32,12 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number measured on a sample of items, with its 95 % bootstrap interval.
+    """A number measured on a sample of items, with its 95 % interval.
 
     Attributes:
         value: On the whole sample, in the unit of the result.
-        low: 2.5 % percentile of the resamples.
-        high: 97.5 % percentile.
+        low: Lower end of the interval; see `estimate_share` for percentages, `bootstrap` for other numbers.
+        high: Upper end.
         count: Items of the sample.
     """
 
@@ -161,8 +163,63 @@ def summarise(values: Mapping[str, float], *, english: str = "en") -> dict[str, 
     return summary
 
 
+def estimate_share(
+    items: np.ndarray, statistic: Statistic | None = None, *, groups: Sequence[Hashable] | None = None
+) -> Estimate:
+    """Estimate a score in percent with an interval that covers near 0 and 100 % too, and of few items.
+
+    The interval of Agresti and Coull (1998): that of the normal approximation after two items at either end
+    of the scale were added. A bootstrap of an accuracy of 98 % on 100 items covers it in 85 of 100 samples
+    only, and gives [100, 100] where all items are right. Items may be anything in 0..100, such as F1.
+
+    Args:
+        items: One score for each item, (N,), or K numbers, (N, K).
+        statistic: Takes means of the K numbers over items, (..., K), to a score in percent, (...).
+        groups: What each item belongs to, such as the article of a question. Items of one group hang
+            together, so the sample counts for less the more they do (Korn and Graubard, 1998).
+
+    Raises:
+        ValueError: If there is no item.
+    """
+    table = _as_table(items)
+    count = len(table)
+    apply = statistic or (lambda means: means[..., 0])
+    value = float(apply(table.mean(axis=0)))
+    # What each item contributes: jackknife pseudo-values, which are the items themselves for their mean.
+    without = (table.sum(axis=0) - table) / max(1, count - 1)
+    parts = table[:, 0] if statistic is None else count * value - (count - 1) * apply(without)
+    size = count / _design_effect(parts - parts.mean(), groups)
+    ends = np.repeat([0.0, 100.0], _ADDED)
+    centre = (size * value + ends.sum()) / (size + len(ends))
+    spread = size * (parts.var() + (value - centre) ** 2) + ((ends - centre) ** 2).sum()
+    half = _Z * np.sqrt(spread) / (size + len(ends))
+    return Estimate(value, float(max(0.0, centre - half)), float(min(100.0, centre + half)), count)
+
+
+def _design_effect(deviations: np.ndarray, groups: Sequence[Hashable] | None) -> float:
+    """How many times the variance of a mean is that of independent items; at least 1."""
+    if groups is None:
+        return 1.0
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    which = [numbers[group] for group in groups]
+    independent = float((deviations**2).sum())
+    if not independent:  # all alike: nothing says that the items of a group do not hang together wholly
+        return len(deviations) / len(numbers)
+    together = np.bincount(which, deviations, len(numbers))
+    correction = len(numbers) / max(1, len(numbers) - 1)
+    return max(1.0, correction * float((together**2).sum()) / independent)
+
+
+def _as_table(items: np.ndarray) -> np.ndarray:
+    if not len(items):
+        raise ValueError("expected at least one item to score, found none.")
+    return np.asarray(items, dtype=np.float64).reshape(len(items), -1)
+
+
 def bootstrap(items: np.ndarray, statistic: Statistic | None = None, *, seed: int = 0) -> Estimate:
     """Estimate a statistic of a sample with its percentile bootstrap interval (Efron and Tibshirani, 1993).
+
+    For numbers without ends, such as nats; see `estimate_share` for percentages.
 
     Args:
         items: One number for each item, (N,), or K numbers, (N, K).
@@ -173,9 +230,7 @@ def bootstrap(items: np.ndarray, statistic: Statistic | None = None, *, seed: in
     Raises:
         ValueError: If there is no item.
     """
-    if not len(items):
-        raise ValueError("expected at least one item to score, found none.")
-    table = np.asarray(items, dtype=np.float64).reshape(len(items), -1)
+    table = _as_table(items)
     apply = statistic or (lambda means: means[..., 0])
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(table))

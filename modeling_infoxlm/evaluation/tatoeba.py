@@ -33,7 +33,7 @@ from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
     Estimate,
     TaskResult,
-    bootstrap,
+    estimate_share,
 )
 from modeling_infoxlm.process import UsageError
 
@@ -240,8 +240,8 @@ def _estimates(hits: np.ndarray) -> dict[str, Estimate]:
     percent = 100.0 * hits
     directions = dict(zip(DIRECTIONS, percent, strict=True))
     return {
-        "accuracy": bootstrap(percent.mean(axis=0)),
-        **{name: bootstrap(items) for name, items in directions.items()},
+        "accuracy": estimate_share(percent.mean(axis=0)),
+        **{name: estimate_share(items) for name, items in directions.items()},
     }
 
 

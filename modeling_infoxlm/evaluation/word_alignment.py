@@ -36,7 +36,7 @@ from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
     Estimate,
     TaskResult,
-    bootstrap,
+    estimate_share,
     summarise,
     write_result,
 )
@@ -123,7 +123,7 @@ def estimate_rates(counts: Sequence[AlignmentCounts]) -> dict[str, Estimate]:
     def rate(metric: str, means: np.ndarray) -> np.ndarray:
         return alignment_rates(means)[metric]
 
-    return {metric: bootstrap(table, partial(rate, metric)) for metric in METRICS}
+    return {metric: estimate_share(table, partial(rate, metric)) for metric in METRICS}
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

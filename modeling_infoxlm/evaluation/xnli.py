@@ -46,7 +46,7 @@ from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
     Estimate,
     TaskResult,
-    bootstrap,
+    estimate_share,
     summarise,
 )
 from modeling_infoxlm.process import UsageError
@@ -498,7 +498,7 @@ def score(
         training: How fine-tuning went, None if there was none.
     """
     accuracy = {
-        language: bootstrap(100.0 * _correct(part, run.data.test[language]))
+        language: estimate_share(100.0 * _correct(part, run.data.test[language]))
         for language, part in probabilities.items()
     }
     summary = summarise({language: estimate.value for language, estimate in accuracy.items()})
@@ -543,10 +543,10 @@ def score_mixed(correct: np.ndarray, languages: Sequence[str]) -> dict[str, Any]
     scores: dict[str, Any] = {
         "languages": list(languages),
         "matrix": (100 * correct.mean(axis=2)).tolist(),
-        "within": bootstrap(100 * correct[same].mean(axis=0)),
+        "within": estimate_share(100 * correct[same].mean(axis=0)),
     }
     if len(languages) > 1:
-        scores["across"] = bootstrap(100 * correct[~same].mean(axis=0))
+        scores["across"] = estimate_share(100 * correct[~same].mean(axis=0))
     return scores
 
 

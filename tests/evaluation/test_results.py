@@ -1,6 +1,8 @@
 """Result files: what is written can be read, and intervals cover what they should."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from modeling_infoxlm.evaluation.results import (
     ModelRecord,
     TaskResult,
     bootstrap,
+    estimate_share,
     summarise,
     write_result,
 )
@@ -82,14 +85,71 @@ def test_the_gap_is_english_minus_the_mean_of_the_others() -> None:
     assert summarise({"en": 90.0}) == {"mean": 90.0}
 
 
-def test_the_interval_of_a_share_is_that_of_the_normal_approximation() -> None:
+@pytest.mark.parametrize("estimate", [estimate_share, bootstrap])
+def test_the_interval_of_many_items_is_that_of_the_normal_approximation(
+    estimate: Callable[[np.ndarray], Estimate],
+) -> None:
     items = np.repeat([100.0, 0.0], [300, 700])
-    found = bootstrap(items)
+    found = estimate(items)
     half = 1.96 * 100 * np.sqrt(0.3 * 0.7 / 1000)
     assert found.value == pytest.approx(30.0) and found.count == 1000
     assert found.low == pytest.approx(30 - half, abs=0.5)
     assert found.high == pytest.approx(30 + half, abs=0.5)
-    assert found == bootstrap(items)
+    assert found == estimate(items)
+
+
+@pytest.mark.parametrize(
+    "count, share", [(20, 0.5), (30, 0.98), (100, 0.98), (100, 0.02), (400, 0.995), (100, 1.0)]
+)
+def test_an_interval_covers_the_share_as_often_as_it_says(count: int, share: float) -> None:
+    covered = 0.0
+    for right in range(count + 1):
+        found = estimate_share(np.repeat([100.0, 0.0], [right, count - right]))
+        assert 0 <= found.low <= found.value <= found.high <= 100
+        chance = math.comb(count, right) * share**right * (1 - share) ** (count - right)
+        covered += chance * (found.low <= 100 * share <= found.high)
+    assert covered >= 0.94
+
+
+def test_a_perfect_score_of_few_items_is_not_certain() -> None:
+    # Wilson's interval is 96.3 to 100, Agresti and Coull's the wider one.
+    found = estimate_share(np.full(100, 100.0))
+    assert (found.value, found.high) == (100.0, 100.0) and 95 < found.low < 96.4
+    assert estimate_share(np.zeros(100)).high == pytest.approx(100 - found.low)
+
+
+def test_scores_between_right_and_wrong_have_the_interval_of_their_spread() -> None:
+    items = np.tile([40.0, 60.0], 500)  # half as wide as that of right and wrong answers would be, and less
+    found = estimate_share(items)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 10 / np.sqrt(1000), rel=0.15)
+
+
+def test_items_of_one_group_count_as_one_where_they_are_alike() -> None:
+    articles = np.repeat([100.0, 0.0, 100.0, 100.0, 0.0], 20)
+    groups = np.repeat(list("abcde"), 20)
+    found, alone = estimate_share(articles, groups=groups), estimate_share(articles)
+    five = estimate_share(articles[::20])
+    assert (found.value, found.count) == (60.0, 100)
+    assert found.high - found.low == pytest.approx(five.high - five.low, rel=0.1)
+    assert found.high - found.low > 3 * (alone.high - alone.low)
+    # Items that do not hang together are as good as single ones.
+    mixed = estimate_share(np.tile([100.0, 0.0], 50), groups=groups)
+    assert mixed == estimate_share(np.tile([100.0, 0.0], 50))
+    perfect = estimate_share(np.full(100, 100.0), groups=groups)
+    assert perfect.low == pytest.approx(estimate_share(np.full(5, 100.0)).low)
+
+
+def test_the_interval_of_a_ratio_of_sums_is_that_of_its_parts() -> None:
+    """Links found of links drawn, by sentence."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(1, 9, 2000)
+    found = rng.binomial(drawn, 0.7)
+    estimate = estimate_share(
+        np.stack([found, drawn], axis=1), lambda means: 100 * means[..., 0] / means[..., 1]
+    )
+    assert estimate.value == pytest.approx(100 * found.sum() / drawn.sum())
+    resampled = bootstrap(np.stack([found, drawn], axis=1), lambda means: 100 * means[..., 0] / means[..., 1])
+    assert estimate.high - estimate.low == pytest.approx(resampled.high - resampled.low, rel=0.1)
 
 
 def test_a_ratio_of_sums_is_resampled_by_item() -> None:
@@ -101,5 +161,6 @@ def test_a_ratio_of_sums_is_resampled_by_item() -> None:
 
 
 def test_no_item_is_no_number() -> None:
-    with pytest.raises(ValueError, match="at least one item"):
-        bootstrap(np.empty(0))
+    for estimate in (bootstrap, estimate_share):
+        with pytest.raises(ValueError, match="at least one item"):
+            estimate(np.empty(0))

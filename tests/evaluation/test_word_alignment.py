@@ -80,7 +80,7 @@ def test_rates_are_of_all_sentences_together() -> None:
     estimate = estimate_rates(counts)["aer"]
     assert estimate.value == pytest.approx(100 * (1 - (5 + 6) / 20))
     assert estimate.count == 2
-    assert estimate.low == pytest.approx(0) and estimate.high == pytest.approx(50)
+    assert 0 <= estimate.low < 20 and 70 < estimate.high <= 100  # two sentences say little
 
 
 # ---------------------------------------------------------------------------- methods, against slow loops
@@ -430,7 +430,8 @@ def test_links_are_written_and_are_their_own_gold(
         "method": "ot", "context": "pair", "layer": 2, "sinkhorn_iter": 2, "bf16": False,
     }  # fmt: skip
     assert result["command"] == ["infoxlm", "align-words", *scored]
-    assert result["scores"]["xx-yy"]["aer"] == {"value": 0, "low": 0, "high": 0, "count": 5}
+    rate = result["scores"]["xx-yy"]["aer"]
+    assert (rate["value"], rate["low"], rate["count"]) == (0, 0, 5) and 40 < rate["high"] < 60
     layers = result["details"]["layers"]["xx-yy"]
     assert list(layers) == ["0", "1", "2", "3"] and layers["2"] == result["scores"]["xx-yy"]
     for layer in (0, 1, 3):
