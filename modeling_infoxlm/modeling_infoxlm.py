@@ -58,26 +58,15 @@ class InfoXLMLayer(XLMRobertaLayer):
     """XLM-R layer that also runs over packed rows, and can go on with selected rows alone."""
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        packed: PackedAttention | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, *args: Any, packed: PackedAttention | None = None, **kwargs: Any
     ) -> Tensor:
-        """Padded (B, L, D) to (B, L, D) as in XLM-R; with `packed`, rows (T, D) to selected rows (R, D)."""
+        """Padded (B, L, D) to (B, L, D) as in XLM-R; with `packed`, rows (T, D) to selected rows (R, D).
+
+        Other arguments are XLM-R's and go through as they come: releases of transformers rename them.
+        """
         if packed is not None:
             return self._forward_packed(hidden_states, packed)
-        output: Tensor = super().forward(
-            hidden_states,
-            attention_mask,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            past_key_values,
-            **kwargs,
-        )
+        output: Tensor = super().forward(hidden_states, *args, **kwargs)
         return output
 
     def _forward_packed(self, hidden: Tensor, packed: PackedAttention) -> Tensor:

@@ -108,9 +108,9 @@ class SafeTrainer(Trainer):
 
     # --- the Hub --------------------------------------------------------------------------------------------
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository before the first step, and remove what a killed push has left here."""
-        super().init_hf_repo(token, private)
+        super().init_hf_repo(*args, **kwargs)
         if self.is_world_process_zero():
             self._publisher.prepare()
 

@@ -339,7 +339,7 @@ class InfoXLMTrainer(SafeTrainer):
 
     # --- logs -----------------------------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses, metrics and speed since the last entry to the Trainer's own training logs."""
         if "loss" in logs:
             logs.update(self.meter.pop(self.accelerator))
@@ -351,7 +351,7 @@ class InfoXLMTrainer(SafeTrainer):
             for warning in self._alarm.check(logs):
                 if self.args.should_log:
                     logger.warning("step %d: %s", self.state.global_step, warning)
-        super().log(logs, start_time)
+        super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
         """Useful floating point operations of a micro-batch, the momentum encoder's included."""
@@ -409,20 +409,20 @@ class InfoXLMTrainer(SafeTrainer):
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
         """While a checkpoint is being written: the folder it is written in before it gets its name."""
-        return self._staging or super()._get_output_dir(trial)
+        return self._staging or super()._get_output_dir(*args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Write the checkpoint under `.saving/` and rename it when complete: a kill leaves no half of one."""
-        run_dir = super()._get_output_dir(trial)
+        run_dir = super()._get_output_dir(*args, **kwargs)
         name = f"checkpoint-{self.state.global_step}"
         self._staging = os.path.join(run_dir, ".saving")
         if self.args.should_save:
             shutil.rmtree(self._staging, ignore_errors=True)  # left by a kill
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
+            super()._save_checkpoint(model, *args, **kwargs)
             if self.args.should_save:
                 self._save_momentum_state(Path(self._staging) / name / MOMENTUM_STATE_NAME)
             self.accelerator.wait_for_everyone()
