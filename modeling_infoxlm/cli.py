@@ -28,6 +28,7 @@ from modeling_infoxlm.data.prepare import prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.process import USAGE, run_main
+from modeling_infoxlm.provenance import blot_secrets
 from modeling_infoxlm.training.arguments import ModelArguments, PrepareArguments
 from modeling_infoxlm.training.corpus_setup import num_workers, parse_sources
 from modeling_infoxlm.training.model_setup import load_tokenizer
@@ -126,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         print((__doc__ or "").strip())
         return 0
     if argv[0] not in COMMANDS:
-        print(f"error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        command = blot_secrets(argv[0])
+        print(f"error: unknown command {command!r}; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return USAGE
     return run_main(COMMANDS[argv[0]], argv[1:])
 

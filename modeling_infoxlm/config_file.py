@@ -16,6 +16,8 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_infoxlm.provenance import blot_secrets, holds_secret, takes_secret
+
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -43,7 +45,9 @@ def parse_args_with_config(dataclass_types: Sequence[type], argv: Sequence[str])
     parser = _RecipeParser(dataclass_types)
     try:
         path, flags = _split_off_config(argv)
+        _refuse_secrets(argv)
         recipe = {} if path is None else read_recipe(path)
+        _refuse_secrets([f"--{name}={value}" for name, value in recipe.items()])
         arguments = parser.add_recipe(recipe, source=str(path)) + flags
         parser.refuse_unknown_flags(flags)
         # look_for_args_file: a stray `run_pretraining.args` beside the script would be read in silence.
@@ -137,6 +141,25 @@ def _split_off_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(paths[0]) if paths else None), flags
 
 
+def _refuse_secrets(arguments: Sequence[str]) -> None:
+    """Refuse tokens and passwords as values of other flags, from where they get into records, logs and cards.
+
+    Raises:
+        RecipeError: With the flag, and without the secret.
+    """
+    flag = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        flag = name if argument.startswith("-") else flag
+        if holds_secret(value if argument.startswith("-") and equals else argument) and not takes_secret(
+            flag
+        ):
+            raise RecipeError(
+                f"{blot_secrets(flag) or 'an argument'} holds what looks like an access token or a password, "
+                "which does not belong there; `hf auth login` stores a token, or --token takes it."
+            )
+
+
 def _is_config(flag: str) -> bool:
     return flag == "--config" or flag.startswith("--config=")
 
@@ -164,7 +187,8 @@ class _RecipeParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line; argparse would print a usage of some 200 flags first."""
-        self.exit(2, f"{self.prog}: error: {self._where(message)}{' '.join(message.split())}\n")
+        line = f"{self.prog}: error: {self._where(message)}{' '.join(message.split())}"
+        self.exit(2, f"{blot_secrets(line)}\n")
 
     def _where(self, message: str) -> str:
         """Name the recipe if the flag that is complained about came from there."""

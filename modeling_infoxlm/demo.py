@@ -49,7 +49,7 @@ from modeling_infoxlm.evaluation.mining import RetrievalAccuracy, retrieval_accu
 from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.process import INTERRUPTED, Interrupted, configure_process, run_main
-from modeling_infoxlm.provenance import describe_program, file_sha256
+from modeling_infoxlm.provenance import describe_program, file_sha256, write_json
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -221,7 +221,7 @@ def open_results(setup: DemoSetup, *, argv: Sequence[str], fresh: bool) -> dict[
     program = describe_program(argv)
     return {
         "made_by": MADE_BY,
-        "command": ["python", "-m", MADE_BY, *argv],
+        "command": ["python", "-m", MADE_BY, *program["command"]],
         "python": _shown(Path(sys.executable)),
         "output_dir": str(setup.root),
         "recipe": {"path": _shown(setup.recipe), "sha256": digest},
@@ -294,10 +294,7 @@ class Stages:
         self.console.print(Padding(f"{record['result']} [dim]({note})[/]", (0, 0, 0, 4)))
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text(json.dumps(self.results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_json(self.path, self.results)
 
 
 def duration(seconds: float) -> str:

@@ -5,11 +5,13 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO, cast
 
 import torch
 
 from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.provenance import blot_secrets, secrets_of_command, writing
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -63,6 +65,43 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+class _Blotted:
+    """A stream that no secret gets through."""
+
+    def __init__(self, stream: TextIO, known: Sequence[str]) -> None:
+        self._stream, self._known = stream, known
+
+    def write(self, text: str) -> int:
+        self._stream.write(blot_secrets(text, self._known))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def without_secrets(argv: Sequence[str]) -> Iterator[None]:
+    """What is printed or logged in the block holds no token or password.
+
+    Args:
+        argv: Arguments of the command; values of flags for a token are blotted out whatever they look like.
+    """
+    known, factory = secrets_of_command(argv), logging.getLogRecordFactory()
+
+    def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        # Libraries that were imported earlier log to the stream as it was then.
+        record.msg, record.args = blot_secrets(record.getMessage(), known), ()
+        return record
+
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(cast(TextIO, _Blotted(sys.stdout, known))))
+        stack.enter_context(redirect_stderr(cast(TextIO, _Blotted(sys.stderr, known))))
+        stack.callback(logging.setLogRecordFactory, factory)
+        logging.setLogRecordFactory(make_record)
+        yield
+
+
 def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     """Run an entry point and map how it ends to an exit code.
 
@@ -71,12 +110,18 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
         the traceback); 2 the same for a `UsageError`; 130 interrupted. The argument parser ends the process
         with 2 by itself.
     """
+    with without_secrets(argv):
+        return _run_main(main, argv)
+
+
+def _run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     arguments = [argument for argument in argv if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for client in ("httpx", "httpx2"):  # which say each request
         logging.getLogger(client).setLevel(logging.WARNING)
     try:
-        main(arguments)
+        with writing(_output_of(argv)):
+            main(arguments)
         leave_process_group()
     except (KeyboardInterrupt, Interrupted) as interruption:
         print(f"interrupted: {interruption}" if str(interruption) else "interrupted", file=sys.stderr)
@@ -93,3 +138,10 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
         print(f"error: {message}", file=sys.stderr)
         return status
     return OK
+
+
+def _output_of(argv: Sequence[str]) -> str:
+    """What a command writes to, for a failure that does not name its place."""
+    flags = dict(argument.partition("=")[::2] for argument in argv if "=" in argument)
+    flags |= dict(zip(argv, argv[1:], strict=False))
+    return flags.get("--output_dir") or flags.get("--output") or "the output"

@@ -1,5 +1,11 @@
-"""Where a number came from: command, commit, versions, machine, and hashes of files."""
+"""Where a number came from: command, commit, versions, machine and hashes; and files without secrets.
 
+What is written down or shown goes through `blot_secrets`: JSON files by `write_json`, cards, and all that a
+program prints or logs (`process.run_main`). What looks like a secret in a flag that takes none is refused
+(`config_file`).
+"""
+
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -7,7 +13,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +33,43 @@ PACKAGES = (
 RUN_FILE = "run.json"  # what a run is and how it came to be
 TRAINER_STATE = "trainer_state.json"
 RESULT_SCHEMA = "infoxlm-result-1"
-_SECRET = re.compile(r"hf_[\w.\-]{8,}")
-_SECRET_FLAG = re.compile(r"--(?:[\w-]+[_-])?token")
 _BLOT = "<token>"
+_SECRET_FLAG = re.compile(r"--(?:[\w-]+[_-])?token")
+_SECRET_VARIABLE = re.compile(r"(?:TOKEN|API_KEY|SECRET|PASSWORD)$")
+# Each keeps its first group: what stands before the secret.
+_SECRETS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"()(?:hf_(?:oauth|jwt)_[\w.\-]{8,}|(?:hf|api_org)_[A-Za-z0-9]{14,})",
+        # No value goes on behind a quote or a backslash: what is JSON stays JSON.
+        r"(://)[^\s/?#\\\"'<>]+(?=@)",
+        r"(?i)([?&](?:[\w\-]*(?:token|key|secret|password|signature)|sig)=)[^&#\s\\\"'<>]+",
+        r"(?i)(authorization[\\\"']*\s*[:=]\s*[\\\"']*(?:\w+\s++)?+)[^\s\\\"',<>]+",
+        # Prose has a bearer and a basic of something too: only what has digits or capitals within is no word.
+        r"(\b[Bb]earer\s+)(?=[^\s<]*[0-9A-Z])[\w.\-~+/]{12,}=*",
+        r"(\b[Bb]asic\s+)(?=[^\s<]*(?:[a-z][A-Z0-9]|=))[A-Za-z0-9+/]{12,}=*",
+        r"(\b[A-Z][A-Z0-9_]*(?:TOKEN|API_KEY|SECRET|PASSWORD)=)[^\s\\\"'<>]+",
+    )
+)
+# Shorter than tokens are, and as a folder may be called: blotted out, but no reason to refuse it.
+_LIKELY = re.compile(r"()hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}")
+_SHORTEST_SECRET = 8  # of an environment variable: shorter ones are words that stand everywhere
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Libraries that write by other means than Python's give the system's words or its number.
+_FULL_WORDS = re.compile(
+    rf"os error (?:{'|'.join(map(str, _FULL))})\b|" + "|".join(os.strerror(number) for number in _FULL)
+)
+
+
+class DiskFullError(OSError):
+    """There is no room for what is written; one line with the place and what to do."""
 
 
 def describe_program(argv: Sequence[str]) -> dict[str, Any]:
     """Command, commit, versions and machine of this process.
 
     Args:
-        argv: Arguments of the command; what looks like a Hub token or follows a flag for one is blotted out.
+        argv: Arguments of the command; what looks like a secret or follows a flag for one is blotted out.
     """
     return {
         "command": _without_secrets(argv),
@@ -46,9 +80,44 @@ def describe_program(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def blot_secrets(text: str) -> str:
-    """The text without what looks like a Hub token."""
-    return _SECRET.sub(_BLOT, text)
+def blot_secrets(text: str, known: Iterable[str] = ()) -> str:
+    """The text without what looks like a token or a password, and without those of the environment.
+
+    Args:
+        text: Any text; in JSON and YAML only values change.
+        known: Secrets that cannot be told by their form.
+    """
+    for secret in (*known, *_secrets_of_environment()):
+        text = text.replace(secret, _BLOT)
+    for pattern in (*_SECRETS, _LIKELY):
+        text = pattern.sub(rf"\1{_BLOT}", text)
+    return text
+
+
+def holds_secret(text: str) -> bool:
+    """Whether there surely is a token or a password in a text."""
+    return any(pattern.search(text) for pattern in _SECRETS)
+
+
+def takes_secret(flag: str) -> bool:
+    """Whether a flag is one for a token."""
+    return bool(_SECRET_FLAG.fullmatch(flag))
+
+
+def secrets_of_command(argv: Sequence[str]) -> list[str]:
+    """Values of flags for a token, whatever they look like."""
+    given = [argument.partition("=") for argument in argv]
+    values = [value for flag, _, value in given if takes_secret(flag)]
+    values += [value for flag, value in zip(argv, argv[1:], strict=False) if takes_secret(flag)]
+    return [value for value in values if len(value) >= _SHORTEST_SECRET]
+
+
+def _secrets_of_environment() -> list[str]:
+    return [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET
+    ]
 
 
 def file_sha256(path: str | Path) -> str:
@@ -89,19 +158,57 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all, and the folder that it lies in."""
+    """Write a file whole or not at all, without secrets, and the folder that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = blot_secrets(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    with writing(path):
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut can leave the name without the content
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """Say where the disk is full and what to do, whichever library meets it: none of them names the place.
+
+    Args:
+        place: File or folder that is written in the block.
+
+    Raises:
+        DiskFullError: If there is no room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        named = getattr(error, "filename", None) or place
+        raise DiskFullError(
+            f"{named} cannot be written: its disk is full, or a quota or a limit of file sizes is reached; "
+            "free some room, or write to another disk, and run the same command again."
+        ) from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that there is no room for a file."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or _FULL_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _without_secrets(argv: Sequence[str]) -> list[str]:
     command, secret = [], False
     for argument in argv:
         flag, equals, _ = argument.partition("=")
-        names_secret = bool(_SECRET_FLAG.fullmatch(flag))
+        names_secret = takes_secret(flag)
         if secret:
             command.append(_BLOT)
         elif names_secret and equals:
@@ -121,9 +228,23 @@ def _gpus() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the code, None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Commit of the code, with `-dirty` where files differ from it; None outside its own repository.
+
+    A package that was installed somewhere in another project's repository is not of that one's commit.
+    """
+    root = Path(__file__).resolve().parents[1]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        top, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() != root:
+            return None
+        _git(root, "ls-files", "--error-unmatch", __file__)
+        return commit + ("-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # What a hook of git sets would name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()

@@ -35,6 +35,11 @@ class Other:
             raise ValueError("name is bad;\nexpected a good one.")
 
 
+@dataclass
+class Secret:
+    hub_token: str | None = None
+
+
 @pytest.fixture
 def parse(tmp_path: Path):
     def parse_recipe(text: str, *flags: str, suffix: str = ".yaml") -> Settings:
@@ -215,3 +220,38 @@ def test_help_exits_with_0_and_shows_our_group_and_config(capsys):
     assert "--config FILE" in text
     assert "\nours:\n" in text
     assert "Share of 15% text." in text
+
+
+TOKEN = "hf_" + "aB1" * 12
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--language", TOKEN],
+        [f"--language={TOKEN}"],
+        ["--steps", TOKEN],
+        ["--languages", "en", f"https://me:{TOKEN}@hub.org"],
+        ["--languages", "https://hub.org/x?token=s3cret"],
+        ["--langage", TOKEN],
+        [TOKEN],
+        [f"--{TOKEN}"],
+        ["--config", f"{TOKEN}.yaml"],
+        ["--config", "RECIPE"],
+        ["--steps", "x", "--pooling", "hf_Short123"],
+    ],
+)
+def test_a_token_is_refused_where_it_does_not_belong_and_not_repeated(
+    argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"report_to: [{TOKEN}]")
+    line = refusal(capsys, [str(recipe) if part == "RECIPE" else part for part in argv])
+    assert not [secret for secret in (TOKEN[3:], "s3cret", "Short123") if secret in line]
+
+
+def test_a_token_is_taken_by_its_own_flag_and_folders_may_be_called_much() -> None:
+    parsed, _, secret = parse_args_with_config(
+        [Settings, Other, Secret], ["--language", "hf_checkpoints/x", "--hub_token", TOKEN]
+    )
+    assert (parsed.language, secret.hub_token) == ("hf_checkpoints/x", TOKEN)

@@ -89,6 +89,31 @@ def test_usage_errors_of_the_parser_pass() -> None:
     assert error.value.code == 2
 
 
+def test_no_secret_is_printed_or_logged(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever library says it, by whichever handler it had before."""
+    token = "hf_" + "aB1" * 12
+
+    def main(argv: list[str]) -> None:
+        print("to", f"https://me:pass-word@hub.org/{token}")
+        logging.getLogger("of.a.library").warning("with %s and %s", token, "s3cret-of-a-flag")
+        raise RuntimeError(f"Illegal header value b'Bearer s3cret-of-a-flag' for {token}")
+
+    assert run_main(main, ["--debug", "--hub_token", "s3cret-of-a-flag"]) == 1
+    shown = "".join(capsys.readouterr()) + caplog.text
+    assert shown.count("<token>") >= 6
+    assert not [secret for secret in (token, "pass-word", "s3cret") if secret in shown]
+    assert logging.LogRecord is logging.getLogRecordFactory()
+
+
+@pytest.mark.parametrize("place", ["out/x", "the output"])
+def test_a_full_disk_names_the_output(capsys: pytest.CaptureFixture[str], place: str) -> None:
+    argv = ["--seed=1", f"--output_dir={place}"] if place == "out/x" else []
+    assert run_main(raising(OSError(28, "No space left on device")), argv) == 1
+    assert capsys.readouterr().err.startswith(f"error: {place} cannot be written: its disk is full")
+
+
 # ---------------------------------------------------------------------------- the process
 
 
