@@ -441,38 +441,60 @@ def read_gold(
 
     * A line for each sentence: `1-1 2-3 4p5`, where `-` is sure and `p` possible; a number and a tab may come
       first.
-    * A line for each link: `sentence source target`, then `S` (or nothing) or `P`; sentences count from 1.
+    * A line for each link: `sentence source target`, then `S` (or nothing) or `P`. Where the gold has as many
+      sentences as the texts, these come in order of first appearance whatever their numbers, as in the
+      aligner of XLM-Align; see `_sentence_of`.
+
+    A link that cannot be found, to a word below 0 or in a pair without text, counts as it does there.
 
     Args:
         path: The file.
         lengths: Words of source and target of each sentence, to check the links against.
-        index_base: Number of the first word, 0 or 1; None is 0 in the first form and 1 in the second.
+        index_base: Number of the first word, 0 or 1; None is 1 in the second form, and what the links show in
+            the first.
 
     Returns:
         The gold of each sentence; None where the second form has none (it was not annotated).
 
     Raises:
-        UsageError: With file and line, if a line cannot be read or a link points outside of its sentence.
+        UsageError: With file and line, if a line cannot be read, a link points outside of its sentence, or it
+            cannot be told from where sentences or words are counted.
     """
     lines = _read_lines(path)
-    fields = next((line.split() for line in lines if line.strip()), [])
-    link_a_line = len(fields) >= 3 and all(part.isdecimal() for part in fields[:3])
-    parse = _parse_link_lines if link_a_line else _parse_sentence_lines
-    base = int(link_a_line) if index_base is None else index_base
+    first = next((line for line in lines if line.strip()), "")
+    if _LINK_LINE.match(first):
+        read = list(_parse_link_lines(path, lines))
+        places = _sentence_of([one.sentence for one in read], lengths, path)
+        base = 1 if index_base is None else index_base
+    else:
+        read = list(_parse_sentence_lines(path, lines, len(lengths)))
+        places = {i: i for i in range(len(lengths))}
+        base = _first_word(read, lengths, path) if index_base is None else index_base
+    is_whole = len(places) == len(lengths)
     gold: dict[int, tuple[set[Link], set[Link]]] = {}
-    for number, sentence, links in parse(path, lines, len(lengths)):
-        sure, possible = gold.setdefault(sentence, (set(), set()))
-        for source, target, is_sure in links:
+    for line in read:
+        place = places[line.sentence]
+        sure, possible = gold.setdefault(place, (set(), set()))
+        for source, target, is_sure in line.links:
+            if not (is_whole and 0 in lengths[place]):
+                _check_link((source, target), lengths[place], base, f"{path} line {line.number:,}")
             link = (source - base, target - base)
-            _check_link(link, lengths[sentence], base, f"{path} line {number:,}")
             possible.add(link)
             if is_sure:
                 sure.add(link)
     return [GoldAlignment(*map(frozenset, gold[i])) if i in gold else None for i in range(len(lengths))]
 
 
-_GoldLine = tuple[int, int, list[tuple[int, int, bool]]]  # line, sentence, links with whether they are sure
+class _GoldLine(NamedTuple):
+    """A line of a gold file: its number, that of its sentence, and links with whether they are sure."""
+
+    number: int
+    sentence: int
+    links: list[tuple[int, int, bool]]
+
+
 _LINK = re.compile(r"([0-9]+)([-p])([0-9]+)")
+_LINK_LINE = re.compile(r"\s*([0-9]+)\s+(-?[0-9]+)\s+(-?[0-9]+)(?:\s|$)")
 
 
 def _parse_sentence_lines(path: Path, lines: Sequence[str], num_sentences: int) -> Iterator[_GoldLine]:
@@ -491,35 +513,75 @@ def _parse_sentence_lines(path: Path, lines: Sequence[str], num_sentences: int) 
                     f"found {text!r}."
                 )
             links.append((int(match[1]), int(match[3]), match[2] == "-"))
-        yield number, number - 1, links
+        yield _GoldLine(number, number - 1, links)
 
 
-def _parse_link_lines(path: Path, lines: Sequence[str], num_sentences: int) -> Iterator[_GoldLine]:
+def _first_word(read: Sequence[_GoldLine], lengths: Sequence[tuple[int, int]], path: Path) -> int:
+    """Number of the first word in links that do not say it: read off by one, most of them would still fit."""
+    ends = [
+        (index, length)
+        for line in read
+        for link in line.links
+        for index, length in zip(link[:2], lengths[line.sentence], strict=True)
+    ]
+    if not ends or any(index == 0 for index, _ in ends):
+        return 0
+    if any(index == length for index, length in ends):
+        logger.warning("%s: words count from 1, as no link is to word 0 and some to the last one.", path)
+        return 1
+    raise UsageError(
+        f"{path}: no link says whether words count from 0 or from 1; give --gold_index_base 0, or 1."
+    )
+
+
+def _parse_link_lines(path: Path, lines: Sequence[str]) -> Iterator[_GoldLine]:
     for number, line in enumerate(lines, 1):
         fields = line.split()
         if not fields:
             continue
-        numbers, kind = fields[:3], fields[3:]
-        readable = len(numbers) == 3 and all(part.isdecimal() for part in numbers)
-        if not readable or kind not in ([], ["S"], ["P"]):
+        match, kind = _LINK_LINE.match(line), fields[3:]
+        if not match or kind not in ([], ["S"], ["P"]):
             raise UsageError(
                 f"{path} line {number:,}: expected `sentence source target`, then S, P or nothing, "
                 f"found {line.strip()!r}."
             )
-        sentence, source, target = map(int, numbers)
-        if not 1 <= sentence <= num_sentences:
-            raise UsageError(
-                f"{path} line {number:,}: sentence {sentence} does not exist; "
-                f"the texts have {num_sentences:,}, counted from 1."
-            )
-        yield number, sentence - 1, [(source, target, kind != ["P"])]
+        sentence, source, target = map(int, match.groups())
+        yield _GoldLine(number, sentence, [(source, target, kind != ["P"])])
+
+
+def _sentence_of(sentences: Sequence[int], lengths: Sequence[tuple[int, int]], path: Path) -> dict[int, int]:
+    """The line of the texts, from 0, that each number of a sentence in the gold stands for.
+
+    Numbers from 1, or from 0 where there is a 0, are those of the lines; some may be left out. Others can
+    only be known by their order, if there is one for each pair, or for each pair with text.
+
+    Raises:
+        UsageError: If neither holds.
+    """
+    numbers = list(dict.fromkeys(sentences))
+    begin = int(0 not in numbers)
+    if max(numbers) < len(lengths) + begin:
+        if len(numbers) < len(lengths):
+            message = "%s has gold for %s of %s sentences, by their numbers, counted from %d."
+            logger.warning(message, path, f"{len(numbers):,}", f"{len(lengths):,}", begin)
+        return {number: number - begin for number in numbers}
+    with_text = [place for place, pair in enumerate(lengths) if min(pair)]
+    places = with_text if len(numbers) == len(with_text) else range(len(lengths))
+    if len(numbers) != len(places):
+        raise UsageError(
+            f"{path}: sentence {max(numbers)} does not exist; the texts have {len(lengths):,}. Nor can the "
+            f"{len(numbers):,} sentences of the gold be matched by their order; are these its texts?"
+        )
+    logger.warning("%s: the numbers of its sentences are no line numbers; matched by their order.", path)
+    return dict(zip(numbers, places, strict=True))
 
 
 def _check_link(link: Link, lengths: tuple[int, int], base: int, place: str) -> None:
+    """Refuse a link past the end of a sentence, a sign of other texts; one below 0 only means "nowhere"."""
     for index, length, side in zip(link, lengths, ("source", "target"), strict=True):
-        if not 0 <= index < length:
+        if not base <= index < length + base and index >= 0:
             raise UsageError(
-                f"{place}: {side} word {index + base} does not exist; the sentence has {length}, counted "
+                f"{place}: {side} word {index} does not exist; the sentence has {length}, counted "
                 f"from {base}. --gold_index_base says from where; or are source and target swapped?"
             )
 
@@ -586,7 +648,8 @@ class AlignWordsArguments:
     gold_index_base: Literal["0", "1"] | None = field(
         default=None,
         metadata={
-            "help": "Number of the first word in the gold. Unset: 0 in the first form, 1 in the second."
+            "help": "Number of the first word in the gold. Unset: 1 in the second form, told by the links in "
+            "the first."
         },
     )
     pair: str | None = field(
