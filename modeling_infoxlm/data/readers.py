@@ -14,9 +14,11 @@ import io
 import json
 import logging
 import lzma
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
@@ -35,6 +37,9 @@ from modeling_infoxlm.data.sources import (
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SAMPLE = 20  # lines that tell what a column holds
+_NUMBER = re.compile(rb"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*")
 
 
 class BadLineHandler(Protocol):
@@ -135,10 +140,77 @@ def _open_bytes(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
+# How files begin that are no text. UTF-32 comes before UTF-16, whose mark it begins with.
+_BEGINNINGS = {
+    b"\x1f\x8b": "gzip-compressed data",
+    b"BZh": "bzip2-compressed data",
+    b"\xfd7zXZ\x00": "xz-compressed data",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed data",
+    b"PK\x03\x04": "a zip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"PAR1": "a Parquet table",
+    b"ARROW1": "an Arrow table",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"%PDF-": "a PDF document",
+    b"\xff\xfe\x00\x00": "UTF-32 text",
+    b"\x00\x00\xfe\xff": "UTF-32 text",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (run: git lfs pull)",
+}
+_ENDINGS = {"gzip": ".gz", "xz": ".xz", "bzip2": ".bz2", "zstd": ".zst"}
+_HEAD = 1 << 12  # bytes that tell what a file is
+
+
+def what_else(head: bytes) -> str | None:
+    """What a file is that begins with these bytes, if that is plainly not UTF-8 text: `UTF-16 text`, say."""
+    for beginning, kind in _BEGINNINGS.items():
+        if head.startswith(beginning):
+            return kind
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1:
+        return "a Python pickle"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+        return "text whose lines end in CR alone (convert them: tr '\\r' '\\n')"
+    # Without a byte order mark: which of four bytes in turn are null.
+    nulls = [head[offset::4].count(0) / max(1, len(head[offset::4])) for offset in range(4)]
+    if max(min(nulls[:2]), min(nulls[2:])) > 0.9 > min(nulls):
+        return "UTF-32 text"
+    evens, odds = (nulls[0] + nulls[2]) / 2, (nulls[1] + nulls[3]) / 2
+    if max(evens, odds) > max(0.02, 8 * min(evens, odds)):  # tabs and line ends alone in Chinese
+        return "UTF-16 text"
+    return None
+
+
+def _refuse_other_content(path: Path) -> None:
+    """Complain of a file that is no text at all, or compressed in another way than its name says.
+
+    Without this each of its lines would be a bad line.
+    """
+    compression = take_apart(path).compression
+    with open(path, "rb") as file:
+        kind = what_else(file.read(_HEAD))
+    expected = next((name for name, ending in _ENDINGS.items() if ending == compression), None)
+    if compression and kind == f"{expected}-compressed data":
+        with _open_bytes(path) as content:
+            kind = what_else(content.read(_HEAD))
+        if kind:
+            raise DataError(f"{path} holds {kind}, expected UTF-8 text.")
+    elif kind and kind.endswith("-compressed data"):
+        raise DataError(f"{path} is {kind}; its name must end in {_ENDINGS[kind.partition('-')[0]]}.")
+    elif kind:
+        encoding = kind.removesuffix(" text").lower()
+        advice = f" (convert it: iconv -f {encoding} -t utf-8)" if kind.startswith("UTF") else ""
+        raise DataError(f"{path} is {kind}, expected UTF-8 text{advice}.")
+
+
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and bytes of each line, without its end and without a byte order mark."""
     number = 0
     try:
+        _refuse_other_content(path)
         with _open_bytes(path) as lines:
             for number, line in enumerate(lines, start=1):
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -155,8 +227,10 @@ def decode(line: bytes) -> str:
     """Text of a line.
 
     Raises:
-        ValueError: If it is not UTF-8, with the first wrong byte.
+        ValueError: If it is not UTF-8, with the first wrong byte, or holds a null byte.
     """
+    if b"\x00" in line:
+        raise ValueError(f"a null byte at position {line.index(0)}, which no text has")
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -205,7 +279,18 @@ def _field(record: Mapping[str, Any], name: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"column {name!r} holds {type(value).__name__}, expected text")
+    _require_characters(value, name)
     return value
+
+
+def _require_characters(value: str, name: str) -> None:
+    """JSON can say half of a character, and the null character; tokenizers fail on the one or the other."""
+    try:
+        null = value.encode().find(0)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"column {name!r} holds half a surrogate pair at character {error.start}") from None
+    if null >= 0:
+        raise ValueError(f"column {name!r} holds a null character")
 
 
 def _pair_fields(record: Any, languages: tuple[str, str]) -> tuple[str, str]:
@@ -232,9 +317,19 @@ def from_json(line: str) -> Any:
         ValueError: If it is not JSON, with the place.
     """
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is given twice")
+    return record
 
 
 def parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -252,7 +347,12 @@ def parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any
             raise DataError(f"{path}: missing columns {' / '.join(names)}; found {', '.join(present)}")
         row = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns):
-            for record in batch.to_pylist():
+            try:
+                records = batch.to_pylist()
+            except ValueError as error:
+                last = row + batch.num_rows
+                raise DataError(f"{path}, rows {row + 1:,} to {last:,}: cannot be read ({error})") from error
+            for record in records:
                 row += 1
                 yield f"{path}, row {row:,}", record
     except (pyarrow.ArrowException, OSError) as error:
@@ -380,6 +480,8 @@ def _read_pair_file(
 ) -> Iterator[tuple[str, str]]:
     kind = format_of(path, None)
     if kind == "tsv":
+        if columns is None:
+            _refuse_scores(path, at_least=3, advice="say which columns are text: --bitext_columns 0 1")
         columns = columns or (-2, -1)
         fields, take = _TsvFields(columns), itemgetter(*columns)
         return _parse_lines(path, lambda line: take(fields(line)), on_bad_line)
@@ -406,6 +508,17 @@ def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterat
                 break
         else:
             yield texts[0], texts[1]
+
+
+def _refuse_scores(path: Path, *, at_least: int, advice: str) -> None:
+    """Refuse a file whose last column, which is read as text, holds only numbers in its first lines."""
+    rows = [line.split(b"\t") for _, line in islice(raw_lines(path), _SAMPLE)]
+    full = [row for row in rows if len(row) >= at_least]
+    if full and all(_NUMBER.fullmatch(row[-1]) for row in full):
+        raise DataError(
+            f"{path}: the last of {len(full[0])} columns, which is read as text, holds numbers only "
+            f"({full[0][-1].decode()}): {advice}"
+        )
 
 
 def _unequal_lines(source: BitextSource, counts: Sequence[int]) -> DataError:
@@ -445,6 +558,7 @@ def _read_mono_file(path: Path, language: str, on_bad_line: BadLineHandler) -> I
     if kind == "text":
         return _parse_lines(path, str, on_bad_line)
     if kind == "tsv":
+        _refuse_scores(path, at_least=2, advice="leave that column out: cut -f1")
         fields = _TsvFields((-1,))
         return _parse_lines(path, lambda line: fields(line)[-1], on_bad_line)
     if kind == "jsonl":

@@ -38,9 +38,14 @@ _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
 _PAIR_SIDE = re.compile(r"[A-Za-z]{2,3}(_[A-Za-z0-9]+)*")
 _SUBTAG = r"(?:_[A-Z][a-z]{3}|_[A-Z]{2})"
 _GUESSED_LANGUAGE = rf"[a-z]{{2}}{_SUBTAG}?|[a-z]{{3}}{_SUBTAG}"
-_GUESSED_SIDE = rf"[a-z]{{2,3}}{_SUBTAG}?"
+# `dev-de` is a split and a language.
+_GUESSED_SIDE = rf"(?!(?:dev|val|trn|tst)(?![a-z]))[a-z]{{2,3}}{_SUBTAG}?"
 _GUESSED_PAIR = re.compile(rf"(?:^|[._-])({_GUESSED_SIDE})-({_GUESSED_SIDE})(?=[.]|$)")
 _LAST_LANGUAGE = re.compile(rf"(?:^|[._-])({_GUESSED_LANGUAGE})$")
+# In `en-pt-br`, `pt_br` and `zh-cn` the last part is a region, not Breton or a language `cn`: a guess with
+# two letters joined to it from before, or which is known as a language in a region, is no guess at all.
+_JOINED = re.compile(r"(?:^|[._-])[A-Za-z]{2}[_-]$")
+_REGIONAL = re.compile(r"zh-(?:cn|hk|mo|sg|tw)|pt-br|en-(?:gb|us)|es-mx")
 
 T = TypeVar("T")
 
@@ -216,17 +221,25 @@ def _parse_bitext(pair: str | None, location: str) -> list[BitextSource]:
         config = hub_parts(location)[1] or ""
         return [BitextSource(*(languages or _required_pair(config, location)), (location,))]
     braces = re.fullmatch(r"(.*)\{([^{},]+),([^{},]+)\}(.*)", location)
-    if braces:
+    if braces and not Path(location).exists():
         before, first, second, after = braces.groups()
         languages = languages or check_pair(f"{first}-{second}")
         return [_two_files(before + first + after, before + second + after, languages)]
-    first, comma, second = location.partition(",")
-    if comma and not Path(location).exists():
+    if "," in location and not Path(location).exists():
+        first, second = _split_at_comma(location)
         return [_two_files(first, second, languages or _two_languages(first, second))]
     paths = _expand(location)
     if Path(location).expanduser().is_dir():
         return _required(_bitext_in_folder(paths, languages), location)
     return _bitext_among(paths, languages)
+
+
+def _split_at_comma(location: str) -> tuple[str, str]:
+    """Two file names; a comma inside of one is told by which files there are."""
+    commas = [match.start() for match in re.finditer(",", location)]
+    splits = [(location[:comma], location[comma + 1 :]) for comma in commas]
+    present = [split for split in splits if all(Path(part).expanduser().exists() for part in split)]
+    return (present or splits)[0]
 
 
 def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
@@ -241,7 +254,10 @@ def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
         return [MonoSource(language or _required_language(config, location), (location,))]
     paths = _expand(location)
     if Path(location).expanduser().is_dir():
-        paths = _required([path for path in paths if _is_mono_file(path, language)], location)
+        chosen = _required([path for path in paths if _is_mono_file(path, language)], location)
+        for path in sorted(set(paths) - set(chosen)):
+            _pass_over(path, f"text of {language or 'one language'}")
+        paths = chosen
     return [_mono_file(path, language) for path in paths]
 
 
@@ -259,6 +275,7 @@ def _expand(location: str) -> list[Path]:
     if path.is_dir():
         return sorted(child for child in path.iterdir() if child.is_file())
     if path.exists():
+        _require_regular(path)
         return [path]
     if not glob.has_magic(location):
         raise DataError(f"{location}: no such file or folder.")
@@ -266,6 +283,13 @@ def _expand(location: str) -> list[Path]:
     if not matches:
         raise DataError(f"no file matches {location}")
     return matches
+
+
+def _require_regular(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(
+            f"{path} is a pipe or device; text is read more than once, so write it to a file first."
+        )
 
 
 # ------------------------------------------------------------------------------------------ what a name says
@@ -311,29 +335,52 @@ def _pair_in(name: str) -> tuple[str, str] | None:
         sides = match[1], match[2]
         # `top-ten` is not a pair: at least one side must be an ordinary two-letter code or carry a script.
         if sides[0] != sides[1] and any(len(side) != 3 for side in sides):
-            return sides
+            return None if _may_be_region(name, match) else sides
     return None
 
 
-def _language_in(name: str) -> str | None:
-    """The language that a name ends with: `news.de` -> `de`; none if it ends with a pair."""
+def language_in(name: str) -> str | None:
+    """The language that a name ends with: `news.de` -> `de`; none if it ends with a pair, or in a region."""
     if _GUESSED_PAIR.search(name.rpartition(".")[2]):
         return None
     match = _LAST_LANGUAGE.search(name)
-    return match[1] if match else None
+    return match[1] if match and not _may_be_region(name, match) else None
+
+
+def _may_be_region(name: str, guess: re.Match[str]) -> bool:
+    """Whether a guess from a name may hold the region of a language: `en-pt-br`, `zh_cn`, `zh-tw`."""
+    before = name[: guess.start(1)]
+    return bool(_JOINED.search(before) or _REGIONAL.fullmatch(name[guess.start(1) : guess.end()]))
+
+
+def _is_regional(name: str) -> bool:
+    guesses = [*_GUESSED_PAIR.finditer(name), *_LAST_LANGUAGE.finditer(name)]
+    return any(_may_be_region(name, guess) for guess in guesses)
+
+
+def _pass_over(path: Path, kind: str) -> None:
+    """Say that a file of a folder is not read: aloud if its name would carry languages but for a region."""
+    level = logging.WARNING if _is_regional(take_apart(path).stem) else logging.INFO
+    logger.log(level, "%s is not %s, by its name, and is passed over", path, kind)
 
 
 def _required_pair(name: str, location: str) -> tuple[str, str]:
     pair = _pair_in(name)
     if pair is None:
-        raise DataError(f"{location}: its name carries no language pair; write for example en-de={location}")
+        raise DataError(
+            f"{location}: its name carries no language pair; write for example en-de={location}, "
+            f"with a region en-pt_BR={location}"
+        )
     return pair
 
 
 def _required_language(name: str, location: str) -> str:
-    language = _language_in(name)
+    language = language_in(name)
     if language is None:
-        raise DataError(f"{location}: its name carries no language; write for example de={location}")
+        raise DataError(
+            f"{location}: its name carries no language; write for example de={location}, "
+            f"with a region pt_BR={location}"
+        )
     return language
 
 
@@ -346,7 +393,7 @@ def _mono_file(path: Path, language: str | None) -> MonoSource:
 def _is_mono_file(path: Path, language: str | None) -> bool:
     """Whether a file found in a folder is text of one language (of `language`, if that is given)."""
     name = take_apart(path)
-    found = _language_in(name.stem)
+    found = language_in(name.stem)
     if name.format is None:  # `x.de` must be asked for, or README.md would be in the language `md`
         return found is not None and found == language
     if _pair_in(name.stem) and found is None:
@@ -362,10 +409,11 @@ def _two_languages(first: str, second: str) -> tuple[str, str]:
 def _two_files(first: str, second: str, languages: tuple[str, str]) -> BitextSource:
     for location, language in zip((first, second), languages, strict=True):
         path = Path(location).expanduser()
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise DataError(
                 f"{location}: no such file; two-file bitext {'-'.join(languages)} needs both sides."
             )
+        _require_regular(path)
         if format_of(path, language) != "text":
             raise DataError(
                 f"{location}: the two files of {'-'.join(languages)} must be plain text, a sentence a line."
@@ -392,7 +440,7 @@ def _sides(paths: Iterable[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
     groups: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
     for path in paths:
         name = take_apart(path)
-        language = _language_in(name.stem) if name.format in (None, "text") else None
+        language = language_in(name.stem) if name.format in (None, "text") else None
         if language is not None:
             groups[path.parent, name.stem.removesuffix(language)][language] = path
     return groups
@@ -435,5 +483,5 @@ def _bitext_in_folder(paths: Sequence[Path], languages: tuple[str, str] | None) 
         if name.format in ("tsv", "jsonl", "parquet") and fits:
             chosen.append(path)
     for path in sorted(set(paths) - set(chosen)):
-        logger.info("%s is not bitext of %s and is passed over", path, "-".join(languages or ("any pair",)))
+        _pass_over(path, f"bitext of {'-'.join(languages or ('any pair',))}")
     return _bitext_among(chosen, languages)

@@ -5,7 +5,6 @@ in one file, with a header), of XTREME (`dev-de.tsv`, without one) and of MultiN
 """
 
 import glob
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
-from modeling_infoxlm.data.sources import HUB_PREFIX, take_apart
+from modeling_infoxlm.data.sources import HUB_PREFIX, language_in, take_apart
 from modeling_infoxlm.process import UsageError, usage_errors
 
 LABELS = ("entailment", "neutral", "contradiction")  # their numbers in facebook/xnli are 0, 1, 2
@@ -41,7 +40,6 @@ _STEMS: dict[Split, tuple[str, ...]] = {
     "test": ("test-{}", "xnli.test"),
 }
 _HUB_SPLITS: dict[Split, str] = {"train": "train", "dev": "validation", "test": "test"}
-_LAST_LANGUAGE = re.compile(r"[-._]([a-z]{2,3})$")
 _FORMATS = ("tsv", "jsonl", "parquet")
 
 
@@ -118,16 +116,16 @@ def files_of_patterns(
     paths = [path for pattern in patterns for path in _expand(pattern, flag)]
     named: dict[str, Path] = {}
     for path in paths:
-        match = _LAST_LANGUAGE.search(take_apart(path).stem)
-        if match is None and len(paths) == 1:
+        language = language_in(take_apart(path).stem)
+        if language is None and len(paths) == 1:
             return dict.fromkeys(languages or unnamed, path)
-        if match is None:
+        if language is None:
             raise UsageError(
                 f"{flag}: {path} carries no language at the end of its name, as dev-de.tsv does."
             )
-        if match[1] in named:
-            raise UsageError(f"{flag}: {named[match[1]]} and {path} are both of the language {match[1]}.")
-        named[match[1]] = path
+        if language in named:
+            raise UsageError(f"{flag}: {named[language]} and {path} are both of the language {language}.")
+        named[language] = path
     if languages is None:
         return named
     _require(named, languages, f"{flag} names no file")

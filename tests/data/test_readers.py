@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import os
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,64 @@ def test_a_file_that_is_not_compressed_at_all_is_noticed(tmp_path: Path, suffix:
     (tmp_path / f"de.txt{suffix}").write_bytes(b"plain text\n" * 100)
     with pytest.raises(DataError, match="cannot be read beyond line 0"):
         sentences_of(tmp_path / f"de.txt{suffix}")
+
+
+TEXT = "ein Satz\tone sentence\n" * 20
+CHINESE = "今天天气很好我们去公园\t我们去公园今天\n" * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", TEXT.encode("utf-16"), "is UTF-16 text, expected UTF-8 text (convert it: iconv -f utf-16"),
+        ("a.txt", TEXT.encode("utf-16-le"), "is UTF-16 text"),
+        ("a.txt", CHINESE.encode("utf-16-be"), "is UTF-16 text"),
+        ("a.txt", TEXT.encode("utf-32"), "is UTF-32 text"),
+        ("a.txt", CHINESE.encode("utf-32-le"), "is UTF-32 text"),
+        ("a.txt", TEXT.encode("utf-32-be"), "is UTF-32 text"),
+        ("a.txt", gzip.compress(TEXT.encode()), "is gzip-compressed data; its name must end in .gz."),
+        ("a.txt", COMPRESSORS[".xz"](TEXT.encode()), "its name must end in .xz."),
+        ("a.txt.gz", COMPRESSORS[".bz2"](TEXT.encode()), "its name must end in .bz2."),
+        ("a.txt.xz", COMPRESSORS[".zst"](TEXT.encode()), "its name must end in .zst."),
+        (
+            "a.txt.gz",
+            gzip.compress(gzip.compress(TEXT.encode())),
+            "holds gzip-compressed data, expected UTF-8",
+        ),
+        ("a.txt.gz", gzip.compress(TEXT.encode("utf-16")), "holds UTF-16 text"),
+        ("a.txt", b"PK\x03\x04" + bytes(99), "is a zip archive"),
+        ("a.txt", b"PAR1" + bytes(99), "is a Parquet table"),
+        ("a.txt", pickle.dumps([TEXT]), "is a Python pickle"),
+        ("a.txt", b"SQLite format 3\x00" + bytes(99), "is an SQLite database"),
+        ("a.txt", TEXT.replace("\n", "\r").encode(), "is text whose lines end in CR alone"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        ("a.txt", TEXT.encode() + b"a\x00b\n", ", line 21: a null byte at position 1"),
+        ("a.txt", "für\n".encode("latin-1"), ", line 1: invalid UTF-8, byte 0xfc"),
+    ],
+)
+def test_what_is_no_text_is_called_by_its_name(
+    tmp_path: Path, name: str, content: bytes, complaint: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"{path}") + ".*" + re.escape(complaint)):
+        sentences_of(f"de={path}")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "de.txt")
+    os.mkfifo(tmp_path / "x.en")
+    (tmp_path / "x.fr").touch()
+    for read, spec in ((sentences_of, tmp_path / "de.txt"), (pairs_of, f"{tmp_path}/x.en,{tmp_path}/x.fr")):
+        with pytest.raises(DataError, match="is a pipe or device; .* write it to a file first"):
+            read(spec)
+
+
+def test_a_comma_in_a_folder_is_told_from_the_one_between_two_files(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    for name, text in (("x.en", "one\n"), ("x.de", "eins\n")):
+        (tmp_path / "a,b" / name).write_text(text)
+    assert pairs_of(f"{tmp_path}/a,b/x.en,{tmp_path}/a,b/x.de") == [("one", "eins")]
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
@@ -198,6 +257,20 @@ def test_more_than_two_columns_take_the_last_two_with_one_warning(
     assert "--bitext_columns" in caplog.text and "en-de.tsv has 3" in caplog.text
 
 
+def test_a_last_column_of_scores_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "en-de.tsv"
+    path.write_text("one\teins\t0.93\ntwo\tzwei\t-1e-3\n")
+    with pytest.raises(
+        DataError, match=r"the last of 3 columns, .* numbers only \(0.93\): .*--bitext_columns 0 1"
+    ):
+        pairs_of(path)
+    assert pairs_of(path, columns=(0, 1)) == PAIRS[:2]
+    with pytest.raises(DataError, match=r"the last of 3 columns, .* numbers only .*: leave that column out"):
+        sentences_of(f"de={path}")
+    path.write_text("0.93\tone\teins\n0.5\t2\t2\n")
+    assert pairs_of(path) == [("one", "eins"), ("2", "2")]
+
+
 def test_missing_and_extra_columns_name_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "en-de.tsv"
     path.write_text("one\teins\ntwo\n\nthree\tdrei\tx\n")
@@ -217,6 +290,13 @@ def test_missing_and_extra_columns_name_file_and_line(tmp_path: Path) -> None:
         ("[1]", "found list, expected an object"),
         ('{"en": "a", "fr": "b"}', "missing column 'de'; found en, fr"),
         ('{"en": "a", "de": 3}', "column 'de' holds int, expected text"),
+        ('{"en": "a", "de": NaN}', "column 'de' holds float, expected text"),
+        ('{"en": "a", "de": "b", "en": "c"}', "the key 'en' is given twice"),
+        ('{"en": "cut \\ud83d off", "de": "b"}', "column 'en' holds half a surrogate pair at character 4"),
+        ('{"translation": {"en": "a", "de": "\\udc00"}}', "column 'de' holds half a surrogate pair"),
+        ('{"en": "a", "de": "b\\u0000"}', "column 'de' holds a null character"),
+        ("[" * 100_000, "JSON that is nested too deeply"),
+        ('{"en": ' + "9" * 5000, "Exceeds the limit"),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, line: str, complaint: str) -> None:
@@ -354,7 +434,15 @@ def test_languages_typed_wrongly(tmp_path: Path) -> None:
         ("corpus_zh_Hans-en.jsonl.gz", "zh_Hans-en"),
         ("train.en-ceb.parquet", "en-ceb"),
         ("v1-en-de.tsv", "en-de"),
+        ("dev.en-de.tsv", "en-de"),
+        ("wmt-en-de.tsv", "en-de"),
+        ("wiki_en-zh_Hans.tsv", "en-zh_Hans"),
         ("top-ten.tsv", None),
+        *(
+            (f"{name}.tsv", None)
+            for name in "en-zh-cn en-pt-br x.en-zh-hans zh-tw pt-br zh-cn-en zh_cn-en en-zh_cn ceb-pt-br "
+            "en-zh-CN en-us dev-de".split()
+        ),
         ("pairs.tsv", None),
     ],
 )
@@ -376,7 +464,9 @@ def test_pair_in_the_name(tmp_path: Path, name: str, pair: str | None) -> None:
         ("cc.zh_Hans.jsonl", "zh_Hans"),
         ("eng_Latn.txt", "eng_Latn"),
         ("news.de", "de"),
+        ("dev-de.txt", "de"),
         ("raw.txt", None),
+        *((f"{name}.txt", None) for name in "pt_br zh-cn x.zh_cn zh-TW en_us news-pt-br".split()),
         ("SOURCE.txt", None),
         ("en-de.txt", None),
     ],
@@ -388,6 +478,17 @@ def test_language_in_the_name(tmp_path: Path, name: str, language: str | None) -
             parse_mono_sources([str(tmp_path / name)])
     else:
         assert parse_mono_sources([str(tmp_path / name)])[0].language == language
+
+
+def test_a_folder_says_aloud_what_it_passes_over_for_a_region(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt"):
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.WARNING):
+        assert [source.pair for source in parse_bitext_sources([str(tmp_path)])] == ["en-de"]
+        assert [source.language for source in parse_mono_sources([str(tmp_path)])] == ["de"]
+    assert "en-pt-br.tsv is not bitext" in caplog.text and "pt_br.txt is not text" in caplog.text
 
 
 def names(sources: list[Any]) -> list[tuple[str, ...]]:

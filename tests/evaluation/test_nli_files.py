@@ -162,6 +162,9 @@ def test_files_are_named_by_patterns(tmp_path: Path) -> None:
     pattern, options = [str(tmp_path / "dev-*.tsv")], {"unnamed": ["en"]}
     everything = files_of_patterns(pattern, "--test_files", languages=None, **options)
     assert everything == {name: tmp_path / f"dev-{name}.tsv" for name in ("de", "en", "fr")}
+    own = write_nli(tmp_path / "xnli.dev.tsv", nli_rows("en", 3))  # XNLI's own name: `dev` is no language
+    assert files_of_patterns([str(own)], "--validation_files", languages=["de"], unnamed=[]) == {"de": own}
+    own.unlink()
     some = files_of_patterns(pattern, "--test_files", languages=["fr", "en"], **options)
     assert list(some) == ["fr", "en"]
     plain = write_nli(tmp_path / "mine.tsv", nli_rows("en", 3))
