@@ -7,7 +7,8 @@ torch, transformers and its flat siblings alone.
 Shapes: B sequences, L padded length, T packed tokens, M masked tokens, Q queued keys, D hidden, V vocabulary.
 """
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 )
 
 from .configuration_infoxlm import InfoXLMConfig
-from .objectives import CrossLingualContrast, LossOutput, MaskedLM
+from .objectives import IGNORE_INDEX, CrossLingualContrast, LossOutput, MaskedLM
 from .packed import (
     EncodeRequest,
     PackedAttention,
@@ -324,11 +325,39 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
         return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
 
 
+def _over_whole_batch(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A head's forward pass whose loss is its share of the mean over all items of a step.
+
+    The Trainer tells `num_items_in_batch`, the labels of all accumulated micro-batches and ranks, to whatever
+    takes it, and then adds the losses up. transformers' own heads take and ignore it: their loss, and
+    gradient, are multiplied by the number of micro-batches.
+    """
+
+    @functools.wraps(forward)
+    def over_whole_batch(self: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        labels = kwargs.get("labels")
+        if labels is None or num_items_in_batch is None:
+            return forward(self, *args, **kwargs)
+        counted = labels != IGNORE_INDEX
+        # A micro-batch without an item has no mean, and no share: any label will do.
+        kwargs["labels"] = torch.where(counted.any(), labels, torch.zeros_like(labels))
+        share = counted.sum() / num_items_in_batch
+        output = forward(self, *args, **kwargs)
+        if isinstance(output, tuple):
+            return (output[0] * share, *output[1:])
+        output.loss = output.loss * share
+        return output
+
+    return over_whole_batch
+
+
 class InfoXLMForMaskedLM(XLMRobertaForMaskedLM, InfoXLMPreTrainedModel):
     """InfoXLM with XLM-R's language model head, for fill-mask."""
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
+
+    forward = _over_whole_batch(XLMRobertaForMaskedLM.forward)
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
@@ -341,6 +370,8 @@ class InfoXLMForSequenceClassification(XLMRobertaForSequenceClassification, Info
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
+
+    forward = _over_whole_batch(XLMRobertaForSequenceClassification.forward)
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
@@ -366,6 +397,8 @@ class InfoXLMForTokenClassification(XLMRobertaForTokenClassification, InfoXLMPre
     config: InfoXLMConfig
     config_class = InfoXLMConfig
 
+    forward = _over_whole_batch(XLMRobertaForTokenClassification.forward)
+
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
         self.roberta = InfoXLMModel(config)
@@ -377,6 +410,8 @@ class InfoXLMForMultipleChoice(XLMRobertaForMultipleChoice, InfoXLMPreTrainedMod
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
+
+    forward = _over_whole_batch(XLMRobertaForMultipleChoice.forward)
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)

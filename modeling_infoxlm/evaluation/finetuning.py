@@ -32,6 +32,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_model
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader
 from tqdm import tqdm
 from transformers import (
@@ -79,7 +80,7 @@ logger = logging.getLogger(__name__)
 LENGTH = "length"  # the column of a row's number of tokens
 TEXTS_PER_CALL = 1000  # the tokenizer's own records of a text are far larger than its ids
 
-_BATCHES_SORTED_TOGETHER = 50
+_STEPS_SORTED_TOGETHER = 50
 _TRAINER_STATE = "trainer_state.json"
 # Training arguments that change what is computed; others (logging, saving, workers) may differ on resumption.
 _COMPUTED = (
@@ -306,30 +307,65 @@ def cached_rows(
 def collate(
     rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Pad rows to the longest: `input_ids` and the like (B, T), each label (B,)."""
+    """Pad rows to the longest: `input_ids` and the like (B, T), and `labels`, (B, K) for K label names."""
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
     batch = dict(
         tokenizer.pad({name: [row[name] for row in inputs] for name in inputs[0]}, return_tensors="pt")
     )
-    return batch | {name: torch.tensor([row[name] for row in rows]) for name in label_names}
+    if label_names:
+        batch["labels"] = torch.tensor([[row[name] for name in label_names] for row in rows])
+    return batch
+
+
+def batch_loss(
+    output: Any, labels: Tensor, mask: Tensor, *, num_items: Tensor | int, smoothing: float = 0.0
+) -> Tensor:
+    """A micro-batch's share of the mean cross entropy over all labels of a step.
+
+    Not left to the models: the heads of transformers know nothing of the other micro-batches of a step, and
+    the Trainer adds up the means of those that say that they do. Their span heads also take padding for a
+    place where an answer might be, so that a loss would depend on the rows beside it.
+
+    Args:
+        output: Of a model with a class or a span head.
+        labels: Numbers of classes, (B, 1), or first and last token of an answer, (B, 2).
+        mask: 1 for tokens, 0 for padding, (B, T).
+        num_items: Labels of all micro-batches.
+        smoothing: Share of each label that is spread over all classes.
+    """
+    if "logits" in output:
+        logits = [output.logits.float()]
+    else:
+        padding = mask == 0
+        logits = [
+            part.float().masked_fill(padding, -torch.inf) for part in (output.start_logits, output.end_logits)
+        ]
+    losses = [
+        cross_entropy(part, column, reduction="sum", label_smoothing=smoothing)
+        for part, column in zip(logits, labels.unbind(dim=1), strict=True)
+    ]
+    return torch.stack(losses).sum() / num_items
 
 
 class LengthBuckets(BatchSampler):
     """Batches of rows of like length, in an order that is a function of seed and epoch alone.
 
-    Rows are shuffled, sorted by length within 50 batches' worth of them, and the batches are shuffled. As no
-    generator with a state is drawn from, a resumed run meets the batches of an uninterrupted one.
+    Rows are shuffled, sorted by length within 50 steps' worth of them, and the steps are shuffled. As no
+    generator with a state is drawn from, a resumed run meets the batches of an uninterrupted one. The rows of
+    a step do not depend on how many batches it is cut into.
 
     Args:
         lengths: Tokens of each row, (N,).
-        batch_size: Rows of a batch; the last may have fewer.
+        batch_size: Rows of a batch; the last of an epoch may have fewer.
+        accumulated: Batches of a step.
         seed: Of the order.
     """
 
     drop_last = False
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, accumulated: int = 1, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.step_size = batch_size * accumulated
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch; the Trainer calls it."""
@@ -343,14 +379,20 @@ class LengthBuckets(BatchSampler):
         """Row numbers of each batch."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(len(self.lengths))
-        window = self.batch_size * _BATCHES_SORTED_TOGETHER
-        batches = []
+        window = self.step_size * _STEPS_SORTED_TOGETHER
+        steps = []
         for start in range(0, len(order), window):
             rows = order[start : start + window]
             rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        for number in rng.permutation(len(batches)):
-            yield batches[number].tolist()
+            steps += _cut(rows, self.step_size)
+        # A short step comes last: the Trainer counts batches, and would add some of the next step to it.
+        numbers = rng.permutation(len(steps))
+        for number in sorted(numbers, key=lambda number: len(steps[number]) < self.step_size):
+            yield from (batch.tolist() for batch in _cut(steps[number], self.batch_size))
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def forward_batches(
@@ -437,6 +479,7 @@ class FineTuner(SafeTrainer):
         kwargs: Further arguments of `transformers.Trainer`.
     """
 
+    loss_is_scaled_for_ga = True
     # The Trainer says that they may be None; here both are always given.
     model: Any
     processing_class: Any
@@ -461,6 +504,24 @@ class FineTuner(SafeTrainer):
             processing_class=head.tokenizer,
             **kwargs,
         )
+        self.model_accepts_loss_kwargs = True  # so that the labels of all micro-batches are counted
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """See `batch_loss`."""
+        labels = inputs.pop("labels")
+        return batch_loss(
+            model(**inputs),
+            labels,
+            inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
+            num_items=num_items_in_batch,
+            smoothing=self.args.label_smoothing_factor,
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of rows of like length, the same ones after a resumption."""
@@ -468,7 +529,12 @@ class FineTuner(SafeTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         loader = DataLoader(
             rows,
-            batch_sampler=LengthBuckets(np.asarray(rows[LENGTH][:]), self.args.train_batch_size, seed=seed),
+            batch_sampler=LengthBuckets(
+                np.asarray(rows[LENGTH][:]),
+                self.args.train_batch_size,
+                accumulated=self.args.gradient_accumulation_steps,
+                seed=seed,
+            ),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",

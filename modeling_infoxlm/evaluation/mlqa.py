@@ -141,6 +141,11 @@ class MLQATrainingArguments(FineTuningArguments):
         """Refuse what is not done."""
         if str(self.eval_strategy) != "no":
             raise ValueError(f"eval_strategy must be no for question answering, found {self.eval_strategy}.")
+        if self.label_smoothing_factor:  # over which of the tokens?
+            raise ValueError(
+                "label_smoothing_factor must be 0 for question answering, "
+                f"found {self.label_smoothing_factor}."
+            )
         super().__post_init__()
 
 

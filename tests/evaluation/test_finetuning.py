@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForS
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.finetuning import (
+    FineTuner,
     FineTuningArguments,
     HeadModel,
     HeadModelArguments,
@@ -183,7 +184,7 @@ def test_rows_are_padded_to_the_longest() -> None:
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[0, 5, 2], [0, 2, 1]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
-        "labels": [2, 0],
+        "labels": [[2], [0]],
     }
     typed = [{"input_ids": [0, 2], "token_type_ids": [0, 1]}, {"input_ids": [0], "token_type_ids": [1]}]
     assert collate(typed, word_tokenizer(token_types=True))["token_type_ids"].tolist() == [[0, 1], [1, 0]]
@@ -228,6 +229,16 @@ def test_an_epoch_has_each_row_once_and_like_lengths_together() -> None:
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2  # neither short ones first nor last
 
 
+@pytest.mark.parametrize("count", [96, 100, 103])
+def test_the_rows_of_a_step_are_the_same_however_it_is_cut(count: int) -> None:
+    lengths = np.random.default_rng(1).integers(5, 50, count)
+    whole = list(LengthBuckets(lengths, 8, seed=4))
+    cut = list(LengthBuckets(lengths, 2, accumulated=4, seed=4))
+    assert len(cut) == len(LengthBuckets(lengths, 2, accumulated=4, seed=4))
+    steps = [sum(cut[start : start + 4], []) for start in range(0, len(cut), 4)]  # as the Trainer takes them
+    assert steps == whole and len(whole[0]) == 8
+
+
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     lengths = np.random.default_rng(1).integers(5, 50, 400)
 
@@ -241,6 +252,52 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert order(1, 2) != order(1, 3) and order(1, 2) != order(2, 2)
     # The batches of two epochs are not merely the same ones in another order.
     assert {tuple(batch) for batch in order(1, 2)} != {tuple(batch) for batch in order(1, 3)}
+
+
+@pytest.mark.parametrize("kind", ["infoxlm", "plain", "bert"])
+@pytest.mark.parametrize(
+    "auto_class, label_names, smoothing",
+    [
+        (AutoModelForSequenceClassification, ("labels",), 0.0),
+        (AutoModelForSequenceClassification, ("labels",), 0.1),
+        (AutoModelForQuestionAnswering, ("start_positions", "end_positions"), 0.0),
+    ],
+)
+def test_accumulation_changes_neither_loss_nor_gradient(
+    tmp_path: Path, kind: str, auto_class: Any, label_names: tuple[str, ...], smoothing: float
+) -> None:
+    """Also where the last micro-batch is shorter, and with heads that ignore how many labels a step has."""
+    folder = write_encoders(tmp_path / "encoders")[kind]
+    spans = [{"start_positions": 1, "end_positions": 2 * (i % 2)} for i in range(11)]
+    rows = [{**row, **span} for row, span in zip(random_rows(11), spans, strict=True)]
+    dataset = cached_rows(lambda: iter(rows), key=["spans"], cache_dir=str(tmp_path / "cache"))
+
+    def train(batch: int, accumulated: int) -> tuple[dict[str, torch.Tensor], float]:
+        head = load(folder, auto_class=auto_class)
+        for part in head.model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        args = arguments(
+            tmp_path / "out",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            label_smoothing_factor=smoothing,
+            max_steps=1,
+            logging_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+            warmup_steps=0,
+            max_grad_norm=1e9,
+            eval_strategy="no",
+            report_to="none",
+        )
+        trainer = FineTuner(head, args, rows=dataset, label_names=label_names, selection=None)
+        trainer.train()
+        return trainer.model.state_dict(), trainer.state.log_history[0]["loss"]
+
+    (whole, loss), (cut, cut_loss) = train(11, 1), train(4, 3)
+    assert cut_loss == pytest.approx(loss, rel=1e-5)
+    assert max((whole[name] - cut[name]).abs().max().item() for name in whole) < 1e-6
 
 
 # ---------------------------------------------------------------------------- the run

@@ -125,9 +125,10 @@ def test_counts_below_one_are_refused(name: str) -> None:
         MLQAArguments(**{name: 0})
 
 
-def test_a_choice_of_the_best_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="eval_strategy must be no for question answering, found steps"):
-        MLQATrainingArguments(output_dir=str(tmp_path), eval_strategy="steps", use_cpu=True)
+@pytest.mark.parametrize(("name", "value"), [("eval_strategy", "steps"), ("label_smoothing_factor", 0.1)])
+def test_what_is_not_done_for_questions_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .* for question answering, found {value}"):
+        MLQATrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
 # ------------------------------------------------------------------------------------------------- results
