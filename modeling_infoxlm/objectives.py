@@ -27,11 +27,14 @@ class LossOutput(NamedTuple):
         loss_sum: Scalar in nats with gradient, at least fp32: the sum over the items, not their mean.
         num_items: Number of items summed: masked tokens, or sentence pairs.
         metrics: Scalars without gradient, each a mean over the items.
+        vectors: Of a contrast, queries and keys as they were compared, (B, D) each, without gradient: what
+            `batch_metrics` of a whole batch needs, however it was cut.
     """
 
     loss_sum: Tensor
     num_items: int
     metrics: dict[str, Tensor]
+    vectors: tuple[Tensor, Tensor] | None = None
 
 
 class LanguageModelHead(Protocol):
@@ -128,11 +131,9 @@ class CrossLingualContrast(nn.Module):
 
         Returns:
             Loss summed over B in nats; `num_items` is B. Metrics, all without gradient: `accuracy` among all
-            candidates and `in_batch_accuracy` among this batch's keys (0..1); `query_std` and `key_std`, the
-            standard deviation over the batch of L2-normalised vectors times sqrt(D), near 1 when they spread
-            and 0 when they have collapsed; `key_norm` and `queue_norm`, mean lengths: when they part, fresh
-            keys can be told from queued ones by size; `log_candidates`, the logarithm of the number of
-            candidates: `log_candidates - loss` bounds the mutual information of the two sentences from below.
+            candidates (0..1); `key_norm` and `queue_norm`, mean lengths: when they part, fresh keys can be
+            told from queued ones by size; `log_candidates`, the logarithm of the number of candidates:
+            `log_candidates - loss` bounds the mutual information of the two sentences from below.
 
         Raises:
             ValueError: If `query` and `key` differ in shape.
@@ -149,7 +150,10 @@ class CrossLingualContrast(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             query, key, negatives = query.to(dtype), key.detach().to(dtype), negatives.detach().to(dtype)
             norms = negatives.norm(dim=-1)
-            metrics = _vector_metrics(query.detach(), key, norms)
+            metrics = {
+                "key_norm": key.norm(dim=-1).mean(),
+                "queue_norm": norms.mean() if len(norms) else key.new_zeros(()),
+            }
             if self.similarity == "cosine":
                 query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
             # (B, Q); the queue's scores are scaled rather than its keys, of which there are 402 MB.
@@ -158,11 +162,9 @@ class CrossLingualContrast(nn.Module):
                 queued = queued / norms.clamp(min=1e-12)
             losses, metrics["accuracy"], num_candidates = self._query_to_key(query, key, queued)
             metrics["log_candidates"] = losses.new_full((), num_candidates).log()
-            own = torch.arange(len(query), device=query.device)
-            metrics["in_batch_accuracy"] = _share_highest(query.detach() @ key.t(), own)
             if self.symmetric:
                 losses = (losses + self._key_to_query(query, key)) / 2
-        return LossOutput(losses.sum(), len(query), metrics)
+        return LossOutput(losses.sum(), len(query), metrics, (query.detach(), key))
 
     def _query_to_key(self, query: Tensor, key: Tensor, queued: Tensor) -> tuple[Tensor, Tensor, int]:
         """Losses (B,) given the scores with the queue (B, Q); share that is right; number of candidates."""
@@ -215,12 +217,25 @@ def _share_highest(scores: Tensor, targets: Tensor) -> Tensor:
     return ((scores >= scores.gather(1, targets[:, None])).sum(dim=1) == 1).float().mean()
 
 
-def _vector_metrics(query: Tensor, key: Tensor, queue_norms: Tensor) -> dict[str, Tensor]:
+def batch_metrics(query: Tensor, queries: Tensor, keys: Tensor, first: int = 0) -> dict[str, Tensor]:
+    """How well a contrast spreads its vectors, over a whole batch: a part of one would say otherwise.
+
+    Args:
+        query: Queries whose own keys are looked for, (B, D).
+        queries: Queries of the whole batch, (N, D).
+        keys: Keys of the whole batch, (N, D).
+        first: Number of the first of `query` in the batch.
+
+    Returns:
+        `in_batch_accuracy` among the batch's keys (0..1); `query_std` and `key_std`, the standard deviation
+        over the batch of L2-normalised vectors times sqrt(D), near 1 when they spread and 0 when they have
+        collapsed.
+    """
+    own = torch.arange(first, first + len(query), device=query.device)
     return {
-        "query_std": _spread(query),
-        "key_std": _spread(key),
-        "key_norm": key.norm(dim=-1).mean(),
-        "queue_norm": queue_norms.mean() if len(queue_norms) else key.new_zeros(()),
+        "in_batch_accuracy": _share_highest(query @ keys.t(), own),
+        "query_std": _spread(queries),
+        "key_std": _spread(keys),
     }
 
 

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.modeling_infoxlm import InfoXLMLMHead
-from modeling_infoxlm.objectives import CrossLingualContrast, LossOutput, MaskedLM, combine_losses
+from modeling_infoxlm.objectives import (
+    CrossLingualContrast,
+    LossOutput,
+    MaskedLM,
+    batch_metrics,
+    combine_losses,
+)
 
 OPTIONS = [
     {"similarity": similarity, "in_batch_negatives": in_batch, "symmetric": symmetric}
@@ -147,7 +153,8 @@ def test_ties_are_no_hits() -> None:
 def test_accuracy_among_the_batch_leaves_the_queue_out() -> None:
     query, key = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
     output = CrossLingualContrast(4, use_projection=False)(query, key, torch.full((3, 4), 5.0))
-    assert float(output.metrics["in_batch_accuracy"]) == pytest.approx(0.5)
+    assert float(batch_metrics(query, *output.vectors)["in_batch_accuracy"]) == pytest.approx(0.5)
+    assert float(batch_metrics(query[1:3], *output.vectors, first=1)["in_batch_accuracy"]) == 0.5
     assert float(output.metrics["accuracy"]) == 0.0
 
 
@@ -164,9 +171,7 @@ def test_spread_is_zero_for_collapsed_vectors_and_one_for_random_directions() ->
     """Lengths do not count: vectors of one direction and many lengths have collapsed too."""
     torch.manual_seed(0)
     collapsed = torch.rand(500, 1) * torch.randn(8)
-    metrics = CrossLingualContrast(8, use_projection=False)(
-        collapsed, torch.randn(500, 8), torch.ones(1, 8)
-    ).metrics
+    metrics = batch_metrics(collapsed, collapsed, torch.randn(500, 8))
     assert float(metrics["query_std"]) == pytest.approx(0.0, abs=1e-3)
     assert float(metrics["key_std"]) == pytest.approx(1.0, abs=0.02)
 
@@ -180,8 +185,9 @@ def test_the_number_of_candidates_bounds_mutual_information(in_batch: bool, cand
 
 def test_metrics_carry_no_gradient() -> None:
     query, key, negatives = random_batch(4, 5, 7)
-    metrics = CrossLingualContrast(5, use_projection=False)(query.requires_grad_(), key, negatives).metrics
-    assert not [name for name, value in metrics.items() if value.requires_grad]
+    output = CrossLingualContrast(5, use_projection=False)(query.requires_grad_(), key, negatives)
+    found = {**output.metrics, **dict(enumerate(output.vectors))}
+    assert not [name for name, value in found.items() if value.requires_grad]
 
 
 def test_temperature_divides_the_similarity() -> None:

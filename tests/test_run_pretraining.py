@@ -179,6 +179,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert steps == [3, 4, 5]
     straight = tmp_path / "straight"
     assert run_pretraining.main(flags(straight, text, "--hidden_dropout_prob", "0.1")) == 0
+    results = [json.loads((folder / "train_results.json").read_text()) for folder in (out, straight)]
+    for name in ("train_loss", "total_flos"):
+        assert results[0][name] == results[1][name]
     resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, straight))
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -8,8 +8,10 @@ Every argument after OUTPUT_DIR is a field of PretrainingArguments or ContrastAr
 --kill_after N (SIGKILL to itself when step N is over and saved) and --objectives.
 """
 
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +80,36 @@ class KillAfter(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def launch(argv: list[str], *, processes: int) -> list[int]:
+    """Run with so many ranks, as a launcher would start them, and return their exit codes.
+
+    They are forked by a server that has imported everything once: four ranks would else import torch four
+    times.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_run"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [context.Process(target=_rank, args=(argv, i, processes, port)) for i in range(processes)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+        rank.kill()  # a rank that hangs must not outlive the test
+    return [rank.exitcode for rank in ranks]
+
+
+def _rank(argv: list[str], rank: int, processes: int, port: int) -> None:
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    main(argv)
+    os._exit(0)
+
+
 def main(argv: list[str]) -> None:
     folder, argv = Path(argv[0]), argv[1:]
     own = {"--kill_after": None, "--objectives": "mlm,tlm,xlco", "--dropout": "0"}
@@ -110,6 +142,7 @@ def main(argv: list[str]) -> None:
         callbacks=[KillAfter(int(own["--kill_after"]))] if own["--kill_after"] else [],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.save_state()
     leave_process_group()
 
 

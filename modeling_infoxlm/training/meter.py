@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from modeling_infoxlm.objectives import LossOutput
+from modeling_infoxlm.objectives import LossOutput, batch_metrics
 from modeling_infoxlm.training.micro_batches import kept_lengths
 
 # Below this spread of normalised vectors (1 = random
@@ -31,6 +31,7 @@ class LossMeter:
     def __init__(self, vocab_size: int) -> None:
         self._log_vocab = math.log(vocab_size)
         self._sums: dict[str, Tensor] = {}
+        self._vectors: list[tuple[Tensor, Tensor]] = []  # queries and keys of the batch under way
 
     def add(self, losses: Mapping[str, LossOutput]) -> None:
         """Add the losses of one micro-batch; metrics are weighted by its number of items."""
@@ -40,17 +41,37 @@ class LossMeter:
             self._add(f"loss/{name}", loss.loss_sum.detach())
             for metric, value in loss.metrics.items():
                 self._add(f"{name}/{metric}", value * loss.num_items)
+            if loss.vectors is not None:
+                self._vectors.append(loss.vectors)
+
+    def end_batch(self, accelerator: Accelerator) -> None:
+        """Measure the contrast over the global batch; all its micro-batches have been added, on all ranks."""
+        if not self._vectors:
+            return
+        query, key = (torch.cat(side) for side in zip(*self._vectors, strict=True))
+        self._vectors.clear()
+        queries, keys = accelerator.gather((query, key))
+        first = accelerator.process_index * len(query)
+        for metric, value in batch_metrics(query, queries, keys, first).items():
+            self._add(f"xlco/{metric}", value * len(query))
 
     def _add(self, key: str, value: Tensor) -> None:
         value = value.double()  # a sum over many steps must not depend on where it was saved and resumed
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Sums so far; a resumed run logs the same means as one that was never stopped."""
-        return dict(self._sums)
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """Sums so far of all ranks; a resumed run logs the same means as one that was never stopped."""
+        return self._reduced(accelerator)
+
+    def _reduced(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        if not self._sums:
+            return {}
+        keys = sorted(self._sums)
+        sums = accelerator.reduce(torch.stack([self._sums[key] for key in keys]), reduction="sum")
+        return {key: sums[i].clone() for i, key in enumerate(keys)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `state_dict()`."""
+        """Restore `state_dict()`: on one rank, since it holds the sums of all."""
         self._sums = dict(state)
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
@@ -61,14 +82,13 @@ class LossMeter:
             mutual information in nats: logarithm of the number of candidates less
             the loss), `xlco/accuracy` and the other metrics of the contrast.
         """
-        if not self._sums:
+        reduced = self._reduced(accelerator)
+        if not reduced:
             return {}
-        keys = sorted(self._sums)
-        stacked = accelerator.reduce(torch.stack([self._sums[key] for key in keys]), reduction="sum")
-        sums = dict(zip(keys, stacked.tolist(), strict=True))
+        sums = dict(zip(reduced, torch.stack(list(reduced.values())).tolist(), strict=True))
         self._sums = {}
         logs = {}
-        for name in [key.removesuffix("/items") for key in keys if key.endswith("/items")]:
+        for name in [key.removesuffix("/items") for key in reduced if key.endswith("/items")]:
             items = sums.pop(f"{name}/items")
             for key in [key for key in sums if key == f"loss/{name}" or key.startswith(f"{name}/")]:
                 logs[key] = sums[key] / max(items, 1)
@@ -102,14 +122,15 @@ class LengthMeter:
     def _raise(self, key: str, value: float) -> None:
         self._largest[key] = max(self._largest.get(key, 0.0), value)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Counts so far, for a resumed run."""
-        counts = {f"sum.{key}": value for key, value in self._sums.items()}
-        counts |= {f"largest.{key}": value for key, value in self._largest.items()}
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """Counts so far of all ranks, for a resumed run."""
+        sums, largest = self._of_all_ranks(accelerator)
+        counts = {f"sum.{key}": value for key, value in sums.items()}
+        counts |= {f"largest.{key}": value for key, value in largest.items()}
         return {key: torch.tensor(value, dtype=torch.float64) for key, value in counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `state_dict()`."""
+        """Restore `state_dict()`: on one rank, since it holds the counts of all."""
         values = {key: value.item() for key, value in state.items()}
         self._sums = {key[4:]: value for key, value in values.items() if key.startswith("sum.")}
         self._largest = {key[8:]: value for key, value in values.items() if key.startswith("largest.")}
@@ -124,16 +145,20 @@ class LengthMeter:
         """
         if not self._sums:
             return {}
-        sums, largest = sorted(self._sums), sorted(self._largest)
-        values = [self._sums[key] for key in sums] + [self._largest[key] for key in largest]
-        ranks = accelerator.gather(torch.tensor([values], dtype=torch.float64, device=accelerator.device))
-        totals = dict(zip(sums, ranks.sum(dim=0).tolist(), strict=False))
-        logs = dict(zip(largest, ranks.amax(dim=0).tolist()[len(sums) :], strict=True))
-        for name in [key.removesuffix("/tokens") for key in sums if key.endswith("/tokens")]:
+        totals, logs = self._of_all_ranks(accelerator)
+        for name in [key.removesuffix("/tokens") for key in totals if key.endswith("/tokens")]:
             logs[f"length/{name}"] = totals[f"{name}/tokens"] / totals[f"{name}/sequences"]
         logs["micro_batches"] = totals["micro_batches"] / totals["batches"]
         self._sums, self._largest = {}, {}
         return logs
+
+    def _of_all_ranks(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums, and largest values."""
+        sums, largest = sorted(self._sums), sorted(self._largest)
+        values = [self._sums[key] for key in sums] + [self._largest[key] for key in largest]
+        ranks = accelerator.gather(torch.tensor([values], dtype=torch.float64, device=accelerator.device))
+        totals = dict(zip(sums, ranks.sum(dim=0).tolist(), strict=False))
+        return totals, dict(zip(largest, ranks.amax(dim=0).tolist()[len(sums) :], strict=True))
 
 
 class ContrastAlarm:

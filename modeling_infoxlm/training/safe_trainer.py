@@ -1,8 +1,10 @@
-"""SafeTrainer: transformers' Trainer whose folders hold no pickle and whose pushes are whole releases."""
+"""SafeTrainer: no pickles, logs of resumed runs as of unbroken ones, pushes of whole releases."""
 
 import logging
 import os
 import random
+import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer
-from transformers.trainer_utils import HubStrategy
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import HubStrategy, TrainOutput, speed_metrics
 from transformers.utils.hub import PushInProgress
 
 from modeling_infoxlm.hub.publish import TrainingPublisher
@@ -26,10 +29,13 @@ SCALER_STATE = "scaler.safetensors"
 
 
 class SafeTrainer(Trainer):
-    """transformers' Trainer, with two things done otherwise.
+    """transformers' Trainer, with three things done otherwise.
 
     Files: arguments are JSON; optimiser, schedule and generators are safetensors. The Trainer would write
     pickles, and upload them.
+
+    Logs: a checkpoint holds the log entry under way. Losses of a resumed run, its `train_loss` and its speed
+    are those of the whole run; the Trainer's are since the last start.
 
     Pushes: each is one commit of a release that loads, with its card, in the format `args.hub_format`; the
     Trainer's come in several commits, without the model's code and card. The repository holds the last whole
@@ -42,6 +48,12 @@ class SafeTrainer(Trainer):
     optimizer: Any
     lr_scheduler: Any
     push_in_progress: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._log_state = _LogState(self)
+        self.add_callback(self._log_state)
+        self._began = 0.0  # when the run would have begun without its breaks
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the model, the tokenizer and the arguments."""
@@ -105,6 +117,40 @@ class SafeTrainer(Trainer):
     def _rng_file(self, folder: str) -> Path:
         rank = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
         return Path(folder) / f"rng_state{rank}.safetensors"
+
+    # --- logs -----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._log_state.values = {
+            "loss": self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item(),
+            "total_loss": self._total_loss_scalar,
+            "last_step": self._globalstep_last_logged,
+            "seconds": time.time() - self._began,
+        }
+        super()._save_checkpoint(*args, **kwargs)
+
+    def restore_log_state(self, saved: Mapping[str, float]) -> None:
+        """Go on with the log entry of a checkpoint; called when the Trainer has reset its own sums."""
+        self._began = time.time() - saved.get("seconds", 0.0)
+        self._tr_loss += saved.get("loss", 0.0)
+        self._total_loss_scalar = saved.get("total_loss", 0.0)
+        self._globalstep_last_logged = int(saved.get("last_step", self.state.global_step))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; at the end of training the loss and the speed since step 1."""
+        if "train_loss" in logs:
+            steps = self.state.global_step
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs.update(speed_metrics("train", self._began, num_samples=steps * batch, num_steps=steps))
+            # Of the steps after the last entry each rank has its own sum.
+            total = torch.tensor(self._total_loss_scalar, dtype=torch.float64, device=self.args.device)
+            logs["train_loss"] = self.accelerator.reduce(total, reduction="mean").item() / max(steps, 1)
+        super().log(logs, *args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; see the Trainer. Loss and speed are those of the whole run, however often it was resumed."""
+        output = super().train(*args, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
 
     # --- the Hub --------------------------------------------------------------------------------------------
 
@@ -186,3 +232,23 @@ class SafeTrainer(Trainer):
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
         )
+
+
+class _LogState(TrainerCallback, ExportableState):
+    """Has trainer_state.json hold the log entry under way.
+
+    Attributes:
+        values: Sum of the loss in this entry, and in those before; step of the last one; seconds so far.
+    """
+
+    def __init__(self, trainer: SafeTrainer) -> None:
+        self.trainer = trainer
+        self.values: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": self.values}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        saved: Any = state.stateful_callbacks  # a mapping by now
+        resumed = saved.get(type(self).__name__, {}) if state.global_step else {}
+        self.trainer.restore_log_state(resumed.get("attributes", {}))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 
@@ -105,11 +106,13 @@ class Speedometer:
         yield
         self._start += time.perf_counter() - begun
 
-    def pop(self, num_processes: int, peak: float | None) -> dict[str, float]:
-        """Return `tokens_per_second` of all ranks and `mfu`, the share of the matmul peak; begin anew."""
+    def pop(self, accelerator: Accelerator, peak: float | None) -> dict[str, float]:
+        """Return `tokens_per_second` of all ranks and `mfu`, the share of their matmul peaks; begin anew."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        logs = {"tokens_per_second": num_processes * self._tokens / seconds}
+        work = torch.tensor([self._tokens, self._flops], dtype=torch.float64, device=accelerator.device)
+        tokens, flops = accelerator.reduce(work, reduction="sum").tolist()
+        logs = {"tokens_per_second": tokens / seconds}
         if peak is not None:
-            logs["mfu"] = self._flops / seconds / peak
+            logs["mfu"] = flops / seconds / (peak * accelerator.num_processes)
         self._restart()
         return logs

@@ -116,10 +116,11 @@ class InfoXLMTrainer(SafeTrainer):
         )
         self._batch_keys: list[Tensor] = []  # of the batch under way, one tensor a micro-batch
         self._new_keys: list[Tensor] = []  # waiting to be enqueued, one tensor a batch
-        self._restored: dict[str, Tensor] = {}
+        self._num_negatives = 0  # queued keys that the batch under way meets
         self._staging: str | None = None
         self._announced = False
         self._speed = Speedometer()
+        self._tokens = 0  # of this rank, not yet in the Trainer's state
         self._alarm = ContrastAlarm()
         self.add_callback(_AfterOptimizerStep(self))
 
@@ -183,6 +184,7 @@ class InfoXLMTrainer(SafeTrainer):
         its order: how it was cut leaves no trace.
         """
         micro_batches = self._micro_batches(inputs)
+        self._num_negatives = 0 if self.queue is None else self.queue.num_filled
         losses = []
         for i, micro_batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -193,6 +195,8 @@ class InfoXLMTrainer(SafeTrainer):
             self._batch_keys.clear()
         if self.contrast.xlco_enqueue == "microbatch" or self.accelerator.sync_gradients:
             self._enqueue_new_keys()
+        if self.accelerator.sync_gradients:
+            self.meter.end_batch(self.accelerator)
         return torch.stack(losses).sum()
 
     def _micro_batches(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -270,7 +274,7 @@ class InfoXLMTrainer(SafeTrainer):
         """Start with the momentum encoder and the queue of another run."""
         if not path.is_file():
             raise ValueError(f"{path} is missing; --momentum_state needs a folder that holds it.")
-        state = load_file(path, device=str(self.args.device))
+        state = load_file(path)
         encoder, queue = self._contrast_state()
         try:
             encoder.load_state_dict(_with_prefix(state, "momentum."))
@@ -347,7 +351,7 @@ class InfoXLMTrainer(SafeTrainer):
             if self.queue is not None:
                 logs["xlco/queue_filled"] = self.queue.num_filled / self.queue.size
                 logs["xlco/momentum"] = self._momentum_at(self.state.global_step)
-            logs.update(self._speed.pop(self.accelerator.num_processes, self.matmul_peak))
+            logs.update(self._speed.pop(self.accelerator, self.matmul_peak))
             for warning in self._alarm.check(logs):
                 if self.args.should_log:
                     logger.warning("step %d: %s", self.state.global_step, warning)
@@ -355,12 +359,18 @@ class InfoXLMTrainer(SafeTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
         """Useful floating point operations of a micro-batch, the momentum encoder's included."""
-        filled = 0 if self.queue is None else self.queue.num_filled
-        return useful_flops(self._plain_model().config, inputs, queue_size=filled)
+        return useful_flops(self._plain_model().config, inputs, queue_size=self._num_negatives)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count real tokens; the Trainer would look for a padded `input_ids`."""
-        self.state.num_input_tokens_seen += count_tokens(inputs) * self.args.world_size
+        self._tokens += count_tokens(inputs)
+
+    def store_flos(self) -> None:
+        """Add the operations and tokens of all ranks to the Trainer's state, before it is logged or saved."""
+        super().store_flos()
+        tokens = torch.tensor(self._tokens, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+        self._tokens = 0
 
     # --- held-out evaluation --------------------------------------------------------------------------------
 
@@ -401,6 +411,7 @@ class InfoXLMTrainer(SafeTrainer):
                     encoder, queue = self._contrast_state()
                     keys, negatives = encoder.encode(batch["xlco"]["key"]), queue.negatives()
                 meter.add(model(batch, keys=keys, negatives=negatives))
+            meter.end_batch(self.accelerator)
         logs = meter.pop(self.accelerator)
         names = ("loss/", "information/", "xlco/accuracy", "xlco/in_batch_accuracy")
         logs = {name: value for name, value in logs.items() if name.startswith(names)}
@@ -423,8 +434,9 @@ class InfoXLMTrainer(SafeTrainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, *args, **kwargs)
+            sums = self._logged_sums()
             if self.args.should_save:
-                self._save_momentum_state(Path(self._staging) / name / MOMENTUM_STATE_NAME)
+                self._save_momentum_state(Path(self._staging) / name / MOMENTUM_STATE_NAME, sums)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 _publish(Path(self._staging) / name, Path(run_dir) / name)
@@ -443,12 +455,15 @@ class InfoXLMTrainer(SafeTrainer):
         if self._staging is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _save_momentum_state(self, path: Path) -> None:
+    def _logged_sums(self) -> dict[str, Tensor]:
+        """Sums of the open log entry over all ranks: a resumed run may have another number of them."""
+        meter, lengths = self.meter.state_dict(self.accelerator), self.lengths.state_dict(self.accelerator)
+        sums = {f"meter.{name}": value for name, value in meter.items()}
+        return sums | {f"lengths.{name}": value for name, value in lengths.items()}
+
+    def _save_momentum_state(self, path: Path, sums: Mapping[str, Tensor]) -> None:
         """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""
-        state = {f"meter.{name}": value for name, value in self.meter.state_dict().items()}
-        state |= {f"lengths.{name}": value for name, value in self.lengths.state_dict().items()}
-        state["log.loss"] = self._tr_loss.double()
-        state["log.last_step"] = torch.tensor(self._globalstep_last_logged)
+        state = dict(sums)
         if self.momentum_encoder is not None and self.queue is not None:
             state |= {f"momentum.{name}": value for name, value in self.momentum_encoder.state_dict().items()}
             state |= {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
@@ -459,13 +474,16 @@ class InfoXLMTrainer(SafeTrainer):
             raise FileNotFoundError(
                 f"{path} is missing: not a checkpoint of InfoXLMTrainer. Start a new run from its model."
             )
-        state = load_file(path, device=str(self.args.device))
+        state = load_file(path)
         if self.momentum_encoder is not None and self.queue is not None:
             self.momentum_encoder.load_state_dict(_with_prefix(state, "momentum."))
             self.queue.load_state_dict(_with_prefix(state, "queue."))
-        self.meter.load_state_dict(_with_prefix(state, "meter."))
-        self.lengths.load_state_dict(_with_prefix(state, "lengths."))
-        self._restored = _with_prefix(state, "log.")
+        # They are of all ranks, whose sums are added for the log: one goes on with them, the others with 0.
+        share = float(self.args.process_index == 0)
+        sums = _with_prefix(state, "meter.")
+        self.meter.load_state_dict({name: value.to(self.args.device) * share for name, value in sums.items()})
+        sums = _with_prefix(state, "lengths.")
+        self.lengths.load_state_dict({name: value * share for name, value in sums.items()})
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of missing keys, but not of tied ones: they are stored under their other name."""
@@ -473,12 +491,8 @@ class InfoXLMTrainer(SafeTrainer):
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
-    def restore_log_state(self) -> None:
-        """Go on with the log entry of the checkpoint; called when the Trainer has reset its own sums."""
-        if self._restored:
-            self._tr_loss += self._restored["loss"].to(self._tr_loss)
-            self._globalstep_last_logged = int(self._restored["last_step"])
-            self._restored = {}
+    def restart_speed(self) -> None:
+        """Measure from now on; called when training begins."""
         self._speed = Speedometer()
 
 
@@ -489,7 +503,7 @@ class _AfterOptimizerStep(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.restore_log_state()
+        self.trainer.restart_speed()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.update_momentum()

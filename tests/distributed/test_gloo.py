@@ -1,6 +1,7 @@
 """Two processes, or two accumulated micro-batches, must train as one process with the whole batch does."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -10,34 +11,46 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import launch
 
 TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
-STEPS = ("--max_steps", "5", "--save_steps", "5")
+# Step 5 is logged in no entry: of it each rank has its own share of `train_loss`.
+STEPS = ("--max_steps", "5", "--save_steps", "1", "--save_total_limit", "1", "--logging_steps", "4")
 TOLERANCE = 1e-6
+CUT = {"micro_batches", "micro_batch_tokens"}  # log entries that say how batches are cut
+CLOCK = {"tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
 
 def run(folder: Path, *flags: str, processes: int = 1) -> dict[str, torch.Tensor]:
-    """Train and return model, momentum encoder and queue."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "PYTHONPATH": str(TINY_RUN.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(TINY_RUN), str(folder), *STEPS, *flags]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    """Train and return model, momentum encoder, queue and what was logged."""
+    assert launch([str(folder), *STEPS, *flags], processes=processes) == [0] * processes
+    return state(folder)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = folder / "checkpoint-5"
     state = {
         **load_file(checkpoint / "model.safetensors"),
         **load_file(checkpoint / "momentum_state.safetensors"),
     }
-    return {
-        name: value for name, value in state.items() if not name.startswith(("meter.", "lengths.", "log."))
-    }
+    state = {name: value for name, value in state.items() if not name.startswith(("meter.", "lengths."))}
+    trained = json.loads((folder / "trainer_state.json").read_text())
+    for entry in trained["log_history"]:
+        for name in entry.keys() - CUT - CLOCK:
+            state[f"log.{entry['step']}.{name}"] = torch.tensor(entry[name], dtype=torch.float64)
+    for name in ("num_input_tokens_seen", "total_flos"):
+        state[f"log.{name}"] = torch.tensor(trained[name], dtype=torch.float64)
+    return state
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Of any number; of what is logged in proportion, since it is of every size."""
     assert one.keys() == other.keys()
-    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+    errors = {name: (one[name].double() - other[name].double()).abs().max().item() for name in one}
+    return max(
+        error / max(1.0, one[name].abs().item()) if name.startswith("log.") else error
+        for name, error in errors.items()
+    )
 
 
 # Adam divides by the square root of the second moment: where a gradient is nothing but rounding its sign
@@ -104,6 +117,31 @@ def test_accumulation_equals_one_batch(
     halves = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
     two = run(tmp_path, *halves, *OPTIMISER, *CASES[case])
     assert largest_difference(two, one_process(case)) < TOLERANCE
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, one_process: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
+    """Killed within a log entry, and again: weights, queue, logs and results are as of the unbroken run."""
+    for processes, killed_after in ((2, 2), (1, 3), (4, 4)):
+        batch = ("--per_device_train_batch_size", str(8 // processes))
+        flags = (*batch, *OPTIMISER, "--kill_after", str(killed_after))
+        assert launch([str(tmp_path), *STEPS, *flags], processes=processes) == [-9] * processes
+        assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{killed_after}"]
+    two = run(tmp_path, "--per_device_train_batch_size", "4", *OPTIMISER, processes=2)
+    assert largest_difference(two, one_process("default")) < TOLERANCE
+
+
+def test_a_real_launcher_starts_what_the_other_tests_start(
+    tmp_path: Path, one_process: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(TINY_RUN.parents[1]), "OMP_NUM_THREADS": "1"}
+    flags = ("--per_device_train_batch_size", "4", *OPTIMISER)
+    command = [*launcher, str(TINY_RUN), str(tmp_path), *STEPS, *flags]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert largest_difference(state(tmp_path), one_process("default")) < TOLERANCE
 
 
 def test_training_changes_the_model(

@@ -59,10 +59,10 @@ def test_a_stream_without_items_logs_zero_not_nan(accelerator: Accelerator) -> N
     assert meter.pop(accelerator)["loss/tlm"] == 0.0
 
 
-def test_sums_keep_no_graph() -> None:
+def test_sums_keep_no_graph(accelerator: Accelerator) -> None:
     meter = LossMeter(vocab_size=100)
     meter.add({"mlm": output(2.0, 2)})
-    assert not any(value.requires_grad for value in meter.state_dict().values())
+    assert not any(value.requires_grad for value in meter.state_dict(accelerator).values())
 
 
 def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerator) -> None:
@@ -72,7 +72,7 @@ def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerat
         straight.add({"xlco": batch})
     for batch in batches[:20]:
         before.add({"xlco": batch})
-    after.load_state_dict(before.state_dict())
+    after.load_state_dict(before.state_dict(accelerator))
     for batch in batches[20:]:
         after.add({"xlco": batch})
     assert after.pop(accelerator) == straight.pop(accelerator)
@@ -86,10 +86,10 @@ def test_small_losses_after_a_large_sum_count(accelerator: Accelerator) -> None:
     assert meter.pop(accelerator)["loss/mlm"] == (2**24 + 8) / 9
 
 
-def test_a_saved_state_is_not_changed_by_what_comes_later() -> None:
+def test_a_saved_state_is_not_changed_by_what_comes_later(accelerator: Accelerator) -> None:
     meter = LossMeter(vocab_size=100)
     meter.add({"mlm": output(2.0, 2)})
-    saved = meter.state_dict()
+    saved = meter.state_dict(accelerator)
     meter.add({"mlm": output(5.0, 1)})
     assert saved["loss/mlm"] == 2.0
 

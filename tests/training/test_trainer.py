@@ -395,6 +395,7 @@ def test_however_a_batch_is_cut_loss_gradients_and_keys_are_the_same(
     same_logs = {"loss", "grad_norm", "loss/mlm", "loss/tlm", "loss/xlco", "xlco/accuracy", "xlco/key_norm"}
     same_logs |= {"information/mlm", "information/tlm", "information/xlco", "xlco/queue_norm"}
     same_logs |= {"length/mlm", "length/tlm_longest", "length/xlco"}
+    same_logs |= {"xlco/in_batch_accuracy", "xlco/query_std", "xlco/key_std"}
     for one, two in zip(*logs, strict=True):
         assert {n: two[n] for n in same_logs} == pytest.approx(
             {n: one[n] for n in same_logs}, rel=1e-5, abs=1e-6
@@ -574,7 +575,7 @@ def test_evaluation_changes_nothing(make: Callable[..., InfoXLMTrainer]) -> None
     after = [parameters(trainer.model), parameters(trainer.momentum_encoder), trainer.queue.state_dict()]
     assert all(same(one, other) for one, other in zip(before, after, strict=True))
     assert trainer.evaluate() == first  # no dropout, and nothing carried over
-    assert trainer.model.training and trainer.meter.state_dict() == {}
+    assert trainer.model.training and trainer.meter.state_dict(trainer.accelerator) == {}
     trainer.model.eval()
     trainer.evaluate()
     assert not trainer.model.training
@@ -656,7 +657,7 @@ def test_arguments_are_kept_as_text_without_the_token(
 def test_a_failure_while_saving_leaves_no_checkpoint(
     make: Callable[..., InfoXLMTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(self: InfoXLMTrainer, path: Path) -> None:
+    def full_disk(self: InfoXLMTrainer, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     trainer = make(max_steps=2)
@@ -696,6 +697,23 @@ def test_a_resumed_run_does_not_prefill_again(make: Callable[..., InfoXLMTrainer
     trainer.add_callback(AtBegin(lambda: filled.append(trainer.queue.num_filled)))
     trainer.train(resume_from_checkpoint=str(checkpoint))
     assert filled == [8]
+
+
+def test_results_of_a_resumed_run_are_those_of_the_whole(
+    make: Callable[..., InfoXLMTrainer], checkpoint: Path
+) -> None:
+    """The Trainer's own loss, runtime and samples a second begin with the last start."""
+    record = json.loads((checkpoint / "trainer_state.json").read_text())
+    record["stateful_callbacks"]["_LogState"]["attributes"]["seconds"] = 1e6
+    (checkpoint / "trainer_state.json").write_text(json.dumps(record))
+    trainer = make(max_steps=3)
+    output = trainer.train(resume_from_checkpoint=str(checkpoint))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3 and output.training_loss == pytest.approx(sum(losses) / 3)
+    last = trainer.state.log_history[-1]
+    assert last["train_loss"] == output.metrics["train_loss"] == output.training_loss
+    assert output.metrics["train_runtime"] == pytest.approx(1e6, rel=1e-2)
+    assert output.metrics["train_samples_per_second"] == pytest.approx(3 * 2 / 1e6, abs=1e-3)
 
 
 # ---------------------------------------------------------------------------- refusals
