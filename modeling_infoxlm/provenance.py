@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from modeling_infoxlm.json_files import Each, check_shape, read_json
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -137,7 +139,7 @@ def hash_weights(folder: Path) -> str | None:
 
 def is_result(path: Path) -> bool:
     """Whether a JSON file is a result of `evaluation`: the Trainer writes `*_results.json` as well."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     return isinstance(content, dict) and content.get("schema") == RESULT_SCHEMA
 
 
@@ -145,16 +147,48 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """Read a result file; `evaluation/results.py` says what is in it.
 
     Raises:
-        ValueError: If it is none, or of another schema.
+        ValueError: If it is none, of another schema, or something in it is missing or of another kind; with
+            the file and the key.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+    content = read_json(path)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != RESULT_SCHEMA:
-        raise ValueError(f"{path} is no result file: expected schema {RESULT_SCHEMA!r}, found {found!r}.")
+        raise ValueError(f"{path} is no result file: expected schema {RESULT_SCHEMA!r}, found {found!r:.80}.")
+    check_shape(content, _RESULT, path)
+    metric, tables = content["metric"], {f"scores.{key}": value for key, value in content["scores"].items()}
+    if "g_xlt" in content["details"]:
+        tables["details.g_xlt"] = content["details"]["g_xlt"]
+    for place, table in tables.items():
+        if metric not in table:
+            raise ValueError(f"{path}: metric is {metric!r:.80}, which {place} does not have.")
+    mixed = content["details"].get("mixed_languages", {"languages": [], "matrix": []})
+    if {len(mixed["languages"])} != {len(side) for side in (mixed["matrix"], *mixed["matrix"])}:
+        raise ValueError(
+            f"{path}: details.mixed_languages.matrix is not of so many rows and columns as languages."
+        )
+    if not re.fullmatch(r"[\w-]+", content["task"]):
+        raise ValueError(f"{path}: task: expected a name of letters, found {content['task']!r:.80}.")
     return dict(content)
+
+
+_ESTIMATE = {"value": float, "low": float, "high": float, "count": int}
+_RESULT = {
+    "task": str,
+    "metric": str,
+    "unit": ("percent", "nats"),
+    "dataset": {"name": str, "files": Each(str), "revision": (str, None), "sha256": (str, None)},
+    "model": {"name_or_path": str, "revision": (str, None), "sha256": (str, None)},
+    "settings": {"layer?": (int, None), "pooling?": ("mean", "cls", None)},
+    "seed": (int, None),
+    "scores": Each(Each(_ESTIMATE), least=1),
+    "summary": Each(float),
+    "details": {
+        "mixed_languages?": {"languages": [str], "matrix": [[float]]},
+        "g_xlt?": Each(Each(Each(float))),
+    },
+    "command": [str],
+    "commit": (str, None),
+}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

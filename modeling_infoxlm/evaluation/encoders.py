@@ -6,7 +6,6 @@ through its own padded forward pass.
 Shapes: N sentences, T tokens of the longest, D hidden, L layers and the embedding output.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.source import hub_commit
+from modeling_infoxlm.json_files import check_shape, read_json
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.process import UsageError
@@ -257,8 +257,13 @@ def transformer_folder(name_or_path: str) -> str:
     modules = root / "modules.json"
     if not modules.is_file():
         return name_or_path
-    for module in json.loads(modules.read_text(encoding="utf-8")):
-        if str(module.get("type", "")).rpartition(".")[2] == "Transformer":
+    try:
+        content = read_json(modules)
+        check_shape(content, [{"type?": str, "path?": str}], modules)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for module in content:
+        if module.get("type", "").rpartition(".")[2] == "Transformer":
             folder = root / module.get("path", "")
             if not folder.resolve().is_relative_to(root.resolve()):
                 raise UsageError(f"{modules} names a folder outside of {root}: {module['path']!r}.")

@@ -27,6 +27,7 @@ import numpy as np
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.published import XNLI_LANGUAGES, Published, published_rows
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, summarise
+from modeling_infoxlm.json_files import read_json
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import read_result
 
@@ -212,28 +213,25 @@ def find_results(paths: Sequence[str]) -> list[ResultFile]:
             raise UsageError(f"{path} does not exist; give result files, or folders that hold some.")
         inside = sorted(path.rglob(f"*{RESULT_SUFFIX}")) if path.is_dir() else [path]
         for file in inside:
-            if path.is_dir() and _is_foreign(file):
+            content = _read(file, named=not path.is_dir())
+            if content is None:
                 logger.info("%s is no result of ours: passed over.", file)
             else:
-                contents[file] = _read(file)
+                contents[file] = content
     if not contents:
         raise UsageError(f"no result file (*{RESULT_SUFFIX}) in {', '.join(paths)}.")
     return [ResultFile(number, path, content) for number, (path, content) in enumerate(contents.items(), 1)]
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, *, named: bool) -> Mapping[str, Any] | None:
+    """A result; None for a file of another program, unless it was named."""
     try:
+        content = read_json(path)
+        if not named and not (isinstance(content, dict) and "schema" in content):
+            return None
         return read_result(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _is_foreign(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # a broken file must be told of
-    return not isinstance(content, dict) or "schema" not in content
 
 
 # -------------------------------------------------------------------------------------------------- sections
@@ -347,7 +345,8 @@ def _run_numbers(run: ResultFile, subsets: Iterable[tuple[str, ...]]) -> dict[st
         if _MIXED_QA in run.content["details"] and "-" in language:
             continue  # questions in another language than the context: these make the matrix
         for metric, estimate in by_metric.items():
-            table.setdefault(metric, {})[language] = Number(**estimate)
+            own = {name: estimate[name] for name in ("value", "low", "high", "count")}
+            table.setdefault(metric, {})[language] = Number(**own)
     for numbers in table.values():
         numbers |= _means({language: number.value for language, number in numbers.items()}, subsets)
     rest = {

@@ -15,12 +15,15 @@ from transformers import AutoConfig
 from modeling_infoxlm.hub.evidence import (
     FIGURES_FOLDER,
     HUB_DATASETS,
+    RELEASE,
     RESULTS_FOLDER,
+    TRAINING,
     TRAINING_FILE,
+    read_record,
+    read_result_file,
     whole_test_sets,
 )
 from modeling_infoxlm.hub.snippets import usage
-from modeling_infoxlm.provenance import read_result
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_NAME = "README.md"
@@ -68,9 +71,9 @@ def write_card(release: Path, repo_id: str, *, license: str | None = None) -> No
 
 def build_card(release: Path, repo_id: str, *, license: str | None = None) -> ModelCard:
     """Fill the template from the files of a release; see `write_card`."""
-    about = _read(release / "release.json")
-    training = _read(release / TRAINING_FILE)
-    results = [read_result(path) for path in sorted((release / RESULTS_FOLDER).glob("*.json"))]
+    about = read_record(release / "release.json", RELEASE)
+    training = read_record(release / TRAINING_FILE, TRAINING)
+    results = [read_result_file(path) for path in sorted((release / RESULTS_FOLDER).glob("*.json"))]
     layer, pooling = _sentence_vector(release, about, training, results)
     data = card_data(about, training, results, name=repo_id, license=license)
     return ModelCard.from_template(
@@ -382,7 +385,3 @@ def _number(count: int, noun: str) -> str:
 
 def _config(release: Path) -> Any:
     return AutoConfig.from_pretrained(release)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -8,9 +8,9 @@
 The card takes its numbers from these files and from nowhere else.
 """
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
+from modeling_infoxlm.json_files import Each, check_shape, read_json
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import (
     RUN_FILE,
@@ -85,7 +86,7 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
     run = _run_of(source)
     # What lies in the folder of a run is of its last weights, not of a checkpoint on the way.
     is_end = run.resolve() == source.resolve()
-    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and is_result(path)]
+    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and _is_result(path)]
     given = list(_result_files(results))
     for path in (*own, *given):
         _check_model(path, source, encoder=_encoder(run) if path in own else {})
@@ -114,7 +115,7 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         run: Folder with run.json.
         source: The run's folder, or a checkpoint in it.
     """
-    record = _read(run / RUN_FILE)
+    record = read_record(run / RUN_FILE, _RUN)
     identity = record["identity"]
     start = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
     recipe = {name: value for name, value in identity.items() if name not in _PLACES}
@@ -128,7 +129,9 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         "languages": _shares(record, "mono", ("mlm",)),
         "pairs": _shares(record, "bitext", ("tlm", "xlco")),
         "num_parameters": record.get("num_parameters"),
-        "compute": _compute(record, _read(source / TRAINER_STATE) or _read(run / TRAINER_STATE)),
+        "compute": _compute(
+            record, read_record(source / TRAINER_STATE, _STATE) or read_record(run / TRAINER_STATE, _STATE)
+        ),
         "datasets": _hub_datasets(record),
         "sources": _sources(record),
         "heldout": _heldout(run) if is_end else {},
@@ -192,14 +195,16 @@ def _compute(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, A
 
 
 def _heldout(run: Path) -> dict[str, float]:
-    metrics = _read(run / "eval_results.json")
-    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    metrics = read_record(run / "eval_results.json", Each(object))
+    measured = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+    _check(measured, Each(float), run / "eval_results.json")
+    return {name.removeprefix("eval_"): value for name, value in measured.items()}
 
 
 def _result_files(paths: Iterable[Path]) -> Iterable[Path]:
     for path in paths:
         if path.is_dir():
-            yield from (file for file in sorted(path.rglob(RESULT_PATTERN)) if is_result(file))
+            yield from (file for file in sorted(path.rglob(RESULT_PATTERN)) if _is_result(file))
         elif path.is_file():
             yield path
         else:
@@ -208,16 +213,13 @@ def _result_files(paths: Iterable[Path]) -> Iterable[Path]:
 
 def _encoder(run: Path) -> dict[str, Any]:
     """The model that a run fine-tuned: the program names it, not what became of it, in its result."""
-    return _read(run / RUN_FILE).get("identity", {}).get("model") or {}
+    return read_record(run / RUN_FILE, _RUN).get("identity", {}).get("model") or {}
 
 
 def _check_model(path: Path, source: Path, *, encoder: Mapping[str, Any]) -> None:
     """Refuse numbers of another model, or of other vectors: they would stand in this one's card."""
-    try:
-        result = read_result(path)
-    except ValueError as error:
-        raise UsageError(f"--results: {error}") from error
-    model, released = result["model"], _read(source / "release.json")
+    result = read_result_file(path)
+    model, released = result["model"], read_record(source / "release.json", RELEASE)
     its_own = {hash_weights(source), released.get("source_sha256")} - {None}
     is_encoder = bool(encoder) and all(
         model[name] == encoder.get(name) for name in ("name_or_path", "revision", "sha256")
@@ -233,7 +235,7 @@ def _check_model(path: Path, source: Path, *, encoder: Mapping[str, Any]) -> Non
 
 
 def _copy_results(paths: Sequence[Path], release: Path) -> None:
-    results = {path: read_result(path) for path in paths}
+    results = {path: read_result_file(path) for path in paths}
     tasks = [result["task"] for result in results.values()]
     for path, result in results.items():
         if tasks.count(result["task"]) > 1:
@@ -298,6 +300,110 @@ def refuse_outside(path: Path, folder: Path) -> None:
         raise UsageError(f"{path} is a link to a file outside of {folder}; copy it, or remove it.")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file, empty where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+# ----------------------------------------------------------------------------------------- what files hold
+
+_POOLINGS = ("mean", "cls", None)
+_GROUPS = Each({"num_sentences": int, "num_tokens": int})
+_RUN = {
+    "identity": {
+        "model_name_or_path?": (str, None),
+        "objectives?": (str, None),
+        "model?": ({"name_or_path": str, "revision": (str, None), "sha256": (str, None)}, None),
+    },
+    "base_model?": (str, None),
+    "non_default?": [str],
+    "num_parameters?": (int, None),
+    "corpus?": {
+        "mono?": _GROUPS,
+        "bitext?": _GROUPS,
+        "sources?": [{"languages": [str], "files": [{"path": str, "sha256": (str, None)}]}],
+    },
+    "streams?": Each({"groups": Each({"expected_share": float})}),
+    "heldout_vectors?": ({"layer": int, "pooling": _POOLINGS}, None),
+    "resumed_at_step?": (int, None),
+    "machine": str,
+    "commit": (str, None),
+    "python": str,
+    "versions": Each(str),
+}
+_STATE = {
+    "log_history?": [{"train_runtime?": float}],
+    "global_step?": (int, None),
+    "num_input_tokens_seen?": (int, None),
+    "total_flos?": (float, None),
+}
+RELEASE = {
+    "format": str,
+    "architecture": str,
+    "num_parameters": int,
+    "dtype": str,
+    "source_sha256": (str, None),
+    "layer?": (int, None),
+}
+_SHARES = Each({"sentences": int, "tokens": int, "share": float})
+TRAINING = {
+    "base_model": (str, None),
+    "starts_from": (str, None),
+    "recipe": {"objectives?": (str, None), "xlco_layer?": (int, None), "xlco_pooling?": _POOLINGS},
+    "non_default": [str],
+    "languages": _SHARES,
+    "pairs": _SHARES,
+    "compute": {
+        "machine": str,
+        "steps": (int, None),
+        "tokens": (int, None),
+        "floating_point_operations": (float, None),
+        "seconds": (float, None),
+        "resumed_at_step": (int, None),
+    },
+    "datasets": [str],
+    "sources": [{"name": str}],
+    "heldout": Each(float),
+    "heldout_vectors": ({"layer": int, "pooling": _POOLINGS}, None),
+    "finished": bool,
+    "commit": (str, None),
+    "python": str,
+    "versions": Each(str),
+}
+
+
+def read_record(path: Path, shape: Any) -> dict[str, Any]:
+    """A JSON file of one of these shapes, empty where there is none.
+
+    Raises:
+        UsageError: If it is not of the shape, with file and key.
+    """
+    if not path.is_file():
+        return {}
+    with _unusable():
+        content = read_json(path)
+    _check(content, shape, path)
+    return dict(content)
+
+
+def _check(content: Any, shape: Any, path: Path) -> None:
+    with _unusable():
+        check_shape(content, shape, path)
+
+
+def read_result_file(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        UsageError: If it is none, or not whole.
+    """
+    with _unusable():
+        return read_result(path)
+
+
+def _is_result(path: Path) -> bool:
+    with _unusable():
+        return is_result(path)
+
+
+@contextmanager
+def _unusable() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error

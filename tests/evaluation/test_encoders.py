@@ -158,6 +158,13 @@ def test_a_module_outside_the_folder_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"type": 1}]', "[" * 100_000], ids=range(5))
+def test_a_broken_list_of_modules_is_told_of_with_its_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "modules.json").write_text(text)
+    with pytest.raises(UsageError, match=r"modules\.json"):
+        load(tmp_path)
+
+
 def test_batches_hold_every_sequence_once_and_keep_the_limit() -> None:
     lengths = torch.randint(1, 30, (57,), generator=torch.Generator().manual_seed(0)).numpy()
     batches = list(batches_by_length(lengths, 64))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_json import NO_JSON_OF_OURS, with_one_fault
 
 from modeling_infoxlm.evaluation.report import (
     Section,
@@ -573,3 +574,34 @@ def test_missing_matplotlib_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "modeling_infoxlm.plots", None)
     with pytest.raises(UsageError, match=r"pip install 'modeling-infoxlm\[plots\]', or --formats md,tex,csv"):
         draw_figures(sections)
+
+
+# ---------------------------------------------------------------------------- broken files
+
+
+def test_a_broken_result_is_told_of_with_file_and_key(tmp_path: Path) -> None:
+    """Whatever is wrong with a result: a report, or one line that names the file and what is wrong in it."""
+    details = {"mixed_languages": {"languages": ["en", "fr"], "matrix": [[80.0, 60.0], [61.0, 70.0]]}}
+    whole = content(accuracy(en=80.0, fr=70.0), details=details, summary={"within": 75.0})
+    path = tmp_path / "a_results.json"
+    refused = set()
+    for place, broken in with_one_fault(whole):
+        path.write_text(json.dumps(broken))
+        try:
+            files = find_results([str(path)])
+            sections = build_sections(files)
+            to_markdown(sections, files, {})
+            to_csv(sections)
+        except UsageError as error:
+            assert str(path) in str(error) and place.split(".")[0] in str(error), place
+            refused.add(place)
+    needed = {"task", "metric", "unit", "dataset.name", "model.sha256", "scores", "scores.en.accuracy.value"}
+    assert needed | {"details.mixed_languages.matrix.0", "command", "summary.within"} <= refused
+
+
+@pytest.mark.parametrize("text", NO_JSON_OF_OURS, ids=range(len(NO_JSON_OF_OURS)))
+def test_what_is_no_result_at_all_is_told_of_with_its_file(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a_results.json"
+    path.write_bytes(text)
+    with pytest.raises(UsageError, match="a_results.json is no "):
+        find_results([str(path)])

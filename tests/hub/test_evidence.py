@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from broken_json import NO_JSON_OF_OURS, with_one_fault
 from hub.finished_run import save_finished_run, write_result_file
-from huggingface_hub import parse_eval_result_entries
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from modeling_infoxlm.hub.card import build_card
 from modeling_infoxlm.hub.evidence import add_evidence, describe_training, leaderboard_entries
 from modeling_infoxlm.hub.export import export
 from modeling_infoxlm.process import UsageError
@@ -189,3 +193,56 @@ def test_a_checkpoint_is_told_apart_from_the_end(run: Path, tmp_path: Path) -> N
     training = describe_training(run, checkpoint)
     assert not training["finished"] and training["heldout"] == {}
     assert (training["compute"]["steps"], training["compute"]["seconds"]) == (120, None)
+
+
+def test_broken_records_of_a_run_are_told_of_with_file_and_key(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with a file that a card is made of: a card, or one line that names file and key."""
+    monkeypatch.setattr(
+        ModelCard, "from_template", lambda data, **parts: f"{data} {parts}"
+    )  # compiles it anew
+    source, release = tmp_path / "out", tmp_path / "release"
+    shutil.copytree(run, source)
+    export(source, release)
+    places = {
+        source / "run.json": {"identity", "streams.mlm.groups.de.expected_share", "corpus.bitext.en-de"},
+        source / "trainer_state.json": {"log_history", "total_flos"},
+        source / "eval_results.json": {"eval_retrieval/mean"},
+        release / "release.json": {"format", "num_parameters"},
+        release / "training.json": {"recipe", "compute.steps", "heldout.retrieval/mean"},
+    }
+    for path, needed in places.items():
+        make = partial(build_card, release, "org/model")
+        if path.parent == source:
+            make = partial(describe_training, source, source)
+        text = path.read_text()
+        refused = set()
+        for place, broken in with_one_fault(_thinned(json.loads(text))):
+            path.write_text(json.dumps(broken))
+            try:
+                make()
+            except UsageError as error:
+                assert str(path) in str(error) and place.split(".")[0] in str(error), place
+                refused.add(place)
+        assert needed <= refused, path
+        for other in NO_JSON_OF_OURS:
+            path.write_bytes(other)
+            with pytest.raises(UsageError, match=path.name):
+                make()
+        path.write_text(text)
+
+
+def _thinned(content: Any) -> Any:
+    """One entry of each list and of what there is for each language, and of the settings few."""
+    if isinstance(content, list):
+        return [_thinned(value) for value in content[-1:]]
+    if not isinstance(content, dict):
+        return content
+    if "hidden_dropout_prob" in content:
+        return {key: content[key] for key in ("objectives", "xlco_layer", "xlco_pooling", "learning_rate")}
+    by_language = {"bitext", "mono", "groups", "languages", "pairs", "versions", "streams"}
+    return {
+        key: _thinned(dict([*value.items()][:1]) if key in by_language and isinstance(value, dict) else value)
+        for key, value in content.items()
+    }
