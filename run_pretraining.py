@@ -16,7 +16,12 @@ import torch
 
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.batches import JointDataset
-from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval, heldout_corpus
+from modeling_infoxlm.evaluation.heldout import (
+    HeldoutRetrieval,
+    describe_change,
+    heldout_corpus,
+    with_start,
+)
 from modeling_infoxlm.hub.push import push_run
 from modeling_infoxlm.process import Interrupted, configure_process, run_main
 from modeling_infoxlm.training.arguments import (
@@ -26,7 +31,7 @@ from modeling_infoxlm.training.arguments import (
     PretrainingArguments,
 )
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
-from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_layer
+from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_vectors
 from modeling_infoxlm.training.run_record import (
     changed_flags,
     find_checkpoint,
@@ -76,11 +81,9 @@ def pretrain(argv: list[str]) -> None:
             "prepare it with --heldout_fraction above 0, or give --eval_strategy no."
         )
     if corpus.heldout:
-        layer = evaluation_layer(model, args.eval_layer)
-        evaluator = HeldoutRetrieval(
-            corpus, layer=layer, pooling=args.eval_pooling, max_pairs=args.eval_max_pairs
-        )
-        heldout_vectors = {"layer": layer, "pooling": args.eval_pooling}
+        layer, pooling = evaluation_vectors(model, args.eval_layer, args.eval_pooling)
+        evaluator = HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=args.eval_max_pairs)
+        heldout_vectors = {"layer": layer, "pooling": pooling}
         eval_dataset = JointDataset(
             heldout_corpus(corpus), settings, args.eval_batch_size * EVAL_BATCHES * args.world_size
         )
@@ -117,7 +120,10 @@ def pretrain(argv: list[str]) -> None:
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     if evaluator is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
+        results = with_start(trainer.evaluate(), trainer.state.log_history)
+        trainer.save_metrics("eval", results)
+        if args.should_log:
+            print(*describe_change(results, layer=evaluator.layer, pooling=evaluator.pooling), sep="\n")
     if args.should_save:
         write_run_record(output_dir, argv=argv, identity=identity, details={**details, "finished": True})
     push_run(args)

@@ -20,6 +20,7 @@ AUTO_MAP = {
 # The layer whose sentence vector is contrasted, by number of
 # layers: released command (12 layers: 8), paper (24: 12).
 XLCO_LAYER_BY_DEPTH = {12: 8, 24: 12}
+LAST_LAYER = -1
 
 
 @strict
@@ -30,8 +31,8 @@ class InfoXLMConfig(XLMRobertaConfig):
     `microsoft/infoxlm-base` is) loads as an InfoXLM configuration.
 
     Args:
-        xlco_layer: Layer whose sentence vector is contrasted, counted from 1: `hidden_states[xlco_layer]`.
-            None means 8 for 12 layers (released command) and 12 for 24 layers (paper).
+        xlco_layer: Layer whose sentence vector is contrasted, counted from 1: `hidden_states[xlco_layer]`;
+            -1 is the last. None means 8 for 12 layers (released command) and 12 for 24 layers (paper).
         xlco_pooling: `"cls"` takes the vector of `<s>` (paper),
             `"mean"` the mean over all tokens of the sentence.
         xlco_use_projection: Project the sentence vector by one
@@ -80,7 +81,7 @@ class InfoXLMConfig(XLMRobertaConfig):
         return config, kwargs
 
     def resolved_xlco_layer(self) -> int:
-        """Return the layer of the contrast, with the default for 12 and 24 layers filled in.
+        """Return the layer of the contrast, counted from 1, with the default for 12 and 24 layers filled in.
 
         Not checked on construction: `from_pretrained(path, xlco_layer=2)`
         sets its overrides after the checks.
@@ -97,12 +98,12 @@ class InfoXLMConfig(XLMRobertaConfig):
                 f"give one from 1 to {self.num_hidden_layers} "
                 "(about two thirds of the depth: the paper takes 8 of 12)."
             )
-        if not 1 <= layer <= self.num_hidden_layers:
+        if layer != LAST_LAYER and not 1 <= layer <= self.num_hidden_layers:
             raise ValueError(
                 f"xlco_layer is {layer} but the model has {self.num_hidden_layers} layers; "
-                f"give a layer from 1 to {self.num_hidden_layers}."
+                f"give a layer from 1 to {self.num_hidden_layers}, or {LAST_LAYER} for the last."
             )
-        return layer
+        return self.num_hidden_layers if layer == LAST_LAYER else layer
 
 
 __all__ = ["InfoXLMConfig"]

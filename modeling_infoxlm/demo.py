@@ -57,7 +57,7 @@ from modeling_infoxlm.training.arguments import (
     PretrainingArguments,
 )
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
-from modeling_infoxlm.training.model_setup import build_model
+from modeling_infoxlm.training.model_setup import build_model, evaluation_vectors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples" / "data"
@@ -334,14 +334,15 @@ def describe_run(
 ) -> dict[str, Any]:
     """What is trained on what, and how it is measured."""
     args = setup.args
+    layer, pooling = evaluation_vectors(model, args.eval_layer, args.eval_pooling)
     return {
         "layers": model.config.num_hidden_layers,
         "parameters": model.num_parameters(),
         "objectives": list(setup.data_args.objective_names()),
         "steps": args.max_steps,
         "xlco_layer": model.xlco_layer,
-        "layer": model.xlco_layer if args.eval_layer is None else args.eval_layer,
-        "pooling": args.eval_pooling,
+        "layer": layer,
+        "pooling": pooling,
         "pairs": {
             pair: {"training": len(corpus.bitext[pair]), "candidates": len(rows[0])}
             for pair, rows in heldout.pairs.items()
@@ -562,9 +563,7 @@ def draw_figures(
 ) -> None:
     """Draw all figures."""
     retrieval, layer = stages.results["retrieval"], stages.results["run"]["xlco_layer"]
-    start = {f"eval_retrieval/{name}": pair["mean"] for name, pair in retrieval[UNTRAINED]["pairs"].items()}
-    first = {"step": 0, **start, "eval_retrieval/mean": retrieval[UNTRAINED]["mean"]}
-    histories = {label: [first, *read_history(run)] for label, run in runs.items()}
+    histories = {label: read_history(run) for label, run in runs.items()}
     curves = {label: entry["mean_by_layer"] for label, entry in retrieval.items()}
     pair, (source, target) = next(iter(heldout.pairs.items()))
     rows = slice(SIMILARITY_SENTENCES)

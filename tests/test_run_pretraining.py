@@ -17,7 +17,7 @@ from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pai
 from transformers import AutoModel, AutoTokenizer
 
 import run_pretraining
-from modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
 from modeling_infoxlm.training.signals import StopOnSignal
@@ -126,7 +126,9 @@ def test_the_run_says_what_it_was(fitted: Path) -> None:
     assert results["train_loss"] > 1 and results["train_runtime"] > 0.1
 
 
-def test_heldout_pairs_are_evaluated_while_training_and_at_the_end(text: Path, out: Path) -> None:
+def test_heldout_pairs_are_evaluated_from_the_start_to_the_end(
+    text: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 3 --eval_max_pairs 10".split()
     assert run_pretraining.main(flags(out, text, *heldout)) == 0
     evaluated = [entry for entry in state(out)["log_history"] if "eval_loss" in entry]
@@ -134,6 +136,22 @@ def test_heldout_pairs_are_evaluated_while_training_and_at_the_end(text: Path, o
     results = json.loads((out / "all_results.json").read_text())
     for name in ("eval_loss/mlm", "eval_loss/tlm", "eval_loss/xlco", "eval_retrieval/en-xx", "train_loss"):
         assert name in results
+    start = state(out)["log_history"][0]
+    assert (start["step"], start["eval_loss/mlm"]) == (0, results["start_loss/mlm"])
+    # The layer and pooling of the contrast, of which the model gives sentence vectors.
+    vectors = json.loads((out / "run.json").read_text())["heldout_vectors"]
+    config = InfoXLMConfig.from_pretrained(out)
+    assert vectors == {"layer": config.xlco_layer, "pooling": config.xlco_pooling}
+    retrieval = f"{100 * results['start_retrieval/mean']:.1f} -> {100 * results['eval_retrieval/mean']:.1f} %"
+    shown = f"vectors of layer {config.xlco_layer} by {config.xlco_pooling} pooling: retrieval {retrieval}"
+    assert shown in capsys.readouterr().out
+
+
+def test_minus_one_is_the_last_layer_of_contrast_and_evaluation(text: Path, out: Path) -> None:
+    flags_of_last = "--xlco_layer -1 --eval_layer -1 --heldout_fraction 0.4 --max_steps 1".split()
+    assert run_pretraining.main(flags(out, text, *flags_of_last)) == 0
+    assert InfoXLMConfig.from_pretrained(out).xlco_layer == 2
+    assert json.loads((out / "run.json").read_text())["heldout_vectors"]["layer"] == 2
 
 
 def test_a_recipe_first_and_flags_over_it(text: Path, out: Path, tmp_path: Path) -> None:
@@ -370,7 +388,9 @@ def test_sequences_longer_than_the_positions(text: Path, out: Path, refusal: Cal
 
 def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     message = refusal(flags(out, text, "--xlco_layer", "3"))
-    assert message == "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2."
+    assert (
+        message == "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1 for the last."
+    )
 
 
 def test_layer_of_the_evaluation_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:

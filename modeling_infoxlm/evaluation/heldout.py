@@ -1,5 +1,6 @@
 """Bitext retrieval on the held-out pairs of a prepared corpus, while training and after it."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -63,6 +64,52 @@ class HeldoutRetrieval:
             for side in (store.source, store.target)
         ]
         return sides[0], sides[1]
+
+
+def with_start(end: Mapping[str, float], history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of the end of a run, with those of its start beside them.
+
+    Args:
+        end: What `InfoXLMTrainer.evaluate` returned: `eval_<measure>`.
+        history: Log history of the run; what it evaluated at step 0 is the start.
+
+    Returns:
+        `end`; `start_<measure>` of every measure that the start has too; and `warning`, in capitals, if the
+        run ended worse than it began: in mean retrieval, or in the loss of a masked objective.
+    """
+    first = next((entry for entry in history if entry["step"] == 0), {})
+    results: dict[str, Any] = dict(end)
+    for name in end:
+        if name in first and name.startswith("eval_"):
+            results[f"start_{name.removeprefix('eval_')}"] = first[name]
+    worse = [change for change, is_worse in _changes(results) if is_worse]
+    if worse:
+        results["warning"] = f"THIS RUN ENDED WORSE THAN IT BEGAN: {', '.join(worse)}"
+    return results
+
+
+def describe_change(results: Mapping[str, Any], *, layer: int, pooling: str) -> list[str]:
+    """Lines that say what a run has made of the held-out measures.
+
+    Args:
+        results: What `with_start` returned.
+        layer: Layer of the vectors of the retrieval.
+        pooling: Their pooling.
+    """
+    changes = ", ".join(change for change, _ in _changes(results))
+    lines = [f"held-out pairs, vectors of layer {layer} by {pooling} pooling: {changes}"] if changes else []
+    return lines + [results["warning"]] if "warning" in results else lines
+
+
+def _changes(results: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Each measure that means the same at the start as at the end, and whether it became worse."""
+    for name in ("retrieval/mean", "loss/mlm", "loss/tlm"):
+        start, end = results.get(f"start_{name}"), results.get(f"eval_{name}")
+        if start is not None and end is not None:
+            if name == "retrieval/mean":
+                yield f"retrieval {100 * start:.1f} -> {100 * end:.1f} %", end < start
+            else:
+                yield f"{name} {start:.3f} -> {end:.3f}", end > start
 
 
 def heldout_corpus(corpus: Corpus) -> Corpus:

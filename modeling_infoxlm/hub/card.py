@@ -280,15 +280,46 @@ def _heldout_section(training: Mapping[str, Any]) -> str:
     vectors = training.get("heldout_vectors") or {}
     where = f" by vectors of layer {vectors['layer']}, {vectors['pooling']} pooling" if vectors else ""
     parts = [f"### Held-out sentences of the training text\n\n[All numbers]({TRAINING_FILE})."]
+    if training.get("heldout_warning"):
+        parts.append(f"**{training['heldout_warning']}**")
+    start = training.get("heldout_start") or {}
     if retrieval:
-        rows = [[pair, f"{100 * value:.1f}"] for pair, value in retrieval.items()]
         parts.append(f"Translations found first, in %{where}, mean of both directions:")
-        parts.append(_table(["pair", "top-1"], rows))
+        parts.append(
+            _heldout_table("pair", "top-1", retrieval, start, scale=100, digits=1, prefix="retrieval/")
+        )
     if losses:
-        rows = [[name, f"{value:.3f}"] for name, value in losses.items()]
         parts.append("Losses and lower bounds of mutual information, in nats:")
-        parts.append(_table(["", "nats"], rows))
+        parts.append(_heldout_table("", "nats", losses, start, digits=3))
     return "\n\n".join(parts)
+
+
+def _heldout_table(
+    first: str,
+    unit: str,
+    values: Mapping[str, float],
+    start: Mapping[str, float],
+    *,
+    digits: int,
+    scale: int = 1,
+    prefix: str = "",
+) -> str:
+    """One row a measure; with what it was before the first step, where a run has measured that."""
+    columns = [start, {f"{prefix}{name}": value for name, value in values.items()}]
+    titles = ["before the training", f"after it, {unit}"]
+    if not start:
+        columns, titles = columns[1:], [unit]
+    rows = [
+        [
+            name,
+            *(
+                f"{scale * column[key]:.{digits}f}" if (key := prefix + name) in column else ""
+                for column in columns
+            ),
+        ]
+        for name in values
+    ]
+    return _table([first, *titles], rows)
 
 
 def _training(training: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         ),
         "datasets": _hub_datasets(record),
         "sources": _sources(record),
-        "heldout": _heldout(run) if is_end else {},
+        **(_heldout(run) if is_end else {"heldout": {}}),
         "heldout_vectors": record.get("heldout_vectors"),
         "finished": bool(record.get("finished")) and is_end,
         "commit": record["commit"],
@@ -194,11 +194,16 @@ def _compute(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _heldout(run: Path) -> dict[str, float]:
+def _heldout(run: Path) -> dict[str, Any]:
+    """Held-out measures of a run's end and start, and its warning if it ended worse than it began."""
     metrics = read_record(run / "eval_results.json", Each(object))
-    measured = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+    measured = {name: value for name, value in metrics.items() if name.startswith(("eval_", "start_"))}
     _check(measured, Each(float), run / "eval_results.json")
-    return {name.removeprefix("eval_"): value for name, value in measured.items()}
+    end, start = (
+        {name.removeprefix(when): value for name, value in measured.items() if name.startswith(when)}
+        for when in ("eval_", "start_")
+    )
+    return {"heldout": end, "heldout_start": start, "heldout_warning": metrics.get("warning")}
 
 
 def _result_files(paths: Iterable[Path]) -> Iterable[Path]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from transformers import TrainingArguments
 
+from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
 from modeling_infoxlm.data.batches import ConcatenatePairs, StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.hub.export import Format
@@ -300,7 +301,7 @@ class ContrastArguments:
 
     xlco_layer: int | None = _flag(
         None,
-        "Layer whose sentence vector is contrasted, from 1 to the number of layers. "
+        "Layer whose sentence vector is contrasted, from 1 to the number of layers; -1 is the last. "
         "Unset: 8 of 12 layers (README), 12 of 24.",
     )
     # Unset fields are the checkpoint's, so that a run goes on with the contrast its model was trained with.
@@ -367,7 +368,9 @@ class ContrastArguments:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        _at_least(1, xlco_layer=self.xlco_layer, queue_size=self.queue_size)
+        if self.xlco_layer != LAST_LAYER:
+            _at_least(1, xlco_layer=self.xlco_layer)
+        _at_least(1, queue_size=self.queue_size)
         _at_least(1, momentum_warmup_steps=self.momentum_warmup_steps)
         _in_range(0, 1, momentum=self.momentum, momentum_start=self.momentum_start)
         if self.xlco_temperature is not None and self.xlco_temperature <= 0:
@@ -452,15 +455,20 @@ class ObjectiveArguments:
     overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that holds a run, which is lost.")
     eval_layer: int | None = _flag(
         None,
-        "Layer whose vectors are compared in held-out retrieval; 0 is the embeddings. "
-        "Unset: that of the contrast.",
+        "Layer whose vectors are compared in held-out retrieval; 0 is the embeddings, -1 the last. "
+        "Unset: that of the contrast, of which the model gives sentence vectors.",
     )
-    eval_pooling: Literal["cls", "mean"] = _flag(
-        "mean",
+    eval_pooling: Literal["cls", "mean"] | None = _flag(
+        None,
         "Sentence vector in held-out retrieval: that of <s>, "
-        "or the mean over all tokens (the paper's Tatoeba).",
+        "or the mean over all tokens (the paper's Tatoeba). Unset: that of the contrast.",
     )
     eval_max_pairs: int = _flag(300, "Candidates in held-out retrieval, for each language pair (ours).")
+    stop_on_collapse: int = _flag(
+        10,
+        "Log entries in a row, after the warm-up, that show the vectors of the contrast collapsed, before "
+        "the run is given up; 0: never (ours).",
+    )
 
 
 # The second base makes our fields the first in --help: dataclass fields are collected from the last base on.
@@ -504,7 +512,9 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
             "tlm_weight": self.tlm_weight,
             "xlco_weight": self.xlco_weight,
         }
-        _at_least(0, **weights, eval_layer=self.eval_layer)
+        _at_least(0, **weights, stop_on_collapse=self.stop_on_collapse)
+        if self.eval_layer != LAST_LAYER:
+            _at_least(0, eval_layer=self.eval_layer)
         _at_least(1, eval_max_pairs=self.eval_max_pairs, max_steps=self.max_steps)
         _at_least(1, tokens_per_device=self.tokens_per_device)
         self._check_moments()

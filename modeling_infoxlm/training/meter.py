@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.objectives import LossOutput, batch_metrics
 from modeling_infoxlm.training.micro_batches import kept_lengths
 
@@ -161,18 +162,49 @@ class LengthMeter:
         return totals, dict(zip(largest, ranks.amax(dim=0).tolist()[len(sums) :], strict=True))
 
 
+class ContrastCollapsed(ValueError):
+    """The vectors of the contrast have been nearly the same for too long; going on would ruin the encoder."""
+
+
 class ContrastAlarm:
-    """Warns, once when it begins, of a contrast that has collapsed or is solved by a shortcut."""
+    """Warns, once when it begins, of a contrast that has collapsed or is solved by a shortcut.
+
+    Attributes:
+        collapsed_logs: Entries in a row, up to the last one checked, that show a collapse.
+    """
 
     def __init__(self) -> None:
         self._active: set[str] = set()
+        self.collapsed_logs = 0
 
     def check(self, logs: Mapping[str, float]) -> list[str]:
         """Return the warnings that begin with these logs; each names a fix."""
         current = _contrast_warnings(logs)
         begun = [message for name, message in current.items() if name not in self._active]
         self._active = set(current)
+        self.collapsed_logs = self.collapsed_logs + 1 if self._active & {"query", "key"} else 0
         return begun
+
+
+def describe_collapse(config: InfoXLMConfig, *, step: int, entries: int, learning_rate: float) -> str:
+    """What a run that is given up says: since when, what is known to cause it, and what to do.
+
+    Args:
+        config: Configuration of the model.
+        step: Step at which it is given up.
+        entries: Log entries in a row that show the collapse.
+        learning_rate: Peak learning rate of the run.
+    """
+    return (
+        f"given up at step {step}: in {entries} log entries in a row the vectors of the contrast have been "
+        "nearly the same, and going on would ruin the encoder. Known to cause it, where the encoder gave "
+        "sentence vectors before: xlco_similarity dot, xlco_in_batch_negatives false, a new projection, a "
+        f"high learning rate; this run has {config.xlco_similarity}, "
+        f"{str(config.xlco_in_batch_negatives).lower()}, xlco_use_projection "
+        f"{str(config.xlco_use_projection).lower()} and learning_rate {learning_rate:g}. "
+        "The settings of recipes/align_encoder.yaml do not collapse. From scratch take --xlco_pooling mean, "
+        "or wait longer by --stop_on_collapse."
+    )
 
 
 def _contrast_warnings(logs: Mapping[str, float]) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """The model and tokenizer of a run: loaded from a checkpoint, or built from scratch around a tokenizer."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
+from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, InfoXLMConfig
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.training.arguments import ContrastArguments, ModelArguments
@@ -62,6 +62,7 @@ def build_model(
             f"the tokenizer has {len(tokenizer):,} tokens, the model's table {model.config.vocab_size:,}; "
             "use the tokenizer that belongs to the model."
         )
+    model.config.xlco_layer = model.xlco_layer  # what a checkpoint says is a number of its own layers
     return model
 
 
@@ -79,18 +80,22 @@ def check_lengths(model: InfoXLMForPreTraining, max_length: int) -> None:
         )
 
 
-def evaluation_layer(model: InfoXLMForPreTraining, eval_layer: int | None) -> int:
-    """Layer of held-out retrieval: the one asked for, else that of the contrast.
+def evaluation_vectors(
+    model: InfoXLMForPreTraining, eval_layer: int | None, eval_pooling: str | None
+) -> tuple[int, str]:
+    """Layer and pooling of held-out retrieval: those asked for, else what `sentence_vectors` takes by itself.
 
     Raises:
         ValueError: If the model has no such layer.
     """
-    if eval_layer is not None and eval_layer > model.config.num_hidden_layers:
+    depth = model.config.num_hidden_layers
+    if eval_layer is not None and eval_layer > depth:
         raise ValueError(
-            f"eval_layer is {eval_layer} but the model has {model.config.num_hidden_layers} layers; "
-            f"give one from 0 (embeddings) to {model.config.num_hidden_layers}."
+            f"eval_layer is {eval_layer} but the model has {depth} layers; "
+            f"give one from 0 (embeddings) to {depth}, or {LAST_LAYER} for the last."
         )
-    return model.xlco_layer if eval_layer is None else eval_layer
+    layer = {None: model.xlco_layer, LAST_LAYER: depth}.get(eval_layer, eval_layer)
+    return cast(int, layer), eval_pooling or model.config.xlco_pooling
 
 
 def _scratch_config(

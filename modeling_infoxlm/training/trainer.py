@@ -24,7 +24,13 @@ from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
 from modeling_infoxlm.objectives import combine_losses
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.layers import compile_layers, recompute_layers
-from modeling_infoxlm.training.meter import ContrastAlarm, LengthMeter, LossMeter
+from modeling_infoxlm.training.meter import (
+    ContrastAlarm,
+    ContrastCollapsed,
+    LengthMeter,
+    LossMeter,
+    describe_collapse,
+)
 from modeling_infoxlm.training.micro_batches import describe_split, split_batch
 from modeling_infoxlm.training.optimizer import (
     clip_in_step,
@@ -38,6 +44,7 @@ from modeling_infoxlm.training.throughput import Speedometer, count_tokens, usef
 logger = logging.getLogger(__name__)
 
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"
+_AGAINST_QUEUE = ("loss/xlco", "information/xlco", "xlco/accuracy")
 
 
 class InfoXLMTrainer(SafeTrainer):
@@ -128,6 +135,14 @@ class InfoXLMTrainer(SafeTrainer):
     def joint_weights(self) -> dict[str, float]:
         """Weight of each objective."""
         return {"mlm": self.args.mlm_weight, "tlm": self.args.tlm_weight, "xlco": self.args.xlco_weight}
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, and measure held-out text before the first step: the difference is what the run has done.
+
+        A resumed run has its start in the log history of the checkpoint.
+        """
+        self.args.eval_on_start = self.eval_dataset is not None and not resume_from_checkpoint
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # --- the step -------------------------------------------------------------------------------------------
 
@@ -355,7 +370,20 @@ class InfoXLMTrainer(SafeTrainer):
             for warning in self._alarm.check(logs):
                 if self.args.should_log:
                     logger.warning("step %d: %s", self.state.global_step, warning)
+            if self.state.global_step <= self.args.get_warmup_steps(self.args.max_steps):
+                self._alarm.collapsed_logs = (
+                    0  # a model from scratch begins with vectors that are nearly the same
+                )
         super().log(logs, *args, **kwargs)
+        if 0 < self.args.stop_on_collapse <= self._alarm.collapsed_logs:
+            raise ContrastCollapsed(
+                describe_collapse(
+                    self._plain_model().config,
+                    step=self.state.global_step,
+                    entries=self._alarm.collapsed_logs,
+                    learning_rate=self.args.learning_rate,
+                )
+            )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
         """Useful floating point operations of a micro-batch, the momentum encoder's included."""
@@ -379,6 +407,8 @@ class InfoXLMTrainer(SafeTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Held-out loss of each objective, and whatever `evaluator` measures.
+
+        Before the first key is queued the contrast is measured by `xlco/in_batch_accuracy` alone.
 
         Args:
             eval_dataset: Other held-out examples than those of the constructor.
@@ -415,6 +445,9 @@ class InfoXLMTrainer(SafeTrainer):
         logs = meter.pop(self.accelerator)
         names = ("loss/", "information/", "xlco/accuracy", "xlco/in_batch_accuracy")
         logs = {name: value for name, value in logs.items() if name.startswith(names)}
+        if self.queue is not None and self.queue.num_filled == 0:
+            # At the start: a loss against no queue is another measure than one against a queue.
+            return {name: value for name, value in logs.items() if name not in _AGAINST_QUEUE}
         logs["loss"] = sum(self.joint_weights[name] * logs[f"loss/{name}"] for name in self.objectives)
         return logs
 
@@ -464,6 +497,7 @@ class InfoXLMTrainer(SafeTrainer):
     def _save_momentum_state(self, path: Path, sums: Mapping[str, Tensor]) -> None:
         """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""
         state = dict(sums)
+        state["alarm.collapsed_logs"] = torch.tensor(self._alarm.collapsed_logs)
         if self.momentum_encoder is not None and self.queue is not None:
             state |= {f"momentum.{name}": value for name, value in self.momentum_encoder.state_dict().items()}
             state |= {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
@@ -484,6 +518,7 @@ class InfoXLMTrainer(SafeTrainer):
         self.meter.load_state_dict({name: value.to(self.args.device) * share for name, value in sums.items()})
         sums = _with_prefix(state, "lengths.")
         self.lengths.load_state_dict({name: value * share for name, value in sums.items()})
+        self._alarm.collapsed_logs = int(state["alarm.collapsed_logs"])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of missing keys, but not of tied ones: they are stored under their other name."""

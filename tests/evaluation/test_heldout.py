@@ -11,7 +11,12 @@ from tiny_run import tiny_corpus, tiny_model
 
 from modeling_infoxlm.data.batches import JointDataset, StreamSettings
 from modeling_infoxlm.data.shards import PairStore
-from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval, heldout_corpus
+from modeling_infoxlm.evaluation.heldout import (
+    HeldoutRetrieval,
+    describe_change,
+    heldout_corpus,
+    with_start,
+)
 
 
 @dataclass(frozen=True)
@@ -157,3 +162,43 @@ def test_a_language_of_several_pairs_is_read_once(corpus: TinyCorpus) -> None:
     pair = corpus.heldout["en-xx"]
     twice = {"en-xx": pair, "en-yy": PairStore(pair.source, pair.target, "en", "yy")}
     assert sorted(heldout_corpus(replace(corpus, heldout=twice)).mono) == ["en", "xx", "yy"]
+
+
+# ---------------------------------------------------------------------------- start and end of a run
+
+
+def ended(retrieval: float, mlm: float) -> dict[str, Any]:
+    start = {"step": 0, "epoch": 0, "eval_retrieval/mean": 0.872, "eval_loss/mlm": 3.0}
+    later = {"step": 4, "eval_retrieval/mean": 0.5, "eval_loss/mlm": 1.0}
+    end = {"eval_retrieval/mean": retrieval, "eval_loss/mlm": mlm, "eval_loss/xlco": 1.0, "epoch": 1}
+    return with_start(end, [start, later])
+
+
+def test_a_run_that_became_better_shows_both_ends() -> None:
+    results = ended(0.902, 2.5)
+    assert (results["start_retrieval/mean"], results["eval_retrieval/mean"]) == (0.872, 0.902)
+    assert not {"warning", "start_loss/xlco", "start_epoch"} & results.keys()
+    assert describe_change(results, layer=12, pooling="mean") == [
+        "held-out pairs, vectors of layer 12 by mean pooling: "
+        "retrieval 87.2 -> 90.2 %, loss/mlm 3.000 -> 2.500"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "mlm", "worse"),
+    [
+        (0.132, 2.5, "retrieval 87.2 -> 13.2 %"),
+        (0.902, 3.5, "loss/mlm 3.000 -> 3.500"),
+        (0.132, 3.5, "retrieval 87.2 -> 13.2 %, loss/mlm 3.000 -> 3.500"),
+    ],
+)
+def test_a_run_that_became_worse_says_so_in_capitals(retrieval: float, mlm: float, worse: str) -> None:
+    results = ended(retrieval, mlm)
+    assert results["warning"] == f"THIS RUN ENDED WORSE THAN IT BEGAN: {worse}"
+    assert describe_change(results, layer=12, pooling="mean")[-1] == results["warning"]
+
+
+def test_a_run_whose_start_was_not_measured_claims_nothing() -> None:
+    end = {"eval_retrieval/mean": 0.1}
+    assert with_start(end, [{"step": 1, "loss": 2.0}]) == end
+    assert describe_change(end, layer=1, pooling="cls") == []

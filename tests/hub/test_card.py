@@ -48,6 +48,23 @@ def test_the_card_of_a_demo_run_is_as_expected(run: Path, tmp_path: Path) -> Non
     assert found == EXPECTED.read_text(encoding="utf-8")
 
 
+def test_the_card_shows_both_ends_of_a_run_and_a_warning_in_capitals(tmp_path: Path) -> None:
+    run = save_finished_run(tmp_path / "out")
+    metrics = json.loads((run / "eval_results.json").read_text())
+    metrics |= {
+        "start_retrieval/mean": 0.9,
+        "start_loss/mlm": 9.5,
+        "warning": "THIS RUN ENDED WORSE: 90.0 -> 82.1 %",
+    }
+    (run / "eval_results.json").write_text(json.dumps(metrics))
+    build_release(run, tmp_path / "release", repo_id=REPO)
+    card = card_of(tmp_path / "release")
+    assert "**THIS RUN ENDED WORSE: 90.0 -> 82.1 %**" in card
+    assert "| pair | before the training | after it, top-1 |" in card
+    assert "| en-de |  | 81.5 |" in card and "| mean | 90.0 | 82.1 |" in card
+    assert "| loss/mlm | 9.500 | 7.458 |" in card
+
+
 def test_every_number_stands_in_a_file_of_the_release(run: Path, tmp_path: Path) -> None:
     """Numbers of the body, rounded as they are shown; those of the snippets are no results."""
     result = write_result_file(tmp_path / "xnli_results.json", run)

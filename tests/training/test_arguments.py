@@ -290,7 +290,8 @@ def test_bad_value_is_named(build, message):
         ({"mlm_weight": -1}, "mlm_weight must be at least 0, found -1."),
         ({"xlco_weight": -0.5}, "xlco_weight must be at least 0, found -0.5."),
         ({"mlm_weight": 0, "tlm_weight": 0, "xlco_weight": 0}, "all weights are 0"),
-        ({"eval_layer": -1}, "eval_layer must be at least 0, found -1."),
+        ({"eval_layer": -2}, "eval_layer must be at least 0, found -2."),
+        ({"stop_on_collapse": -1}, "stop_on_collapse must be at least 0, found -1."),
         ({"eval_max_pairs": 0}, "eval_max_pairs must be at least 1, found 0."),
         ({"remove_unused_columns": True}, "remove_unused_columns is true"),
         (

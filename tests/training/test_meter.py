@@ -127,6 +127,21 @@ def test_a_second_fault_is_told_while_the_first_lasts() -> None:
     assert message.startswith("the key vectors")
 
 
+def test_entries_in_a_row_that_show_a_collapse_are_counted() -> None:
+    alarm, counts = ContrastAlarm(), []
+    for logs in (
+        HEALTHY,
+        COLLAPSED,
+        {**HEALTHY, "xlco/key_std": 0.09},
+        SHORTCUT,
+        COLLAPSED,
+        {"loss/mlm": 3.0},
+    ):
+        alarm.check(logs)
+        counts.append(alarm.collapsed_logs)
+    assert counts == [0, 1, 2, 0, 1, 0]
+
+
 def test_collapse_names_side_spread_and_fix() -> None:
     assert ContrastAlarm().check(COLLAPSED) == [
         "the query vectors have nearly collapsed (spread 0.050 of 1): sentences can hardly be told apart. "

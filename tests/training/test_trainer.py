@@ -1,5 +1,6 @@
 """The joint step inside transformers' loop: what is averaged, enqueued, logged, evaluated, saved."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -24,6 +25,7 @@ from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.meter import ContrastCollapsed
 from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
@@ -531,12 +533,8 @@ def test_tokens_of_the_whole_run_are_counted(make: Callable[..., InfoXLMTrainer]
 def test_a_collapse_is_told_once_with_its_step(
     make: Callable[..., InfoXLMTrainer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = tiny_model()
-    with torch.no_grad():  # every token at every position embeds alike
-        for table in (model.roberta.embeddings.word_embeddings, model.roberta.embeddings.position_embeddings):
-            table.weight.copy_(table.weight[5].expand_as(table.weight))
     with caplog.at_level(logging.WARNING, logger="modeling_infoxlm.training.trainer"):
-        make(model=model, max_steps=3, learning_rate=1e-9).train()
+        make(model=collapsed_model(), max_steps=3, learning_rate=1e-9).train()
     messages = [record.getMessage() for record in caplog.records]
     assert [message.partition(" have")[0] for message in messages] == [
         "step 1: the query vectors",
@@ -544,7 +542,62 @@ def test_a_collapse_is_told_once_with_its_step(
     ]
 
 
+def collapsed_model() -> InfoXLMForPreTraining:
+    """Every token at every position embeds alike."""
+    model = tiny_model()
+    with torch.no_grad():
+        for table in (model.roberta.embeddings.word_embeddings, model.roberta.embeddings.position_embeddings):
+            table.weight.copy_(table.weight[5].expand_as(table.weight))
+    return model
+
+
+@pytest.mark.parametrize(("warmup_steps", "limit", "last"), [(0, 3, 3), (2, 3, 5), (0, 0, 6), (0, 9, 6)])
+def test_a_run_that_stays_collapsed_after_its_warm_up_is_given_up(
+    make: Callable[..., InfoXLMTrainer], warmup_steps: int, limit: int, last: int
+) -> None:
+    trainer = make(
+        model=collapsed_model(),
+        max_steps=6,
+        learning_rate=1e-9,
+        warmup_steps=warmup_steps,
+        stop_on_collapse=limit,
+    )
+    says = r"at step \d: in 3 log.*dot, false, .*true.*1e-09.*align_encoder"
+    with pytest.raises(ContrastCollapsed, match=says) if last < 6 else contextlib.nullcontext():
+        trainer.train()
+    logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == list(range(1, last + 1))
+
+
+def test_entries_that_show_a_collapse_are_counted_over_a_resumption(
+    make: Callable[..., InfoXLMTrainer], tmp_path: Path
+) -> None:
+    flags = {"model": collapsed_model(), "learning_rate": 1e-9, "warmup_steps": 0, "stop_on_collapse": 3}
+    make(max_steps=2, save_steps=2, folder="run", **flags).train()
+    resumed = make(max_steps=6, folder="run", **flags)
+    with pytest.raises(ContrastCollapsed, match="at step 3"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
 # ---------------------------------------------------------------------------- held-out evaluation
+
+
+def test_the_start_is_measured_once_by_what_means_the_same_at_the_end(
+    make: Callable[..., InfoXLMTrainer], tmp_path: Path
+) -> None:
+    trainer = make(evaluated=True, max_steps=2, save_steps=1, folder="run")
+    trainer.train()
+    start = trainer.state.log_history[0]
+    assert start["step"] == 0
+    names = {"eval_loss/mlm", "eval_loss/tlm", "eval_retrieval/mean", "eval_xlco/in_batch_accuracy"}
+    assert names <= start.keys()
+    assert not {"eval_loss", "eval_loss/xlco", "eval_xlco/accuracy"} & start.keys()  # there was no queue yet
+    untrained = make(evaluated=True)
+    assert start["eval_retrieval/mean"] == untrained.evaluator(untrained.model)["retrieval/mean"]
+    resumed = make(evaluated=True, max_steps=2, folder="run")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    steps = [entry["step"] for entry in resumed.state.log_history if "eval_retrieval/mean" in entry]
+    assert steps == [0]
 
 
 def test_evaluation_returns_a_finite_loss_for_each_objective_and_retrieval(
