@@ -32,6 +32,7 @@ from rich.text import Text
 
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.hub.checkup import PICKLES, Finding, Level, check_checkpoint
+from modeling_infoxlm.hub.loading import check_name
 from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
 from modeling_infoxlm.packed import VarlenAttention, plan_attention
 from modeling_infoxlm.process import UsageError, configure_process
@@ -201,8 +202,7 @@ def _find(name_or_path: str, revision: str) -> tuple[Path, list[str]]:
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder, _file_names(folder)
-    if folder.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
-        raise UsageError(f"{name_or_path} is no folder; give a checkpoint such as out/checkpoint-500.")
+    check_name(name_or_path)
     try:
         info = HfApi().model_info(name_or_path, revision=revision)
         names = sorted(sibling.rfilename for sibling in info.siblings or [])

@@ -142,7 +142,11 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "pickle": (write("training_args.bin", "x"), "pickles", "training_args.bin"),
     "pickle below": (write("sub/model.PTH", "x"), "pickles", "sub/model.PTH"),
     "cut off": (lambda folder: cut_off(folder, 0.9), "weights", "bytes, its header promises"),
-    "header cut off": (lambda folder: cut_off(folder, 0.001), "weights", "header is cut off"),
+    "header cut off": (
+        lambda folder: cut_off(folder, 0.001),
+        "weights",
+        "is no safetensors file: it is cut short",
+    ),
     "no safetensors": (write(WEIGHTS, "12345678{}"), "weights", "no safetensors file"),
     "no weights": (remove(WEIGHTS), "weights", "there is no model.safetensors"),
     "part missing": (write(f"{WEIGHTS}.index.json", index_of("b.safetensors")), "weights", "b.safe"),

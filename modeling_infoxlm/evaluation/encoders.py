@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
+from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
 from modeling_infoxlm.json_files import check_shape, read_json
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
@@ -234,13 +235,13 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
         raise UsageError("no encoder: give --model_name_or_path, a Hub name or a folder.")
     name = transformer_folder(arguments.model_name_or_path)
     options = arguments.hub_options()
-    try:
-        config = AutoConfig.from_pretrained(name, **options)
-        model_class: Any = InfoXLMModel if config.model_type in _PACKED_TYPES else AutoModel
-        model = model_class.from_pretrained(name, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name or name, **options)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{arguments.model_name_or_path} cannot be loaded: {error}") from error
+    config = load(AutoConfig.from_pretrained, name, part="config", **options)
+    model_class: Any = InfoXLMModel if config.model_type in _PACKED_TYPES else AutoModel
+    model, report = load_whole_model(model_class, name, dtype=torch.float32, **options)
+    check_encoder(name, model, sorted(report["missing_keys"]))
+    tokenizer: PreTrainedTokenizerBase = load(
+        AutoTokenizer.from_pretrained, arguments.tokenizer_name or name, part="tokenizer", **options
+    )
     check_tokenizer(tokenizer, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = describe_model(arguments, model, model_type=config.model_type)

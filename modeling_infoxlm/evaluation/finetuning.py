@@ -61,6 +61,7 @@ from modeling_infoxlm.evaluation.encoding import (
     PROGRESS_DELAY,
 )
 from modeling_infoxlm.evaluation.results import ModelRecord
+from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.process import Interrupted, UsageError
 from modeling_infoxlm.provenance import RUN_FILE
 from modeling_infoxlm.training.arguments import ReleaseArguments
@@ -236,32 +237,16 @@ def load_head_model(
     name = transformer_folder(arguments.model_name_or_path)
     options = arguments.hub_options()
     set_seed(seed)
-    try:
-        config = AutoConfig.from_pretrained(name, **overrides, **options)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name or name, **options)
-        check_tokenizer(tokenizer, config)
-        model, loading = auto_class.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, **options
-        )
-    except UsageError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # the last: a head of another size
-        raise UsageError(f"{arguments.model_name_or_path} cannot be loaded: {error}") from error
+    config = load(AutoConfig.from_pretrained, name, part="config", **overrides, **options)
+    tokenizer: PreTrainedTokenizerBase = load(
+        AutoTokenizer.from_pretrained, arguments.tokenizer_name or name, part="tokenizer", **options
+    )
+    check_tokenizer(tokenizer, config)
+    model, loading = load_whole_model(auto_class, name, config=config, dtype=torch.float32, **options)
     missing = tuple(sorted(loading["missing_keys"]))
-    _check_encoder(arguments.model_name_or_path, model, missing)
+    check_encoder(arguments.model_name_or_path, model, missing)
     record = describe_model(arguments, model, model_type=config.model_type)
     return HeadModel(model, tokenizer, record, missing)
-
-
-def _check_encoder(name: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
-    """Refuse a checkpoint whose encoder would be random; its pooler may be, it is trained with the head."""
-    prefix = f"{model.base_model_prefix}."
-    lost = [key for key in missing if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
-    if lost:
-        raise UsageError(
-            f"{name} lacks {len(lost)} weights of the encoder, such as {lost[0]}; "
-            "is it a checkpoint of another architecture than its config.json says?"
-        )
 
 
 # -------------------------------------------------------------------------------------------- tokenised rows

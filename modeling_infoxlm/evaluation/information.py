@@ -67,6 +67,7 @@ from modeling_infoxlm.evaluation.results import (
     write_result,
 )
 from modeling_infoxlm.fused_loss import linear_cross_entropy
+from modeling_infoxlm.hub.loading import load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel
 from modeling_infoxlm.packed import EncodeRequest, encode
 from modeling_infoxlm.process import UsageError, configure_process, usage_errors
@@ -364,9 +365,7 @@ def load_language_model(arguments: EncoderArguments, encoder: Encoder) -> Langua
         model_class, options = InfoXLMForPreTraining, {**options, "xlco_layer": encoder.num_layers}
     try:
         special = special_tokens(encoder.tokenizer)
-        model, info = model_class.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
+        model, info = load_whole_model(model_class, name, dtype=torch.float32, **options)
     except ValueError as error:  # of the tokenizer, or of a configuration that has no masked language model
         raise NoLanguageModel(str(error).split("\n")[0]) from error
     known = (f"{model.base_model_prefix}.", "objectives.")

@@ -5,7 +5,6 @@ by name), and the state of optimiser, data and meters, which is not needed here.
 """
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modeling_infoxlm.hub.loading import explain_pickle, is_pickle, what_is
 from modeling_infoxlm.process import UsageError
 
 # What may be built while a file is read, besides tensors and plain containers: `argparse.Namespace` alone, in
@@ -70,22 +70,8 @@ def _load(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile file may fail in any way
-        raise UsageError(_why_unreadable(path, error)) from error
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """Name what the file would have run, or say that it is damaged."""
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if wanted:
-        return (
-            f"{path} needs {wanted[1]} to be read; a checkpoint may hold tensors, plain values and fairseq's "
-            "flags only. Nothing in it was run. Save it anew with `args` and `model` alone."
-        )
-    # Not the error's own text: it advises to load without the restriction.
-    return (
-        f"{path} cannot be read as a torch file ({type(error).__name__}): it is cut short, damaged or of "
-        "another kind. Copy it again."
-    )
+        reason = f"is {explain_pickle(error)}" if is_pickle(path) else what_is(path)
+        raise UsageError(f"{path} {reason}.") from error
 
 
 def _checked_tensors(model: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ Nothing of the checkpoint is executed or unpickled: pickles are named and not re
 import ast
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +16,20 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from modeling_infoxlm import modeling_infoxlm
+from modeling_infoxlm.hub.loading import (
+    MODEL_TYPES,
+    explain,
+    file_problems,
+    index_problems,
+    quiet_transformers,
+    safetensors_problems,
+    some,
+)
 from modeling_infoxlm.packed import max_sequence_length
 
 PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-MODEL_TYPES = ("xlm-roberta", "infoxlm")
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")
 
 # Metadata of a card that is text or a list of texts: `language: no` is false in YAML.
@@ -39,8 +45,6 @@ _CARD_TEXTS = (
 )
 _WORDS = 6  # of each of the two made-up sentences
 _LEAST_DIFFERENCE = 1e-3  # of their vectors, as a share of the length
-_MOST_NAMES = 6
-
 Level = Literal["ok", "warn", "fail"]
 
 
@@ -89,17 +93,18 @@ def check_pickles(names: Sequence[str]) -> Finding:
     found = sorted(name for name in names if name.lower().endswith(PICKLES))
     if found:
         advice = "a pickle can run code where it is read; delete it (`infoxlm export` writes safetensors)"
-        return Finding("pickles", "fail", f"{_some(found)}: {advice}.")
+        return Finding("pickles", "fail", f"{some(found)}: {advice}.")
     return Finding("pickles", "ok", f"none among {len(names)} files")
 
 
 def check_weight_files(folder: Path, names: Sequence[str]) -> Finding:
     """Every safetensors file is as long as its header says, and every part of split weights is there."""
     files = [name for name in names if name.endswith(".safetensors")]
-    problems = [problem for name in files for problem in _safetensors_problems(folder, name)]
-    problems += _index_problems(folder)
+    problems = [problem for name in files for problem in safetensors_problems(folder / name)]
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        problems += [problem for problem in index_problems(index) if problem not in problems]
     if problems:
-        return Finding("weights", "fail", f"{_some(problems)}; copy or download the files again.")
+        return Finding("weights", "fail", f"{some(problems)}.")
     if any(name.startswith("model") and "/" not in name for name in files):
         size = sum((folder / name).stat().st_size for name in files)
         return Finding("weights", "ok", f"safetensors, {size / 1e6:,.1f} MB, whole (files: {len(files)})")
@@ -107,57 +112,6 @@ def check_weight_files(folder: Path, names: Sequence[str]) -> Finding:
         return Finding("weights", "warn", "ONNX alone: weights and vectors are not checked.")
     advice = "`infoxlm export MODEL --output_dir FOLDER` writes one"
     return Finding("weights", "fail", f"there is no model.safetensors; {advice}.")
-
-
-def _safetensors_problems(folder: Path, name: str) -> list[str]:
-    try:
-        tensors, data_start = read_safetensors_header(folder / name)
-        end = data_start + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        return [f"{name} is no safetensors file ({_one_line(error)})"]
-    size = (folder / name).stat().st_size
-    return [] if size == end else [f"{name} has {size:,} bytes, its header promises {end:,}"]
-
-
-def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Entries of the tensors in a safetensors file, and the byte at which their data begins.
-
-    Raises:
-        ValueError: If the header is cut off or no JSON.
-    """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length + 8 > path.stat().st_size:
-            raise ValueError("its header is cut off")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
-def _index_problems(folder: Path) -> list[str]:
-    """Split weights: a part that is missing, lies elsewhere, or lacks a tensor that it should hold."""
-    problems = []
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        try:
-            parts: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            problems += _part_problems(folder, parts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{index.name} cannot be read ({_one_line(error)})")
-    return problems
-
-
-def _part_problems(folder: Path, parts: dict[str, str]) -> list[str]:
-    names = sorted(set(parts.values()))
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        return [f"the index names {name!r}, which is no file of this folder" for name in outside]
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        return [f"{name} is missing" for name in absent]
-    if any(_safetensors_problems(folder, name) for name in names):
-        return []  # already said
-    held = {name: read_safetensors_header(folder / name)[0] for name in names}
-    return [f"{part} does not hold {tensor}" for tensor, part in parts.items() if tensor not in held[part]]
 
 
 def check_card(folder: Path) -> Finding:
@@ -168,13 +122,13 @@ def check_card(folder: Path) -> Finding:
     try:
         data = ModelCard.load(path, ignore_metadata_errors=False).data.to_dict()
     except Exception as error:  # YAML, text that is no UTF-8, or a model-index of another form
-        return Finding("card", "fail", f"the metadata of README.md cannot be read: {_one_line(error)}")
+        return Finding("card", "fail", f"the metadata of README.md cannot be read: {explain(error)}")
     if not data:
         text = "README.md has no metadata; begin it with a block of YAML between two lines of ---."
         return Finding("card", "fail", text)
     problems = _card_problems(data)
     if problems:
-        return Finding("card", "fail", f"README.md: {_some(problems)}; correct the block at its beginning.")
+        return Finding("card", "fail", f"README.md: {some(problems)}; correct the block at its beginning.")
     return Finding("card", "ok", f"README.md with {len(data)} fields of metadata")
 
 
@@ -216,7 +170,7 @@ def check_code(folder: Path) -> Finding:
     problems += [f"{module}.py has no class {name}" for module, name in own if _lacks(files[module], name)]
     if problems:
         advice = "`infoxlm export --format infoxlm` writes all code files"
-        return Finding("code", "fail", f"{_some(problems)}; {advice}.")
+        return Finding("code", "fail", f"{some(problems)}; {advice}.")
     return Finding("code", "ok", f"{len(auto_map)} classes in {len(files)} files, complete; not run")
 
 
@@ -256,11 +210,14 @@ def _relative_imports(tree: ast.Module | None) -> list[str]:
 
 def load_config(folder: Path) -> tuple[Finding, Any]:
     """The configuration; None, with a failed finding, if it cannot be used."""
+    problems = file_problems(folder, "config")
+    if problems:
+        return Finding("config", "fail", f"the folder cannot be loaded: {some(problems)}."), None
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("config", "fail", f"config.json cannot be loaded: {_one_line(error)}"), None
+        return Finding("config", "fail", f"config.json cannot be loaded: {explain(error)}"), None
     if config.model_type not in MODEL_TYPES:
         text = f"model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}."
         return Finding("config", "fail", text), None
@@ -273,15 +230,18 @@ def check_tokenizer(folder: Path, names: Sequence[str], config: Any) -> Finding:
     if not set(TOKENIZER_FILES) & set(names):  # transformers would make an empty one
         text = f"there is none of {', '.join(TOKENIZER_FILES)}; put the model's tokenizer there."
         return Finding("tokenizer", "fail", text)
+    problems = file_problems(folder, "tokenizer")
+    if problems:
+        return Finding("tokenizer", "fail", f"it cannot be loaded: {some(problems)}.")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             problems = _vocabulary_problems(tokenizer, config) + _special_token_problems(tokenizer, config)
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("tokenizer", "fail", f"it cannot be loaded: {_one_line(error)}")
+        return Finding("tokenizer", "fail", f"it cannot be loaded: {explain(error)}")
     if problems:
         advice = "put the tokenizer there that the model was trained with"
-        return Finding("tokenizer", "fail", f"{_some(problems)}; {advice}.")
+        return Finding("tokenizer", "fail", f"{some(problems)}; {advice}.")
     longest = max_sequence_length(config)
     if tokenizer.model_max_length > longest:
         advice = f"set model_max_length to {longest} in tokenizer_config.json"
@@ -318,15 +278,15 @@ def check_keys(folder: Path, config: Any) -> Finding:
         text = f"config.json names the architectures {config.architectures}, none of which is known here."
         return Finding("keys", "fail", text)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("keys", "fail", f"{model_class.__name__} cannot be loaded: {_one_line(error)}")
+        return Finding("keys", "fail", f"{model_class.__name__} cannot be loaded: {explain(error)}")
     # XLM-R's class has a pooler, which no checkpoint of XLM-R or InfoXLM trained.
     missing = sorted(name for name in loaded[1]["missing_keys"] if not name.startswith("pooler."))
     unexpected = sorted(loaded[1]["unexpected_keys"])
     if missing or unexpected:
-        text = f"missing: {_some(missing)}; unexpected: {_some(unexpected)}; what is missing would be random"
+        text = f"missing: {some(missing)}; unexpected: {some(unexpected)}; what is missing would be random"
         return Finding("keys", "fail", f"{text}. Correct the architectures in config.json, or the weights.")
     return Finding("keys", "ok", f"all of {model_class.__name__}, and no others")
 
@@ -342,14 +302,14 @@ def _model_class(config: Any) -> type[PreTrainedModel] | None:
 def check_vectors(folder: Path, config: Any) -> Finding:
     """`AutoModel` loads without code of the folder; the vectors of two sentences are finite and differ."""
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         hidden = model(input_ids=_two_sentences(config)).last_hidden_state
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("vectors", "fail", f"AutoModel cannot be used: {_one_line(error)}")
+        return Finding("vectors", "fail", f"AutoModel cannot be used: {explain(error)}")
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if broken or not hidden.isfinite().all():
-        where = _some(broken) if broken else "the vectors, although all weights are finite"
+        where = some(broken) if broken else "the vectors, although all weights are finite"
         return Finding("vectors", "fail", f"NaN or infinite values in {where}; take an earlier checkpoint.")
     first, second = hidden.mean(dim=1)
     difference = float((first - second).norm() / first.norm())
@@ -366,30 +326,3 @@ def _two_sentences(config: Any) -> torch.Tensor:
     words = [token for token in range(config.vocab_size) if token not in special]
     sentences = (words[:_WORDS], words[-_WORDS:])
     return torch.tensor([[config.bos_token_id, *words, config.eos_token_id] for words in sentences])
-
-
-# --- words --------------------------------------------------------------------------------------------------
-
-
-def _some(items: Sequence[str]) -> str:
-    """The first items and the number of the others."""
-    shown = ", ".join(items[:_MOST_NAMES]) or "none"
-    return shown if len(items) <= _MOST_NAMES else f"{shown} and {len(items) - _MOST_NAMES:,} more"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Its reports on loading and its progress bars would stand between our lines."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,7 +1,7 @@
 """What a release is made of: a checkpoint, loaded with nothing drawn at random in silence."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import cached_file, extract_commit_hash
 
 from modeling_infoxlm.hub.as_xlm_roberta import PLAIN_CLASSES
+from modeling_infoxlm.hub.loading import MODEL_TYPES, check_name, explain, load, load_whole_model, some
 from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForMaskedLM,
     InfoXLMForPreTraining,
@@ -24,13 +25,11 @@ logger = logging.getLogger(__name__)
 
 PROJECTION = "objectives.xlco.projection.weight"
 
-_MODEL_TYPES = ("xlm-roberta", "infoxlm")
 _TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "tokenizer_config.json")
 _CLASSES: dict[str, type[InfoXLMPreTrainedModel]] = {
     **{plain.__name__: ours for ours, plain in PLAIN_CLASSES.items() if ours is not InfoXLMForPreTraining},
     **{ours.__name__: ours for ours in PLAIN_CLASSES},
 }
-_MOST_NAMES = 6
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def load_source(
         UsageError: If there is no such checkpoint, it is of another architecture, it is damaged, its weights
             are not all those of its architecture, or the tokenizer does not fit.
     """
-    _check_exists(name_or_path)
+    check_name(name_or_path)
     folder = Path(name_or_path)
     options = {"revision": revision or "main", "token": token}
     commit = None if folder.is_dir() else hub_commit(name_or_path, options)
@@ -97,15 +96,6 @@ def load_source(
     )
 
 
-def _check_exists(name_or_path: str | Path) -> None:
-    """Refuse what can only be a path and is none: the Hub's answer to it would mislead."""
-    name = str(name_or_path)
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise UsageError(
-            f"there is no folder {name}; give a checkpoint such as out/checkpoint-500, or a Hub name."
-        )
-
-
 def hub_commit(name: str | Path, options: Mapping[str, Any]) -> str | None:
     """Commit that a revision on the Hub stands for; a loaded configuration does not always know it.
 
@@ -119,15 +109,12 @@ def hub_commit(name: str | Path, options: Mapping[str, Any]) -> str | None:
     try:
         return extract_commit_hash(cached_file(name, "config.json", **options), None)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{name} cannot be loaded: {error}") from error
+        raise UsageError(f"{name} cannot be loaded: {explain(error)}") from error
 
 
 def _read_config(name_or_path: str | Path, options: dict[str, Any]) -> dict[str, Any]:
     """The fields of config.json, without any class of its own."""
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name_or_path} cannot be loaded: {error}") from error
+    config, _ = load(PreTrainedConfig.get_config_dict, name_or_path, part="config", **options)
     return config
 
 
@@ -138,9 +125,9 @@ def _model_class(name_or_path: str | Path, config: dict[str, Any]) -> type[InfoX
         UsageError: If it names none, or one that is not XLM-R's or ours.
     """
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
-    if model_type not in _MODEL_TYPES:
+    if model_type not in MODEL_TYPES:
         raise UsageError(
-            f"{name_or_path} is of model type {model_type!r}; expected one of {', '.join(_MODEL_TYPES)}."
+            f"{name_or_path} is of model type {model_type!r}; expected one of {', '.join(MODEL_TYPES)}."
         )
     if len(architectures) != 1 or architectures[0] not in _CLASSES:
         raise UsageError(
@@ -153,15 +140,9 @@ def _model_class(name_or_path: str | Path, config: dict[str, Any]) -> type[InfoX
 def _load_model(
     name_or_path: str | Path, model_class: type[InfoXLMPreTrainedModel], options: dict[str, Any]
 ) -> tuple[InfoXLMPreTrainedModel, dict[str, Any]]:
-    load: Any = model_class.from_pretrained
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # what is new is the same in every process
-        try:
-            model, report = load(name_or_path, dtype=torch.float32, output_loading_info=True, **options)
-        # Any error is the file's fault: each reader of weights has kinds of its own for a damaged one.
-        except Exception as error:
-            raise UsageError(f"{name_or_path} cannot be loaded: {error}") from error
-    return model, report
+        return load_whole_model(model_class, name_or_path, dtype=torch.float32, **options)
 
 
 def _check_keys(
@@ -184,16 +165,10 @@ def _check_keys(
     if lacking or unexpected:
         raise UsageError(
             f"the weights of {name_or_path} are not those of a {model_class.__name__}: missing "
-            f"{_some(lacking)}; unexpected {_some(unexpected)}. What is missing would be released at random; "
+            f"{some(lacking)}; unexpected {some(unexpected)}. What is missing would be released at random; "
             "correct the architectures in its config.json, or give a complete checkpoint."
         )
     return new
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names and the number of the others."""
-    shown = ", ".join(names[:_MOST_NAMES]) or "none"
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def _load_tokenizer(
@@ -210,10 +185,9 @@ def _load_tokenizer(
     )
     if not any(found):  # transformers would make an empty one
         return None
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, **options)
-    except Exception as error:
-        raise UsageError(f"the tokenizer of {name_or_path} cannot be loaded: {error}") from error
+    tokenizer: PreTrainedTokenizerBase = load(
+        AutoTokenizer.from_pretrained, name_or_path, part="tokenizer", **options
+    )
     if len(tokenizer) > vocab_size:
         raise UsageError(
             f"the tokenizer of {name_or_path} has {len(tokenizer):,} tokens, "

@@ -7,8 +7,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, InfoXLMConfig
+from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.packed import max_sequence_length
+from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -18,21 +20,24 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the arguments name.
 
     Raises:
-        ValueError: If none is named, or it is not a fast one with `<s>`, `</s>`, `<pad>`, `<mask>`.
+        UsageError: If none is named, it cannot be loaded, or is not a fast one with `<s>`, `</s>`,
+            `<pad>`, `<mask>`.
     """
     name = arguments.tokenizer_name or arguments.model_name_or_path
     if name is None:
-        raise ValueError(
+        raise UsageError(
             "no tokenizer: give --model_name_or_path, or --tokenizer_name for a model from scratch."
         )
-    tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(arguments))
+    tokenizer: PreTrainedTokenizerBase = load(
+        AutoTokenizer.from_pretrained, name, part="tokenizer", **_hub_options(arguments)
+    )
     missing = [
         token
         for token in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
         if getattr(tokenizer, token) is None
     ]
     if missing or not tokenizer.is_fast:
-        raise ValueError(
+        raise UsageError(
             f"tokenizer {name} must be a fast one in XLM-R's layout; "
             f"missing: {', '.join(missing) or 'a fast version'}. `infoxlm train-tokenizer` makes one."
         )
@@ -45,7 +50,7 @@ def build_model(
     """Load the model in fp32, or build it from scratch with weights that depend on the seed alone.
 
     Raises:
-        ValueError: If the tokenizer's vocabulary is larger than the model's.
+        UsageError: If the model cannot be loaded, or the tokenizer's vocabulary is larger than its table.
     """
     set_seed(seed)  # what the checkpoint lacks (the projection, or all) is drawn now
     # Checkpoints of XLM-R come with a dropout of 0.1, which would stay on while training.
@@ -54,11 +59,16 @@ def build_model(
         model = InfoXLMForPreTraining(_scratch_config(arguments, tokenizer, overrides))
     else:
         # Checkpoints may be stored in half precision; the masters of training are fp32.
-        model = InfoXLMForPreTraining.from_pretrained(
-            arguments.model_name_or_path, dtype=torch.float32, **overrides, **_hub_options(arguments)
+        model, report = load_whole_model(
+            InfoXLMForPreTraining,
+            arguments.model_name_or_path,
+            dtype=torch.float32,
+            **overrides,
+            **_hub_options(arguments),
         )
+        check_encoder(arguments.model_name_or_path, model, sorted(report["missing_keys"]))
     if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
+        raise UsageError(
             f"the tokenizer has {len(tokenizer):,} tokens, the model's table {model.config.vocab_size:,}; "
             "use the tokenizer that belongs to the model."
         )
@@ -106,7 +116,8 @@ def _scratch_config(
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id", "eos_token_id")}
     fields = {**shape, **overrides, **ids, "vocab_size": len(tokenizer)}
     if arguments.config_name is not None:
-        return InfoXLMConfig.from_pretrained(arguments.config_name, **fields, **_hub_options(arguments))
+        options = {**fields, **_hub_options(arguments)}
+        return load(InfoXLMConfig.from_pretrained, arguments.config_name, part="config", **options)
     return InfoXLMConfig(**fields)
 
 

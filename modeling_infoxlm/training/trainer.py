@@ -18,10 +18,12 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
+from modeling_infoxlm.hub.loading import check_state_file
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
 from modeling_infoxlm.objectives import combine_losses
+from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.layers import compile_layers, recompute_layers
 from modeling_infoxlm.training.meter import (
@@ -288,7 +290,8 @@ class InfoXLMTrainer(SafeTrainer):
     def _take_over_contrast(self, path: Path) -> None:
         """Start with the momentum encoder and the queue of another run."""
         if not path.is_file():
-            raise ValueError(f"{path} is missing; --momentum_state needs a folder that holds it.")
+            raise UsageError(f"{path} is missing; --momentum_state needs a folder that holds it.")
+        check_state_file(path)
         state = load_file(path)
         encoder, queue = self._contrast_state()
         try:
