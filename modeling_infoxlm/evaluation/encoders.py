@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, encode_texts
+from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, check_finite, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
@@ -136,7 +136,7 @@ class Encoder:
             progress: Show a progress bar when it takes longer than two seconds.
 
         Raises:
-            UsageError: If the model does not have the layer.
+            UsageError: If the model does not have the layer, or the vector of a text is not finite.
         """
         self.check_layer(layer)
         if isinstance(self.model, InfoXLMModel) and self.tokenizer.is_fast:
@@ -171,6 +171,7 @@ class Encoder:
                 mask = batch["attention_mask"]
                 for row, layer in enumerate(layers):
                     vectors[row, members] = pool(hidden[layer].float(), mask, pooling).cpu()
+                check_finite(vectors[:, members], self.model, lambda number: repr(texts[number]), members)
                 bar.update(len(members))
         return vectors
 

@@ -9,6 +9,7 @@ Shapes: N sentences, T tokens, D hidden.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import SpecialTokens
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel, pooled_vectors
 from modeling_infoxlm.packed import max_sequence_length
+from modeling_infoxlm.process import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +68,8 @@ def encode_texts(
         (N, D), fp32, row i for text i.
 
     Raises:
-        ValueError: If `texts` is a single string, the tokenizer is not a fast one, or the layer or the
-            pooling does not exist.
+        ValueError: If `texts` is a single string, the tokenizer is not a fast one, the layer or the pooling
+            does not exist, or the vector of a text is not finite.
     """
     if isinstance(texts, str):
         raise ValueError("texts must be a list of strings, found one string; write [text] for one text.")
@@ -83,6 +85,7 @@ def encode_texts(
         tokens_per_batch=tokens_per_batch,
         device=device,
         progress=progress,
+        show=lambda number: repr(texts[number]),
     )
     reader.warn_of_cut_texts(len(texts))
     return torch.nn.functional.normalize(vectors, dim=-1, out=vectors) if normalize else vectors
@@ -113,8 +116,8 @@ def encode_sequences(
         (N, D), fp32, on the model's device.
 
     Raises:
-        ValueError: If a sequence is longer than the model's positions, or the layer or the pooling does not
-            exist.
+        ValueError: If a sequence is longer than the model's positions, the layer or the pooling does not
+            exist, or a vector is not finite.
     """
 
     def read(start: int, stop: int) -> PackedRows:
@@ -132,7 +135,32 @@ def encode_sequences(
         tokens_per_batch=tokens_per_batch,
         device=None,
         progress=False,
+        show=lambda number: f"number {number:,} of {len(sequences):,} sequences",
     )
+
+
+def check_finite(
+    vectors: Tensor, model: Any, show: Callable[[int], str], numbers: Sequence[int] | np.ndarray | None = None
+) -> None:
+    """Refuse vectors with NaN or infinities: whatever is computed of them looks like a result, and is none.
+
+    Args:
+        vectors: Or logits, or losses, of N texts: (..., N, D).
+        model: Which made them.
+        show: What to call a text, by its number.
+        numbers: Of the N texts; None for 0 to N - 1.
+
+    Raises:
+        UsageError: With the model and the first such text.
+    """
+    wrong = ~vectors.sum(dim=-1).isfinite()
+    if wrong.any():
+        first = int(wrong.reshape(-1, wrong.shape[-1]).any(dim=0).nonzero()[0])
+        text = show(first if numbers is None else int(numbers[first]))
+        raise UsageError(
+            f"{model.name_or_path or type(model).__name__} gives vectors that are not finite, first for "
+            f"{text:.80}; its weights are damaged, or too large for the precision that it runs in."
+        )
 
 
 @torch.no_grad()  # not inference_mode: its tensors cannot be inputs of something that is trained later
@@ -147,8 +175,9 @@ def _encode(
     tokens_per_batch: int | None,
     device: torch.device | str | None,
     progress: bool,
+    show: Callable[[int], str],
 ) -> Tensor:
-    """Encode whole sequences 0 to `count`, of which `read(start, stop)` gives a range."""
+    """Encode whole sequences 0 to `count`, of which `read(start, stop)` gives a range; see `check_finite`."""
     model_device = next(model.parameters()).device
     default = CPU_TOKENS_PER_BATCH if model_device.type == "cpu" else GPU_TOKENS_PER_BATCH
     vectors = torch.empty(count, model.config.hidden_size, device=device or model_device)
@@ -157,11 +186,15 @@ def _encode(
     with _evaluating(model), _autocast(model_device, bf16), bar:
         for start in range(0, count, SENTENCES_PER_WINDOW):
             window = read(start, min(start + SENTENCES_PER_WINDOW, count))
+            sums = torch.empty(len(window), 1, device=model_device)
             for members, batch in _batches(window, tokens_per_batch or default):
                 input_ids = torch.from_numpy(batch.tokens.astype(np.int64)).to(model_device)
                 pooled = pooled_vectors(model, input_ids, batch.lengths.tolist(), layer, pooling)
                 vectors[torch.from_numpy(start + members).to(vectors.device)] = pooled.to(vectors)
+                sums[torch.from_numpy(members).to(model_device)] = pooled.float().sum(dim=1, keepdim=True)
                 bar.update(len(members))
+            # Not of each batch: on a GPU each look waits for all that was asked of it.
+            check_finite(sums, model, show, range(start, start + len(window)))
     return vectors
 
 

@@ -59,6 +59,7 @@ from modeling_infoxlm.evaluation.encoding import (
     CPU_TOKENS_PER_BATCH,
     GPU_TOKENS_PER_BATCH,
     PROGRESS_DELAY,
+    check_finite,
 )
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
@@ -413,6 +414,9 @@ def forward_batches(
             batch = collate(rows.__getitems__(members.tolist()), tokenizer)
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
                 output = model(**{name: part.to(device) for name, part in batch.items()})
+            logits = [output.logits] if "logits" in output else [output.start_logits, output.end_logits]
+            for part in logits:
+                check_finite(part, model, lambda number: f"row {number + 1:,}", members)
             yield members, output
             bar.update(len(members))
     finally:

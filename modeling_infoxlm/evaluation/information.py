@@ -58,6 +58,7 @@ from modeling_infoxlm.evaluation.encoding import (
     CPU_TOKENS_PER_BATCH,
     GPU_TOKENS_PER_BATCH,
     PROGRESS_DELAY,
+    check_finite,
 )
 from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
@@ -322,7 +323,10 @@ class LanguageModel:
                 if len(rows):
                     labels = torch.from_numpy(sequences.targets[place[rows]].astype(np.int64)).to(device)
                     batch = inputs.take(members)
-                    losses[place[rows]] = self._batch_losses(batch, rows, labels).double().cpu().numpy()
+                    found = self._batch_losses(batch, rows, labels)
+                    owner = np.repeat(members, batch.lengths)[rows]
+                    check_finite(found[:, None], self.model, lambda i: f"sentence {i + 1:,}", owner)
+                    losses[place[rows]] = found.double().cpu().numpy()
                 bar.update(len(members))
         return losses[sequences.side >= 0]
 

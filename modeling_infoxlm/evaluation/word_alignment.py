@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, batches_by_length, load_encoder
+from modeling_infoxlm.evaluation.encoding import check_finite
 from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
     Estimate,
@@ -315,11 +316,19 @@ class WordAligner:
         for members in batches_by_length(lengths, _TOKENS_PER_BATCH.get(device_type, 16384)):
             batch = [pairs[i] for i in members]
             for i, pair, (source, target) in zip(members, batch, self._states(batch), strict=True):
+                for side, states in ((pair.source, source), (pair.target, target)):
+                    self._check_finite(side, states)
                 if pair.source.ids and pair.target.ids:
                     aligned = _align_states(source, target, self.method, self.iterations)
                     links[i] = _word_links(aligned, pair)
             bar.update(len(members))
         return links
+
+    def _check_finite(self, side: _SubWords, states: Tensor) -> None:
+        tokenizer = self.encoder.tokenizer
+        check_finite(
+            states.flatten(1)[:, None], self.encoder.model, lambda _: repr(tokenizer.decode(side.ids))
+        )
 
     @torch.no_grad()
     def _states(self, pairs: Sequence[_Pair]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -204,6 +204,8 @@ def _save_momentum_state(slow: Encoder, queue: Queue, config: InfoXLMConfig, pat
     keys.cursor, keys.num_filled = queue.cursor, min(queue.num_enqueued, len(queue.keys))
     # fairseq fills the slots that were never written with random numbers.
     keys.negatives().copy_(queue.keys[: keys.num_filled])
+    if not keys.negatives().isfinite().all():
+        raise UsageError("the checkpoint's queue holds keys that are not finite; its training had failed.")
     momentum_encoder = MomentumEncoder(_build(slow, config))
     state = {f"momentum.{name}": value for name, value in momentum_encoder.state_dict().items()}
     state |= {f"queue.{name}": value for name, value in keys.state_dict().items()}

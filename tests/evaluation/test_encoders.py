@@ -1,6 +1,8 @@
 """Any encoder that AutoModel loads gives its own hidden states' vectors."""
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,19 @@ def test_a_module_outside_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UsageError, match="names a folder outside of"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["infoxlm", "plain", "bert", "st"])
+def test_vectors_that_are_not_finite_are_refused(folders: dict[str, Path], kind: str) -> None:
+    encoder = load(folders[kind])
+    encoder.model.get_input_embeddings().weight.data[9] = math.nan  # the word w9
+    texts = ["w4", "w5 w6", "w9 w5 w7", "w9"]
+    for encode in (partial(encoder.encode, layer=2), encoder.encode_layers):
+        with pytest.raises(
+            UsageError, match=rf"{folders[kind].name}.* not finite, first for 'w9 w5 w7'; its weights"
+        ):
+            encode(texts)
+        assert encode(texts[:2]).isfinite().all()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"type": 1}]', "[" * 100_000], ids=range(5))

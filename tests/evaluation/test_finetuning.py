@@ -214,6 +214,14 @@ def test_each_row_has_the_output_it_has_alone(
     torch.testing.assert_close(found, expected)
 
 
+def test_logits_that_are_not_finite_are_refused(folders: dict[str, Path], rows: Dataset) -> None:
+    head = load(folders["bert"])
+    damaged = rows["input_ids"][5][1]
+    head.model.get_input_embeddings().weight.data[damaged] = float("nan")
+    with pytest.raises(UsageError, match=r"not finite, first for row \d+; its weights"):
+        list(forward_batches(head.model, rows, head.tokenizer))
+
+
 # ---------------------------------------------------------------------------- batches
 
 

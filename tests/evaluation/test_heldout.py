@@ -128,6 +128,13 @@ def test_layer_and_pooling_matter(corpus: TinyCorpus) -> None:
     assert not torch.allclose(vectors[0], vectors[1]) and not torch.allclose(vectors[1], vectors[2])
 
 
+def test_vectors_that_are_not_finite_are_no_accuracy(corpus: TinyCorpus) -> None:
+    model = tiny_model()
+    model.roberta.get_input_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"not finite, first for number 0 of \d+ sequences"):
+        HeldoutRetrieval(corpus, layer=1)(model)
+
+
 def test_a_corpus_that_holds_out_nothing(corpus: TinyCorpus) -> None:
     with pytest.raises(
         ValueError, match="corpus holds out no pair; prepare it with heldout_fraction above 0"

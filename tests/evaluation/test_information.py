@@ -313,6 +313,14 @@ def test_a_trained_model_is_bounded_by_the_truth() -> None:
     assert found.mlm.value < 0.02
 
 
+def test_losses_that_are_not_finite_are_refused() -> None:
+    model = sharp_model()
+    model.lm_head.bias.data[7] = float("nan")
+    language_model = LanguageModel(model.eval(), None, SPECIAL)
+    with pytest.raises(UsageError, match="not finite, first for sentence"):
+        token_bounds(language_model, {"en": random_text(3, 1), "fr": random_text(3, 2)}, seed=0)
+
+
 def test_text_without_ordinary_tokens() -> None:
     empty = PackedRows.from_lists([[], []])
     with pytest.raises(ValueError, match="ordinary tokens"):

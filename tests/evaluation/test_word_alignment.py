@@ -294,6 +294,14 @@ def test_batches_and_windows_keep_the_order(encoder: Encoder, monkeypatch: pytes
     assert WordAligner(encoder).align(SOURCES * 3, TARGETS * 3) == whole
 
 
+def test_states_that_are_not_finite_are_refused(folder: Path) -> None:
+    encoder = load_encoder(EncoderArguments(model_name_or_path=str(folder)))
+    encoder.model.get_input_embeddings().weight.data[9] = float("inf")
+    assert WordAligner(encoder).align([["w4"]], [["w5"]])
+    with pytest.raises(UsageError, match="not finite, first for 'w5 w9'"):
+        WordAligner(encoder, method="argmax").align([["w4"], ["w6"]], [["w7"], ["w5", "w9"]])
+
+
 def test_words_without_sub_words_stay_unaligned_and_keep_their_place(encoder: Encoder) -> None:
     aligner = WordAligner(encoder, layers=[2])
     ((plain,),) = aligner.align([["w4", "w5", "w6"]], [["w20", "w21", "w22"]])

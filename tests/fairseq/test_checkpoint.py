@@ -371,6 +371,10 @@ DAMAGES = {
     "half a projection": (_remove("proj_matrix_slow"), "projection of model_fast alone"),
     "a projection of another size": (_set("proj_matrix_fast", torch.zeros(2, HIDDEN, HIDDEN)), "(2, 24, 24)"),
     "no queue": (_remove("queue"), "has no queue, queue_ptr;"),
+    "a queue that is not finite": (
+        _set("queue", torch.full((QUEUE, HIDDEN), torch.inf)),
+        "keys that are not finite",
+    ),
     "a queue of other vectors": (_set("queue", torch.zeros(QUEUE, 7)), "expected (keys, 24)"),
     "a cursor behind the queue": (_set("queue_ptr", torch.tensor([QUEUE])), "do not fit a queue of 10"),
     "a cursor in the middle": (_set("queue_ptr", torch.tensor([2])), "do not fit a queue of 10"),
