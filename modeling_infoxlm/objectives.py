@@ -6,6 +6,7 @@ So a loss over several micro-batches and ranks is the same number as over one la
 Shapes: B sentences, M masked positions, D hidden, Q queued keys, V vocabulary.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .fused_loss import linear_cross_entropy
 
 IGNORE_INDEX = -100
+LOWEST_TEMPERATURE = 1e-3  # below it a softmax is a maximum in fp32, and no gradient is left
 Similarity = Literal["dot", "cosine"]
 LossNormalization = Literal["per_objective", "per_item"]
 
@@ -91,7 +93,7 @@ class CrossLingualContrast(nn.Module):
         symmetric: Average with the other direction, each key against the queries of the (global) batch.
 
     Raises:
-        ValueError: If `temperature` is not positive or `similarity` unknown.
+        ValueError: If `temperature` is below 0.001 or `similarity` unknown.
     """
 
     def __init__(
@@ -105,8 +107,11 @@ class CrossLingualContrast(nn.Module):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {temperature}.")
+        if not LOWEST_TEMPERATURE <= temperature < math.inf:  # nor is NaN
+            raise ValueError(
+                f"temperature must be at least {LOWEST_TEMPERATURE:g} and finite, found {temperature:g}; "
+                "the released code has 0.25."
+            )
         if similarity not in get_args(Similarity):
             raise ValueError(f"similarity must be one of {get_args(Similarity)}, found {similarity!r}.")
         self.projection = nn.Linear(hidden_size, hidden_size, bias=False) if use_projection else nn.Identity()

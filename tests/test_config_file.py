@@ -112,7 +112,9 @@ def test_mapping_becomes_json_with_numbers(parse):
 
 
 def test_values_with_a_leading_dash_are_values(parse):
-    assert parse("language: -x\nlearning_rate: -1").learning_rate == -1
+    assert parse("language: -x\nlearning_rate: 1").language == "-x"
+    with pytest.raises(SystemExit):  # a value, but not one that a rate can have
+        parse("learning_rate: -1")
 
 
 def test_flags_override_the_recipe_and_lists_are_replaced(parse):

@@ -5,11 +5,15 @@ folder infoxlm/ of microsoft/unilm; "README" the commands given there. Every che
 was expected, what was found and what to do.
 """
 
+import os
 import re
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, cast
 
+import torch
+from accelerate.utils import str_to_bool as strtobool
 from transformers import TrainingArguments
 
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
@@ -17,6 +21,7 @@ from modeling_infoxlm.data.batches import ConcatenatePairs, StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.hub.export import Format
 from modeling_infoxlm.momentum import MomentumSchedule
+from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
 
 
 def _flag(default: Any, text: str, **metadata: Any) -> Any:
@@ -30,7 +35,7 @@ def _files(text: str) -> Any:
 
 def _at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and value < low:
+        if value is not None and not value >= low:  # NaN is not
             raise ValueError(f"{name} must be at least {low:g}, found {value:g}.")
 
 
@@ -38,6 +43,103 @@ def _in_range(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be in {low:g}..{high:g}, found {value:g}.")
+
+
+# Arguments of transformers that the joint step goes around or that would break it, and what there is instead.
+BYPASSED = {
+    "num_train_epochs": "a run is as long as max_steps",
+    "optim_target_modules": "it is for optimisers with projected gradients, which are not supported",
+    "average_tokens_across_devices": "losses are always means over the items of all devices",
+    "label_smoothing_factor": "the losses are the paper's",
+    "bf16_full_eval": "evaluation computes as training does; give --bf16 true",
+    "fp16_full_eval": "evaluation computes as training does; give --fp16 true",
+    "torch_compile": "packed rows cannot be compiled as a whole; give --compile_layers true",
+    "torch_compile_backend": "packed rows cannot be compiled as a whole; give --compile_layers true",
+    "torch_compile_mode": "packed rows cannot be compiled as a whole; give --compile_layers true",
+    "use_liger_kernel": "there are no such kernels for this model",
+    "liger_kernel_config": "there are no such kernels for this model",
+    "use_cache": "an encoder has no cache",
+    "neftune_noise_alpha": "the packed pass does not add noise to embeddings",
+    "auto_find_batch_size": "the batch defines the run; to bound memory give --tokens_per_device",
+    "prediction_loss_only": "evaluation measures held-out losses and retrieval",
+    "eval_do_concat_batches": "evaluation measures held-out losses and retrieval",
+    "eval_use_gather_object": "evaluation measures held-out losses and retrieval",
+    "eval_accumulation_steps": "evaluation keeps no outputs",
+    "include_for_metrics": "evaluation keeps no outputs",
+    "batch_eval_metrics": "evaluation keeps no outputs",
+    "label_names": "a joint batch has its labels in its parts",
+    "save_only_model": "nothing could go on from such a checkpoint; `infoxlm export` makes a release of one",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C always save a checkpoint",
+    "load_best_model_at_end": "pre-training ends with its last step",
+    "metric_for_best_model": "pre-training ends with its last step",
+    "greater_is_better": "pre-training ends with its last step",
+    "ignore_data_skip": "a resumed run would meet the same examples again",
+    "restore_callback_states_from_checkpoint": "a resumed run goes on as it was without it",
+    "data_seed": "order and masks follow --seed",
+    "parallelism_config": "runs are on one device or under DDP",
+    "dataloader_drop_last": "ranks must gather equally many keys",
+    "dataloader_in_order": "batches must come in their order",
+    "remove_unused_columns": "it would drop every part of a joint batch",
+    "train_sampling_strategy": "which example comes when is defined by --sampling_alpha and --seed",
+    "length_column_name": "which example comes when is defined by --sampling_alpha and --seed",
+    "ddp_static_graph": "micro-batches differ in what they reach",
+    "fsdp": "runs are on one device or under DDP; start them with torchrun",
+    "fsdp_config": "runs are on one device or under DDP; start them with torchrun",
+    "deepspeed": "runs are on one device or under DDP; start them with torchrun",
+    "do_train": "this program trains, and evaluates as --eval_strategy says",
+    "do_eval": "this program trains, and evaluates as --eval_strategy says",
+    "do_predict": "this program trains, and evaluates as --eval_strategy says",
+    "resume_from_checkpoint": "the same command goes on by itself from the last checkpoint; "
+    "to start from other weights give --model_name_or_path",
+}
+# What `accelerate launch` switches on by an environment variable, whatever the flags say.
+_LAUNCHED = {
+    "ACCELERATE_USE_FSDP": "fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
+    "ACCELERATE_USE_MEGATRON_LM": "parallelism_config",
+}
+
+
+def default_of(flag: Field[Any]) -> Any:
+    """Default value of a dataclass field."""
+    return flag.default if flag.default_factory is MISSING else flag.default_factory()
+
+
+def refuse_bypassed(args: TrainingArguments, reasons: Mapping[str, str]) -> None:
+    """Refuse arguments that would change nothing, or break what they meet; call it before `__post_init__`.
+
+    Args:
+        args: As they were given.
+        reasons: For each such argument, why, and what to do instead.
+
+    Raises:
+        ValueError: If one of them does not have its default.
+    """
+    for flag in fields(args):
+        value = getattr(args, flag.name)
+        if flag.name in reasons and value != default_of(flag):
+            raise ValueError(f"{flag.name} {value} is not supported: {reasons[flag.name]}.")
+
+
+def settle_precision(args: TrainingArguments) -> None:
+    """Take over the precision of the launcher where no flag gives one, so that it is recorded as it is.
+
+    Call it before `__post_init__`: accelerate would use it all the same.
+
+    Raises:
+        ValueError: If the precision is neither bf16 nor fp16, or fp16 is asked for without a GPU.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if not (args.bf16 or args.fp16) and launched != "no":
+        if launched not in ("bf16", "fp16"):
+            raise ValueError(f"the launcher's mixed_precision is {launched}; expected no, bf16 or fp16.")
+        setattr(args, launched, True)
+    on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    if args.fp16 and on_cpu:
+        raise ValueError("fp16 needs a GPU and there is none; on a CPU give --bf16 true, or neither.")
+    if args.bf16 and on_cpu:
+        args.use_cpu = True  # else the base class refuses bf16, which CPUs have too
 
 
 def parse_layers(text: str) -> tuple[int, int | None]:
@@ -373,12 +475,8 @@ class ContrastArguments:
         _at_least(1, queue_size=self.queue_size)
         _at_least(1, momentum_warmup_steps=self.momentum_warmup_steps)
         _in_range(0, 1, momentum=self.momentum, momentum_start=self.momentum_start)
-        if self.xlco_temperature is not None and self.xlco_temperature <= 0:
-            raise ValueError(
-                f"xlco_temperature must be above 0, found {self.xlco_temperature:g}; "
-                "the released code has 0.25."
-            )
-        if self.momentum_exponent <= 0:
+        _at_least(LOWEST_TEMPERATURE, xlco_temperature=self.xlco_temperature)
+        if not self.momentum_exponent > 0:
             raise ValueError(f"momentum_exponent must be above 0, found {self.momentum_exponent:g}.")
         if self.momentum_schedule != "constant" and self.momentum_start > self.momentum:
             raise ValueError(
@@ -522,18 +620,39 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
             raise ValueError(
                 f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."
             )
-        if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns is true, which would drop every part of a joint batch; leave it false."
-            )
+        refuse_bypassed(self, BYPASSED)
+        for variable, name in _LAUNCHED.items():
+            if strtobool(os.environ.get(variable, "false")):
+                raise ValueError(f"the launcher asks for {variable}, not supported: {BYPASSED[name]}.")
+        if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+            raise ValueError(f"the launcher's dynamo_backend is not supported: {BYPASSED['torch_compile']}.")
+        if self.save_strategy == "best":
+            raise ValueError(f"save_strategy best is not supported: {BYPASSED['load_best_model_at_end']}.")
+        for name in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):
+            if getattr(self, f"dataloader_{name}") and not self.dataloader_num_workers:
+                raise ValueError(f"dataloader_{name} needs --dataloader_num_workers above 0.")
         if self.recompute_layers is not None:
             parse_layers(self.recompute_layers)
         copies_as_asked = self.accelerator_config is not None
+        settle_precision(self)
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process would use {self.n_gpu} GPUs, which is not supported; start one for each: "
+                f"`torchrun --nproc_per_node {self.n_gpu} run_pretraining.py ...`, "
+                "or set CUDA_VISIBLE_DEVICES=0."
+            )
+        config = cast(Any, self.accelerator_config)
+        if config.split_batches or config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config splits or dispatches batches, but each process makes its own; leave it."
+            )
         if not copies_as_asked:
             # Else the host would wait for each batch to arrive, though it is copied from pinned memory.
-            cast(Any, self.accelerator_config).non_blocking = self.dataloader_pin_memory
+            config.non_blocking = self.dataloader_pin_memory
         # Known only now: transformers has an older name for it.
+        if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
+            raise ValueError("activation_checkpointing_kwargs needs --activation_checkpointing true.")
         if self.recompute_layers is not None and self.activation_checkpointing:
             raise ValueError(
                 f"recompute_layers is {self.recompute_layers} and activation_checkpointing (or its older "

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from modeling_infoxlm.training.arguments import (
     DataArguments,
     ModelArguments,
     PretrainingArguments,
+    default_of,
 )
 
 _SHAPING_TOKENIZER = {
@@ -62,12 +63,8 @@ def changed_flags(*arguments: Any) -> list[str]:
         flag.name
         for instance in arguments
         for flag in fields(instance)
-        if flag.init and getattr(instance, flag.name) != _default(flag)
+        if flag.init and getattr(instance, flag.name) != default_of(flag)
     ]
-
-
-def _default(flag: Field[Any]) -> Any:
-    return flag.default if flag.default_factory is MISSING else flag.default_factory()
 
 
 def write_run_record(

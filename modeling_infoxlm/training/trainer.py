@@ -69,8 +69,7 @@ class InfoXLMTrainer(SafeTrainer):
         kwargs: Further arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: If the run is sharded (FSDP, DeepSpeed ZeRO-3) or uses DataParallel: neither is supported;
-            or if layers are to be recomputed that the model does not have.
+        ValueError: If layers are to be recomputed that the model does not have.
     """
 
     args: PretrainingArguments
@@ -101,14 +100,6 @@ class InfoXLMTrainer(SafeTrainer):
         if args.moments_dtype == "bfloat16":
             kwargs.setdefault("optimizer_cls_and_kwargs", low_memory_adamw(args))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or args.n_gpu > 1:
-            raise ValueError(
-                "InfoXLMTrainer runs on one device or under DDP; "
-                "FSDP, DeepSpeed and DataParallel are not supported. Start it with "
-                "`torchrun --nproc_per_node N run_pretraining.py ...`, without --fsdp or --deepspeed."
-            )
-        if args.load_best_model_at_end:
-            raise ValueError("load_best_model_at_end is not supported: pre-training ends with its last step.")
         self.contrast = contrast
         self.evaluator = evaluator
         self.matmul_peak = matmul_peak
@@ -355,6 +346,7 @@ class InfoXLMTrainer(SafeTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
         prepared: DataLoader = self.accelerator.prepare(loader)
         return prepared

@@ -1,7 +1,9 @@
 """Flags of pre-training: defaults of the paper, checks that name the value, and recipes that parse."""
 
+import argparse
+import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,29 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.cli import OutputArguments
+from modeling_infoxlm.config_file import _RecipeParser, parse_args_with_config
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.evaluation.encoders import EncoderArguments
+from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
+from modeling_infoxlm.evaluation.information import InformationArguments
+from modeling_infoxlm.evaluation.mine import MiningArguments
+from modeling_infoxlm.evaluation.mlqa import MLQAArguments, MLQATrainingArguments
+from modeling_infoxlm.evaluation.tatoeba import TatoebaArguments
+from modeling_infoxlm.evaluation.word_alignment import AlignWordsArguments
+from modeling_infoxlm.evaluation.xnli import XNLIArguments, XNLITrainingArguments
+from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
+from modeling_infoxlm.fairseq.corpus import ConvertDataArguments
+from modeling_infoxlm.hub.export import ExportArguments
+from modeling_infoxlm.hub.push import PushArguments
 from modeling_infoxlm.training.arguments import (
+    BYPASSED,
     ContrastArguments,
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
+    PrepareArguments,
     PretrainingArguments,
     ReleaseArguments,
 )
@@ -236,7 +253,11 @@ def test_token_is_not_shown():
         (lambda: ContrastArguments(momentum=1.5), "momentum must be in 0..1, found 1.5."),
         (lambda: ContrastArguments(momentum=-0.1), "momentum must be in 0..1, found -0.1."),
         (lambda: ContrastArguments(momentum_start=2), "momentum_start must be in 0..1, found 2."),
-        (lambda: ContrastArguments(xlco_temperature=0), "xlco_temperature must be above 0, found 0"),
+        (
+            lambda: ContrastArguments(xlco_temperature=1e-40),
+            "xlco_temperature must be at least 0.001, found 1e-40.",
+        ),
+        (lambda: ContrastArguments(momentum=float("nan")), "momentum must be in 0..1, found nan."),
         (lambda: ContrastArguments(xlco_layer=0), "xlco_layer must be at least 1, found 0."),
         (
             lambda: ContrastArguments(momentum_warmup_steps=0),
@@ -293,7 +314,7 @@ def test_bad_value_is_named(build, message):
         ({"eval_layer": -2}, "eval_layer must be at least 0, found -2."),
         ({"stop_on_collapse": -1}, "stop_on_collapse must be at least 0, found -1."),
         ({"eval_max_pairs": 0}, "eval_max_pairs must be at least 1, found 0."),
-        ({"remove_unused_columns": True}, "remove_unused_columns is true"),
+        ({"remove_unused_columns": True}, "remove_unused_columns True is not supported: it would drop"),
         (
             {"recompute_layers": "0"},
             "recompute_layers must be a range such as 1-6, one layer such as 6, or all",
@@ -324,3 +345,155 @@ def test_warmup_longer_than_the_run_warns_and_shares_do_not(pretraining, recwarn
     assert not [warning for warning in recwarn if "warmup_steps" in str(warning.message)]
     with pytest.warns(UserWarning, match="warmup_steps is 10000 but the run has 300 steps"):
         pretraining(max_steps=300)
+
+
+# ---------------------------------------------------------------------------- every argument of transformers
+
+ACTING = """
+output_dir per_device_train_batch_size max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
+warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon gradient_accumulation_steps
+max_grad_norm bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps logging_first_step
+log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica
+disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+eval_strategy eval_steps eval_delay per_device_eval_batch_size eval_on_start save_strategy save_steps
+save_on_each_node save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy
+hub_always_push hub_revision full_determinism seed use_cpu accelerator_config dataloader_num_workers
+dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
+ddp_backend ddp_timeout debug skip_memory_metrics local_rank
+""".split()
+
+
+def test_every_argument_of_transformers_acts_or_is_refused():
+    """One that a new release brings is neither: look whether our step honours it, and put it in its place."""
+    names = {field.name for field in fields(TrainingArguments)}
+    assert names - BYPASSED.keys() == set(ACTING)
+    # Those that another release of transformers lacks do no harm.
+    assert not BYPASSED.keys() & set(ACTING)
+
+
+OTHER_VALUES: dict[str, Any] = {bool: True, int: 3, float: 0.5, str: "x"}
+
+
+@pytest.mark.parametrize("name", sorted(BYPASSED))
+def test_an_argument_that_would_do_nothing_is_refused(pretraining, name):
+    (flag,) = [field for field in fields(PretrainingArguments) if field.name == name]
+    default = flag.default_factory() if flag.default is MISSING else flag.default
+    value = not default if isinstance(default, bool) else OTHER_VALUES.get(type(default), "x")
+    with pytest.raises(ValueError, match=f"^{name} {re.escape(str(value))} is not supported: .*[.]$"):
+        pretraining(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"save_strategy": "best"}, "save_strategy best is not supported: pre-training ends with its last"),
+        (
+            {"dataloader_persistent_workers": True},
+            "persistent_workers needs --dataloader_num_workers above 0",
+        ),
+        ({"dataloader_prefetch_factor": 2}, "prefetch_factor needs --dataloader_num_workers above 0"),
+        ({"activation_checkpointing_kwargs": {"a": 1}}, "needs --activation_checkpointing true"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config splits or dispatches batches"),
+        ({"fp16": True}, "fp16 needs a GPU and there is none; on a CPU give --bf16 true, or neither."),
+    ],
+)
+def test_what_cannot_be_is_refused(pretraining, values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pretraining(**values)
+
+
+def test_several_gpus_in_one_process_are_refused(pretraining, monkeypatch):
+    monkeypatch.setattr(PretrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="one process would use 2 GPUs.*`torchrun --nproc_per_node 2"):
+        pretraining()
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("ACCELERATE_USE_FSDP", "true", "the launcher asks for ACCELERATE_USE_FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "start them with torchrun"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "give --compile_layers true"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision is fp8; expected no, bf16 or fp16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 needs a GPU"),
+    ],
+)
+def test_what_a_launcher_asks_for_is_refused_as_a_flag_is(pretraining, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        pretraining()
+
+
+def test_the_precision_of_a_launcher_is_the_runs(pretraining, monkeypatch):
+    """accelerate would compute with it, and run.json, the identity and the card would say fp32."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert pretraining().bf16 is True
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert pretraining().bf16 is False
+
+
+# ---------------------------------------------------------------------------- every number of every program
+
+PROGRAMS = [
+    ALL,
+    [ModelArguments, PrepareArguments, OutputArguments],
+    [HeadModelArguments, XNLIArguments, XNLITrainingArguments],
+    [HeadModelArguments, MLQAArguments, MLQATrainingArguments],
+    [EncoderArguments, TatoebaArguments, MiningArguments, AlignWordsArguments],
+    [InformationArguments],
+    [ExportArguments],
+    [PushArguments],
+    [ConvertArguments],
+    [ConvertDataArguments],
+]
+OF_ANY_SIGN = {"null_score_diff_threshold", "threshold"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[-1].__name__)
+def test_no_number_may_be_nan_infinite_or_negative(program):
+    shared = [cls for cls in program if cls is not AlignWordsArguments and cls is not MiningArguments]
+    for classes in (shared, *([cls] for cls in program)):
+        numbers = [
+            action
+            for action in _RecipeParser(classes)._actions
+            if getattr(action.type, "__name__", "") in ("int", "float")
+        ]
+        for action in numbers:
+            wrong = ["nan", "inf", "-inf"] if action.type.__name__ == "float" else [str(10**30)]
+            wrong += [] if action.dest in OF_ANY_SIGN else ["-7"]
+            for text in wrong:
+                with pytest.raises(argparse.ArgumentTypeError, match="^must be .*, found "):
+                    action.type(text)
+
+
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [
+        ("save_steps", "0", "save_steps must be above 0, found 0."),
+        ("save_steps", "-1", "save_steps must be above 0, found -1."),
+        ("logging_steps", "0", "logging_steps must be above 0, found 0."),
+        ("eval_steps", "0", "eval_steps must be above 0, found 0."),
+        ("max_grad_norm", "nan", "max_grad_norm must be a finite number, found nan."),
+        ("max_grad_norm", "-1", "max_grad_norm must be at least 0, found -1."),
+        ("adam_epsilon", "0", "adam_epsilon must be above 0, found 0."),
+        ("adam_beta2", "1", "adam_beta2 must be at least 0 and below 1, found 1."),
+        ("gradient_accumulation_steps", "0", "gradient_accumulation_steps must be at least 1, found 0."),
+        ("per_device_train_batch_size", "0", "per_device_train_batch_size must be at least 1, found 0."),
+        ("save_total_limit", "0", "save_total_limit must be at least 1, found 0."),
+        ("seed", "4294967296", "seed must be at most 4,294,967,295, found 4.29497e+09."),
+        ("xlco_temperature", "1e-40", "xlco_temperature must be at least 0.001, found 1e-40."),
+        ("num_hidden_layers", "1000000", "num_hidden_layers must be at most 1,000, found 1e+06."),
+    ],
+)
+@pytest.mark.parametrize("in_recipe", [False, True])
+def test_a_number_out_of_range_is_named_with_its_place(tmp_path, capsys, flag, value, message, in_recipe):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(f"{flag}: {value}\n" if in_recipe else "seed: 1\n")
+    argv = [str(recipe), "--use_cpu", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as error:
+        parse_args_with_config(ALL, argv if in_recipe else [*argv, f"--{flag}", value])
+    assert error.value.code == 2
+    where = f"recipe {recipe}: " if in_recipe else ""
+    assert capsys.readouterr().err.partition("error: ")[2] == f"{where}{message}\n"

@@ -772,25 +772,6 @@ def test_results_of_a_resumed_run_are_those_of_the_whole(
 # ---------------------------------------------------------------------------- refusals
 
 
-def test_load_best_model_at_end_is_refused(make: Callable[..., InfoXLMTrainer]) -> None:
-    best = {
-        "load_best_model_at_end": True,
-        "eval_strategy": "steps",
-        "save_strategy": "steps",
-        "eval_steps": 1,
-    }
-    with pytest.raises(ValueError, match="load_best_model_at_end is not supported"):
-        make(evaluated=True, **best)
-
-
-def test_several_gpus_in_one_process_are_refused(
-    make: Callable[..., InfoXLMTrainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PretrainingArguments, "n_gpu", property(lambda self: 2))
-    with pytest.raises(ValueError, match="runs on one device or under DDP; .*`torchrun --nproc_per_node N"):
-        make()
-
-
 def test_exported_weights_are_the_trained_ones(make: Callable[..., InfoXLMTrainer], tmp_path: Path) -> None:
     trainer = make()
     trainer.train()
