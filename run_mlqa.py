@@ -44,7 +44,7 @@ def fine_tune_and_answer(argv: list[str]) -> None:
     model_args, task, args = parse_args_with_config(argument_types, argv)
     configure_process()
     folder = Path(args.output_dir)
-    data = load_data(task, args)
+    data = load_data(task, args, model_args)
     head = load_head_model(model_args, AutoModelForQuestionAnswering, seed=args.seed)
     run = MLQARun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
 

@@ -359,11 +359,13 @@ def parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
 
 
-def hub_revision(location: str) -> str:
+def hub_revision(location: str, *, revision: str | None = None, token: str | None = None) -> str:
     """The commit that a Hub dataset stands at now, which identifies its content.
 
     Args:
         location: `hub:NAME[:CONFIG[:SPLIT]]`.
+        revision: Branch, tag or commit; None is the main branch.
+        token: Of the Hub; None is the stored one.
 
     Returns:
         The commit hash.
@@ -373,9 +375,11 @@ def hub_revision(location: str) -> str:
     """
     from huggingface_hub import HfApi
 
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
     name = hub_parts(location)[0]
     try:
-        return str(HfApi().dataset_info(name).sha)
+        return str(HfApi(token=token).dataset_info(name, revision=revision).sha)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{location}: dataset not reachable on the Hub ({str(error).splitlines()[0]})"

@@ -82,7 +82,10 @@ logger = logging.getLogger(__name__)
 LENGTH = "length"  # the column of a row's number of tokens
 TEXTS_PER_CALL = 1000  # the tokenizer's own records of a text are far larger than its ids
 
+SAMPLES = "drawn by genre or article"  # what `draw` does, for result files
+
 _STEPS_SORTED_TOGETHER = 50
+_DRAW_SEED = 0  # not the run's: runs with other seeds are scored on the same rows
 _TRAINER_STATE = "trainer_state.json"
 # Training arguments that change what is computed; others (logging, saving, workers) may differ on resumption.
 _COMPUTED = (
@@ -288,6 +291,26 @@ def cached_rows(
 
     made: Dataset = Dataset.from_generator(rows, cache_dir=cache_dir, fingerprint=digest.hexdigest()[:32])
     return made
+
+
+def draw(groups: Sequence[str], count: int | None) -> list[int]:
+    """Numbers of rows that stand for all, ascending, the same in every run; None takes all.
+
+    Each group has its share: files are sorted by genre or article, so that the first rows are of one.
+
+    Args:
+        groups: Genre or article of each row.
+        count: Rows wanted.
+    """
+    if count is None or count >= len(groups):
+        return list(range(len(groups)))
+    rng = np.random.default_rng(_DRAW_SEED)
+    # By place, not by name, so that translations of a file are drawn from alike.
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    order = rng.permutation(len(groups))
+    order = order[np.argsort([places[groups[row]] for row in order], kind="stable")]
+    steps = ((rng.random() + np.arange(count)) * len(groups) / count).astype(int)
+    return sorted(order[np.minimum(steps, len(groups) - 1)].tolist())
 
 
 def collate(

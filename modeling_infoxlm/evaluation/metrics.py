@@ -9,6 +9,7 @@ in its own cache folder until it is computed, and nothing in the working directo
 `keep_in_memory=True` it writes nothing.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,11 @@ import torch
 from datasets import Features, List, Value
 
 from modeling_infoxlm.evaluation.mining import retrieval_accuracy
-from modeling_infoxlm.evaluation.mlqa_scoring import exact_match_score, f1_score
+from modeling_infoxlm.evaluation.mlqa_scoring import Rules, count_blank, exact_match_score, f1_score
 from modeling_infoxlm.evaluation.results import summarise
 from modeling_infoxlm.evaluation.word_alignment import alignment_rates, alignment_scores
+
+logger = logging.getLogger(__name__)
 
 NUM_LABELS = 3  # of XNLI: entailment, neutral, contradiction
 
@@ -63,6 +66,8 @@ class XNLIAccuracy(evaluate.Metric):
 class MLQAScore(evaluate.Metric):
     """F1 and exact match of answers by MLQA's rules (Lewis et al., ACL 2020); see `mlqa_scoring`.
 
+    `compute` takes `rules="squad"` for XQuAD and TyDiQA-GoldP, which the literature scores by SQuAD v1.1's.
+
     The result has `f1` and `exact_match` over all examples and for each language; with several languages
     average those, which is what the paper's tables do.
 
@@ -84,14 +89,23 @@ class MLQAScore(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[Sequence[str]], languages: Sequence[str]
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        languages: Sequence[str],
+        rules: Rules = "mlqa",
     ) -> dict[str, float]:
         if not len(predictions):
             raise ValueError("expected at least one answer, found none.")
         rows = list(zip(predictions, references, languages, strict=True))
+        blank = sum(count_blank([golds], language, rules=rules) for _, golds, language in rows)
+        if blank == len(rows):
+            raise ValueError(f"all {blank:,} gold answers are blank.")
+        if blank:
+            logger.warning("%d of %d gold answers are blank: only a blank answer is right.", blank, len(rows))
         scores = {
-            "f1": np.array([f1_score(*row) for row in rows]),
-            "exact_match": np.array([exact_match_score(*row) for row in rows]),
+            "f1": np.array([f1_score(*row, rules=rules) for row in rows]),
+            "exact_match": np.array([exact_match_score(*row, rules=rules) for row in rows]),
         }
         result = {name: float(values.mean()) for name, values in scores.items()}
         return {**result, **_flatten(_by_language(scores, languages))}

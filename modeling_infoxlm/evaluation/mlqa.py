@@ -16,8 +16,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from modeling_infoxlm.evaluation.finetuning import FineTuningArguments, HeadModel, fine_tune
-from modeling_infoxlm.evaluation.mlqa_scoring import exact_match_score, f1_score
+from modeling_infoxlm.evaluation.finetuning import (
+    SAMPLES,
+    FineTuningArguments,
+    HeadModel,
+    HeadModelArguments,
+    fine_tune,
+)
+from modeling_infoxlm.evaluation.mlqa_scoring import Rules, exact_match_score, f1_score
 from modeling_infoxlm.evaluation.qa_features import (
     LABELS,
     Windows,
@@ -30,6 +36,7 @@ from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, Estimate, TaskRes
 from modeling_infoxlm.evaluation.squad_files import (
     Question,
     QuestionSet,
+    check_answers,
     check_distinct_ids,
     cross_languages,
     fingerprint,
@@ -43,6 +50,10 @@ from modeling_infoxlm.provenance import write_json
 PREDICTIONS = "predictions"  # folders beside the model
 N_BEST = "nbest_predictions"
 
+# What the literature, since XTREME (arXiv 2003.11080), scores a benchmark by, if not by MLQA's own rules.
+_RULES: dict[str, Rules] = {"xquad": "squad", "tydiqa": "squad"}
+_DEFAULT_RULES: Rules = "mlqa"
+
 
 @dataclass
 class MLQAArguments:
@@ -54,7 +65,7 @@ class MLQAArguments:
         default_factory=list,
         metadata={
             "help": "Questions to learn from, in SQuAD's layout: files (json, json.gz), globs, folders, or "
-            "Hub datasets (hub:NAME:CONFIG:SPLIT)."
+            "Hub datasets (hub:NAME:CONFIG:SPLIT, or hub:NAME@REVISION:CONFIG:SPLIT)."
         },
     )
     test_files: list[str] = field(
@@ -68,6 +79,13 @@ class MLQAArguments:
     task_name: str | None = field(
         default=None,
         metadata={"help": "Name of the result. Unset: a result for each benchmark that file names tell."},
+    )
+    scoring_rules: Rules | None = field(
+        default=None,
+        metadata={
+            "help": "Rules of F1 and exact match: MLQA's, which know the language, or SQuAD v1.1's, which "
+            "take each for English. Unset: as in the literature, squad for XQuAD and TyDiQA, else mlqa."
+        },
     )
     all_pairs: bool = field(
         default=False,
@@ -98,10 +116,15 @@ class MLQAArguments:
         metadata={"help": "With these: no answer is predicted if it scores higher by more than this."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "First questions taken of each training file. Unset: all."}
+        default=None,
+        metadata={"help": "Questions drawn of each training file, see max_predict_samples. Unset: all."},
     )
     max_predict_samples: int | None = field(
-        default=None, metadata={"help": "First questions taken of each test file. Unset: all."}
+        default=None,
+        metadata={
+            "help": "Questions drawn of each test file: the same in every run, of each article its share. "
+            "Unset: all."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -173,10 +196,12 @@ class MLQAData:
     def files(self) -> dict[str, str]:
         """Hash of each file by its path, and the commit of a Hub dataset by its name."""
         sets = [*self.train, *(part for parts in self.test.values() for part in parts)]
-        return {location: fingerprint(location) for location in dict.fromkeys(part.location for part in sets)}
+        return {
+            location: fingerprint(part) for location, part in {part.location: part for part in sets}.items()
+        }
 
 
-def load_data(task: MLQAArguments, args: FineTuningArguments) -> MLQAData:
+def load_data(task: MLQAArguments, args: FineTuningArguments, model: HeadModelArguments) -> MLQAData:
     """Read all questions that the run needs, and check them.
 
     Raises:
@@ -187,6 +212,8 @@ def load_data(task: MLQAArguments, args: FineTuningArguments) -> MLQAData:
         read_question_sets,
         on_mismatched_answers=task.on_mismatched_answers,
         with_negatives=task.version_2_with_negative,
+        token=model.token,
+        cache_dir=model.cache_dir,
     )
     train: list[QuestionSet] = []
     test: dict[str, list[QuestionSet]] = {}
@@ -196,7 +223,7 @@ def load_data(task: MLQAArguments, args: FineTuningArguments) -> MLQAData:
                 "nothing to learn from: give --train_file, or --do_train false for a trained model."
             )
         # What language they are in changes nothing, and SQuAD's own names do not tell it.
-        train = read(task.train_file, unnamed="en", drop_mismatched=True)
+        train = read(task.train_file, unnamed="en", for_training=True)
         train = [limit_questions(part, task.max_train_samples) for part in train]
     if args.do_predict:
         if not task.test_files:
@@ -206,9 +233,29 @@ def load_data(task: MLQAArguments, args: FineTuningArguments) -> MLQAData:
             test.setdefault(task.task_name or part.benchmark, []).append(
                 limit_questions(part, task.max_predict_samples)
             )
-        for parts in test.values():
+        for name, parts in test.items():
             _check_names(parts)
+            rules = choose_rules(task, name, parts)
+            test[name] = [check_answers(part, rules) for part in parts]
     return MLQAData(train, test)
+
+
+def choose_rules(task: MLQAArguments, name: str, parts: Sequence[QuestionSet]) -> Rules:
+    """Rules that a result is scored by.
+
+    Raises:
+        UsageError: If the literature scores some of its sets by others.
+    """
+    if task.scoring_rules is not None:
+        return task.scoring_rules
+    benchmarks = [name] if name in _RULES else sorted({part.benchmark for part in parts})
+    rules = {_RULES.get(benchmark, _DEFAULT_RULES) for benchmark in benchmarks}
+    if len(rules) > 1:
+        raise UsageError(
+            f"{name} would hold {' and '.join(benchmarks)}, which are scored by different rules; "
+            "score them as two tasks, or give --scoring_rules."
+        )
+    return rules.pop()
 
 
 def _check_names(parts: Sequence[QuestionSet]) -> None:
@@ -244,8 +291,12 @@ class AnsweredSet:
     exact_match: np.ndarray
 
     def estimates(self) -> dict[str, Estimate]:
-        """Both scores in percent."""
-        return {"f1": estimate_share(100 * self.f1), "exact_match": estimate_share(100 * self.exact_match)}
+        """Both scores in percent; questions about one article hang together."""
+        groups = [question.article for question in self.part.questions]
+        if len(set(groups)) == 1:  # then those about one paragraph
+            groups = [question.context for question in self.part.questions]
+        scores = {"f1": self.f1, "exact_match": self.exact_match}
+        return {name: estimate_share(100 * values, groups=groups) for name, values in scores.items()}
 
 
 class MLQARun:
@@ -296,6 +347,7 @@ class MLQARun:
         return {
             "questions": {part.location: len(part.questions) for part in self.data.train},
             "mismatched_answers": sum(part.num_mismatched for part in self.data.train),
+            "blank_answers": sum(part.num_blank for part in self.data.train),
             "windows": len(windows),
             "windows_with_answer": windows.num_with_answer,
             "steps": record.steps,
@@ -304,9 +356,12 @@ class MLQARun:
     def answer(self) -> dict[str, list[AnsweredSet]]:
         """Answer and score every set, by the name of its task."""
         self.head.to(self.args.device)
-        return {task: [self._answer(part) for part in parts] for task, parts in self.data.test.items()}
+        return {
+            task: [self._answer(part, choose_rules(self.task, task, parts)) for part in parts]
+            for task, parts in self.data.test.items()
+        }
 
-    def _answer(self, part: QuestionSet) -> AnsweredSet:
+    def _answer(self, part: QuestionSet, rules: Rules) -> AnsweredSet:
         windows = self._windows(part.questions)
         answers = predict_answers(
             self.head.model,
@@ -317,21 +372,20 @@ class MLQARun:
             bf16=self.args.bf16,
             description=f"{part.benchmark} {part.name}",
         )
-        return score_answers(part, answers)
+        return score_answers(part, answers, rules)
 
     def _windows(self, questions: Sequence[Question]) -> Windows:
         return build_windows(questions, self.head.tokenizer, self.task.windows, cache_dir=self.cache_dir)
 
 
-def score_answers(part: QuestionSet, answers: Sequence[Sequence[Candidate]]) -> AnsweredSet:
+def score_answers(
+    part: QuestionSet, answers: Sequence[Sequence[Candidate]], rules: Rules = _DEFAULT_RULES
+) -> AnsweredSet:
     """Score the first answer of each question."""
     language = part.context_language
-    pairs = [
-        (found[0].text, [answer.text for answer in question.answers])
-        for question, found in zip(part.questions, answers, strict=True)
-    ]
-    f1 = np.array([f1_score(text, gold, language) for text, gold in pairs])
-    exact_match = np.array([exact_match_score(text, gold, language) for text, gold in pairs])
+    pairs = [(found[0].text, question.golds) for question, found in zip(part.questions, answers, strict=True)]
+    f1 = np.array([f1_score(text, gold, language, rules=rules) for text, gold in pairs])
+    exact_match = np.array([exact_match_score(text, gold, language, rules=rules) for text, gold in pairs])
     return AnsweredSet(part, answers, f1, exact_match)
 
 
@@ -346,6 +400,7 @@ def make_result(
         answered: Sets of it, no two of the same languages.
         training: How fine-tuning went, None if there was none.
     """
+    parts = [item.part for item in answered]
     scores = {item.part.name: item.estimates() for item in answered}
     f1 = {name: estimates["f1"].value for name, estimates in scores.items()}
     exact_match = {name: estimates["exact_match"].value for name, estimates in scores.items()}
@@ -359,9 +414,9 @@ def make_result(
         task=task,
         metric="f1",
         unit="percent",
-        dataset=record_questions(task, [item.part for item in answered]),
+        dataset=record_questions(task, parts),
         model=run.head.record,
-        settings=_settings(run),
+        settings={**_settings(run), "scoring_rules": choose_rules(run.task, task, parts)},
         seed=None if training is None else run.args.seed,
         scores=scores,
         summary=summary,
@@ -377,6 +432,8 @@ def _settings(run: MLQARun) -> dict[str, Any]:
         "max_predict_samples": task.max_predict_samples,
         "bf16": args.bf16,
     }
+    if task.max_predict_samples or (args.do_train and task.max_train_samples):
+        answering["samples"] = SAMPLES
     if task.version_2_with_negative:
         answering["null_score_diff_threshold"] = task.null_score_diff_threshold
     if not args.do_train:
@@ -415,6 +472,7 @@ def _describe(item: AnsweredSet) -> dict[str, Any]:
         "questions": len(item.part.questions),
         "answered": sum(bool(found[0].text) for found in item.answers),
         "mismatched_answers": item.part.num_mismatched,
+        "blank_answers": item.part.num_blank,
     }
 
 

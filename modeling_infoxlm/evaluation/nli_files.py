@@ -5,8 +5,10 @@ in one file, with a header), of XTREME (`dev-de.tsv`, without one) and of MultiN
 """
 
 import glob
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
 from modeling_infoxlm.data.sources import HUB_PREFIX, language_in, take_apart
 from modeling_infoxlm.process import UsageError, usage_errors
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("entailment", "neutral", "contradiction")  # their numbers in facebook/xnli are 0, 1, 2
 XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
@@ -26,6 +30,7 @@ _COLUMNS = {
     "hypothesis": ("hypothesis", "hypo", "sentence2"),
     "label": ("label", "gold_label"),
     "language": ("language",),
+    "genre": ("genre",),
 }
 _CANONICAL = {name: column for column, names in _COLUMNS.items() for name in names}
 _LABEL_NUMBERS = {
@@ -33,6 +38,8 @@ _LABEL_NUMBERS = {
     **{str(number): number for number in range(len(LABELS))},
     "contradictory": 2,  # so written in MultiNLI's translations
 }
+# SNLI and MultiNLI where annotators did not agree, and test sets whose labels are not public.
+_NO_LABEL = ("-", "-1", "", "none", "nan")
 # Stems of a split's file in a folder; `{}` is the language, without it the file holds all of them.
 _STEMS: dict[Split, tuple[str, ...]] = {
     "train": ("train-{}", "multinli.train.{}"),
@@ -51,19 +58,29 @@ class NLIRows:
         premises: Texts.
         hypotheses: Texts.
         labels: Numbers of `LABELS`.
+        genres: Empty where they are not given.
+        left_out: Number of lines and rows that are not among these, by the reason.
     """
 
     premises: list[str]
     hypotheses: list[str]
     labels: list[int]
+    genres: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.labels)
 
-    def head(self, count: int | None) -> "NLIRows":
-        """The first rows; None is all of them."""
-        return NLIRows(self.premises[:count], self.hypotheses[:count], self.labels[:count])
+    def take(self, numbers: Sequence[int]) -> "NLIRows":
+        """Some of the rows."""
+        return NLIRows(
+            [self.premises[number] for number in numbers],
+            [self.hypotheses[number] for number in numbers],
+            [self.labels[number] for number in numbers],
+            [self.genres[number] for number in numbers] if self.genres else [],
+            self.left_out,
+        )
 
     @classmethod
     def joined(cls, parts: Iterable["NLIRows"]) -> "NLIRows":
@@ -163,16 +180,28 @@ def read_nli(path: Path, language: str) -> NLIRows:
         path: TSV, JSON lines or Parquet.
         language: Rows of other ones are left out where the file says each row's.
 
+    Returns:
+        The rows without those that have no gold label, and without blank lines, which are counted.
+
     Raises:
         UsageError: If the file cannot be read, lacks a column, has no row, or a label is none of the three.
     """
     rows = NLIRows([], [], [])
     with usage_errors():
-        for place, record in _records(path):
+        for place, record in _records(path, rows.left_out):
             if record.get("language", language) == language:
                 _append(rows, record, place)
+    return _checked(rows, str(path), language)
+
+
+def _checked(rows: NLIRows, place: str, language: str) -> NLIRows:
+    """Refuse a set without a row, and say what was left out of one."""
+    left_out = " and ".join(f"{count:,} {reason}" for reason, count in sorted(rows.left_out.items()))
     if not rows.labels:
-        raise UsageError(f"{path} has no row of the language {language}.")
+        found = f" that can be used, only {left_out}" if left_out else ""
+        raise UsageError(f"{place} has no row of the language {language}{found}.")
+    if left_out:
+        logger.warning("%s, %s: left out %s", place, language, left_out)
     return rows
 
 
@@ -196,26 +225,29 @@ def read_hub_nli(
     rows = NLIRows([], [], [])
     for number, record in enumerate(loaded, start=1):
         _append(rows, _canonical(record), f"{name}, {language}, row {number:,}")
-    return rows
+    return _checked(rows, name, language)
 
 
-def newest_revision(name: str) -> str:
-    """Commit that a Hub dataset stands at now.
+def dataset_commit(name: str, revision: str | None, *, token: str | None) -> str:
+    """Commit of a branch or tag of a Hub dataset; None is that which it stands at now.
 
     Raises:
         UsageError: If the Hub cannot be reached or does not know it.
     """
     try:
-        return hub_revision(f"{HUB_PREFIX}{name}")
+        return hub_revision(f"{HUB_PREFIX}{name}", revision=revision, token=token)
     except DataError as error:
         raise UsageError(f"{error}; without a network, give --data_dir.") from error
 
 
 def _append(rows: NLIRows, record: Mapping[str, Any], place: str) -> None:
+    if "label" in record and _label_text(record["label"]) in _NO_LABEL:
+        rows.left_out["rows without a gold label"] += 1
+        return
     for column in ("premise", "hypothesis", "label"):
         if record.get(column) is None:
             raise UsageError(f"{place}: no {column}; found {', '.join(map(str, record)) or 'nothing'}.")
-    label = _LABEL_NUMBERS.get(str(record["label"]).strip().lower())
+    label = _LABEL_NUMBERS.get(_label_text(record["label"]))
     if label is None:
         raise UsageError(
             f"{place}: label {str(record['label'])!r} is none of {', '.join(LABELS)}, or 0, 1, 2."
@@ -223,15 +255,21 @@ def _append(rows: NLIRows, record: Mapping[str, Any], place: str) -> None:
     rows.premises.append(str(record["premise"]))
     rows.hypotheses.append(str(record["hypothesis"]))
     rows.labels.append(label)
+    rows.genres.append(str(record.get("genre") or ""))
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and canonical record of each row."""
+def _label_text(label: Any) -> str:
+    """As in `_LABEL_NUMBERS`; a table that once lacked a label has numbers such as 1.0."""
+    return str(label).strip().lower().removesuffix(".0")
+
+
+def _records(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and canonical record of each row; blank lines are counted."""
     kind = take_apart(path).format
     if kind == "tsv":
-        yield from _tsv_records(path)
+        yield from _tsv_records(path, left_out)
     elif kind == "jsonl":
-        for number, line in raw_lines(path):
+        for number, line in _lines(path, left_out):
             yield f"{path}, line {number:,}", _json_record(path, number, line)
     elif kind == "parquet":
         for place, record in parquet_records(path, tuple(_CANONICAL)):
@@ -242,18 +280,28 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def _tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Records of a TSV file; without a header the columns are premise, hypothesis, label."""
-    columns = ["premise", "hypothesis", "label"]
+def _lines(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, bytes]]:
     for number, line in raw_lines(path):
+        if line.strip():
+            yield number, line
+        else:
+            left_out["blank lines"] += 1
+
+
+def _tsv_records(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Records of a TSV file; without a header the columns are premise, hypothesis, label and maybe genre."""
+    columns: list[str] = []
+    needed = 3
+    for number, line in _lines(path, left_out):
         fields = _text(path, number, line).split("\t")
         names = [_CANONICAL.get(name.strip().lower(), name) for name in fields]
-        if number == 1 and {"premise", "hypothesis"} <= set(names):
-            columns = names
+        if not columns and {"premise", "hypothesis"} <= set(names):
+            columns, needed = names, len(names)
             continue
-        if len(fields) < len(columns):
+        columns = columns or ["premise", "hypothesis", "label", "genre"]
+        if len(fields) < needed:
             raise UsageError(
-                f"{path}, line {number:,}: expected the columns {', '.join(columns)}, "
+                f"{path}, line {number:,}: expected the columns {', '.join(columns[:needed])}, "
                 f"found {len(fields)} (columns are split by tabs)."
             )
         yield f"{path}, line {number:,}", dict(zip(columns, fields, strict=False))

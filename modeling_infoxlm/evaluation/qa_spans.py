@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.finetuning import forward_batches
@@ -94,14 +95,32 @@ def predict_answers(
     for members, output in batches:
         first_logits, last_logits = output.start_logits.float(), output.end_logits.float()
         bounds = [bound[members].to(first_logits.device) for bound in (begin, stop, last)]
+        text_starts, text_ends = _characters(windows, members, first_logits)
         found = best_spans(
-            first_logits, last_logits, *bounds, length=settings.max_answer_length, count=settings.n_best_size
+            first_logits,
+            last_logits,
+            *bounds,
+            text_starts=text_starts,
+            text_ends=text_ends,
+            length=settings.max_answer_length,
+            count=settings.n_best_size,
         )
         count = found[0].shape[1]
         for table, part in zip((scores, starts, ends), found, strict=True):
             table[members, :count] = part.cpu().numpy()
         null_scores[members] = (first_logits[:, 0] + last_logits[:, 0]).cpu().numpy()
     return choose_answers(questions, windows, BestSpans(scores, starts, ends, null_scores), settings)
+
+
+def _characters(windows: Windows, members: np.ndarray, like: Tensor) -> tuple[Tensor, Tensor]:
+    """First character of each token of the contexts of some windows, and its last, exclusive, (B, T) each."""
+    bounds = np.zeros((2, *like.shape), dtype=np.int64)
+    for row, window in enumerate(members):
+        tokens = slice(windows.begins[window], windows.begins[window + 1])
+        at = slice(windows.context_at[window], windows.context_at[window] + tokens.stop - tokens.start)
+        bounds[0, row, at], bounds[1, row, at] = windows.starts[tokens], windows.ends[tokens]
+    first, last = torch.from_numpy(bounds).to(like.device)
+    return first, last
 
 
 def best_spans(
@@ -111,10 +130,14 @@ def best_spans(
     stop: Tensor,
     last: Tensor,
     *,
+    text_starts: Tensor,
+    text_ends: Tensor,
     length: int,
     count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best spans among all those of up to `length` tokens.
+    """The best spans among all those of up to `length` tokens that stand for a text.
+
+    The first of equal ones comes first, so that the best one does not depend on how many are wanted.
 
     Args:
         start_logits: (B, T).
@@ -122,6 +145,8 @@ def best_spans(
         begin: First position that a span may begin at, (B,).
         stop: End of these positions, exclusive, (B,).
         last: End of the positions that a span may end at, exclusive, (B,).
+        text_starts: First character of each token, (B, T); that of a lone space is its end.
+        text_ends: Last character, exclusive, (B, T).
         length: Most tokens of a span.
         count: Spans wanted.
 
@@ -134,9 +159,10 @@ def best_spans(
     starts = start_logits.masked_fill((positions < begin[:, None]) | (positions >= stop[:, None]), lowest)
     ends = end_logits.masked_fill((positions < begin[:, None]) | (positions >= last[:, None]), lowest)
     # ends[b, s, l] is the end logit of the span of l + 1 tokens that begins at s.
-    ends = torch.nn.functional.pad(ends, (0, length - 1), value=lowest).unfold(1, length, 1)
-    scores = (starts[:, :, None] + ends).flatten(1)
-    best, index = scores.topk(min(count, scores.shape[1]), dim=1)
+    ends = pad(ends, (0, length - 1), value=lowest).unfold(1, length, 1)
+    blank = text_starts[:, :, None] >= pad(text_ends, (0, length - 1)).unfold(1, length, 1)
+    scores = (starts[:, :, None] + ends).masked_fill(blank, lowest).flatten(1)
+    best, index = (part[:, :count] for part in scores.sort(dim=1, descending=True, stable=True))
     first = index // length
     return best, first, first + index % length
 
@@ -168,11 +194,10 @@ def choose_answers(
 
 
 def _distinct(context: str, spans: Iterable[tuple[int, int, float]], count: int) -> list[Candidate]:
-    """The best span of each text; a token may stand for no character, such as a lone space."""
+    """The best span of each text."""
     found: dict[str, Candidate] = {}
     for start, end, score in spans:
-        if start < end:
-            found.setdefault(context[start:end], Candidate(context[start:end], start, score))
+        found.setdefault(context[start:end], Candidate(context[start:end], start, score))
         if len(found) == count:
             break
     return list(found.values())

@@ -7,6 +7,7 @@ Shapes: N rows, L languages, C = 3 labels.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.finetuning import (
+    SAMPLES,
     TEXTS_PER_CALL,
     FineTuningArguments,
     HeadModel,
@@ -27,6 +29,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     Selection,
     TrainingRecord,
     cached_rows,
+    draw,
     fine_tune,
     forward_batches,
     tokenizer_hash,
@@ -36,9 +39,9 @@ from modeling_infoxlm.evaluation.nli_files import (
     XNLI_LANGUAGES,
     NLIRows,
     Split,
+    dataset_commit,
     files_in_folder,
     files_of_patterns,
-    newest_revision,
     read_hub_nli,
     read_nli,
 )
@@ -113,13 +116,19 @@ class XNLIArguments:
         default=256, metadata={"help": "Tokens of premise and hypothesis; longer are cut (authors: 256)."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "First rows taken of each language's training set. Unset: all."}
+        default=None,
+        metadata={"help": "Rows drawn of each language's training set, see max_predict_samples. Unset: all."},
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "First rows taken of each language's dev set. Unset: all."}
+        default=None,
+        metadata={"help": "Rows drawn of each language's dev set, see max_predict_samples. Unset: all."},
     )
     max_predict_samples: int | None = field(
-        default=None, metadata={"help": "First rows taken of each language's test set. Unset: all."}
+        default=None,
+        metadata={
+            "help": "Rows drawn of each language's test set: the same in every run and language, and of each "
+            "genre its share where the data names it. Unset: all."
+        },
     )
     mixed_languages: bool = field(
         default=False,
@@ -127,7 +136,10 @@ class XNLIArguments:
     )
     mixed_max_samples: int | None = field(
         default=500,
-        metadata={"help": "First rows taken in mixed_languages; 15 languages run 225 times them."},
+        metadata={
+            "help": "Rows drawn for mixed_languages, see max_predict_samples; 15 languages run 225 times "
+            "them."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -185,6 +197,16 @@ class XNLIData:
         """Training rows of each language."""
         return {language: len(rows) for language, rows in self.train.items()}
 
+    @property
+    def left_out(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Lines and rows of the files that are not among the rows, by split, language and reason."""
+        splits = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {
+            split: {language: dict(rows.left_out) for language, rows in sets.items() if rows.left_out}
+            for split, sets in splits.items()
+            if any(rows.left_out for rows in sets.values())
+        }
+
 
 def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelArguments) -> XNLIData:
     """Read all rows that the run needs, and check them.
@@ -199,14 +221,15 @@ def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelAr
     dev: Mapping[str, NLIRows] = {}
     test: Mapping[str, NLIRows] = {}
     if args.do_train:
-        train = source.read("train", source.train_languages(languages), task.max_train_samples)
+        train = _draw_rows(source.read("train", source.train_languages(languages)), task.max_train_samples)
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
             chosen = languages if task.select_on == "all" else [ENGLISH]
-            dev = source.read("dev", chosen, task.max_eval_samples)
+            dev = _draw_rows(source.read("dev", chosen), task.max_eval_samples)
     if args.do_predict:
-        test = source.read(task.test_split, languages, task.max_predict_samples)
+        test = source.read(task.test_split, languages)
         if task.mixed_languages:
             _check_parallel(test)
+        test = _draw_rows(test, task.max_predict_samples)
     selected_on_test = task.test_split == "dev" and bool(dev)
     return XNLIData(train, dev, test, source.record(), source.files, selected_on_test)
 
@@ -241,7 +264,7 @@ class _FileSource:
             )
         return list(named)
 
-    def read(self, split: Split, languages: Sequence[str], most: int | None) -> dict[str, NLIRows]:
+    def read(self, split: Split, languages: Sequence[str]) -> dict[str, NLIRows]:
         patterns, flag = self._patterns(split)
         if patterns:
             paths = files_of_patterns(patterns, flag, languages=languages, unnamed=languages)
@@ -252,7 +275,7 @@ class _FileSource:
         if split == self.task.test_split:
             self._tested = list(paths.values())
         self.files |= {str(path): file_sha256(path) for path in set(paths.values())}
-        return {language: read_nli(path, language).head(most) for language, path in paths.items()}
+        return {language: read_nli(path, language) for language, path in paths.items()}
 
     def record(self) -> DatasetRecord:
         return DatasetRecord.of_files(_record_name(self.task.test_split), self._tested)
@@ -271,7 +294,7 @@ class _HubSource:
 
     def __init__(self, task: XNLIArguments, model: HeadModelArguments) -> None:
         self.task, self.model, self.name = task, model, str(task.dataset_name)
-        self.revision = task.dataset_revision or newest_revision(self.name)
+        self.revision = dataset_commit(self.name, task.dataset_revision, token=model.token)
         self.files = {self.name: self.revision}
 
     def languages(self) -> Sequence[str]:
@@ -280,7 +303,7 @@ class _HubSource:
     def train_languages(self, languages: Sequence[str]) -> Sequence[str]:
         return languages if self.task.translate_train else [self.task.train_language]
 
-    def read(self, split: Split, languages: Sequence[str], most: int | None) -> dict[str, NLIRows]:
+    def read(self, split: Split, languages: Sequence[str]) -> dict[str, NLIRows]:
         read = partial(
             read_hub_nli,
             self.name,
@@ -289,14 +312,23 @@ class _HubSource:
             cache_dir=self.model.cache_dir,
             token=self.model.token,
         )
-        return {language: read(language).head(most) for language in languages}
+        return {language: read(language) for language in languages}
 
     def record(self) -> DatasetRecord:
-        return DatasetRecord(_record_name(self.task.test_split), {}, self.revision)
+        name = "xnli" if self.name in ("facebook/xnli", "xnli") else self.name
+        return DatasetRecord(_record_name(self.task.test_split, name), {}, self.revision)
 
 
-def _record_name(split: Split) -> str:
-    return "xnli" if split == "test" else f"xnli-{split}"
+def _record_name(split: Split, name: str = "xnli") -> str:
+    return name if split == "test" else f"{name}-{split}"
+
+
+def _draw_rows(sets: Mapping[str, NLIRows], count: int | None) -> dict[str, NLIRows]:
+    """So many rows of each language, the same ones of all that have equally many: they are translations."""
+    genres = {len(rows): [""] * len(rows) for rows in sets.values()}
+    genres |= {len(rows): rows.genres for rows in sets.values() if any(rows.genres)}
+    drawn = {size: draw(names, count) for size, names in genres.items()}
+    return {language: rows.take(drawn[len(rows)]) for language, rows in sets.items()}
 
 
 def _check_parallel(test: Mapping[str, NLIRows]) -> None:
@@ -432,7 +464,7 @@ class XNLIRun:
 
     def predict_mixed(self) -> np.ndarray:
         """Which rows are right, (L, L, N): premise in the first language, hypothesis in the second."""
-        test = {name: rows.head(self.task.mixed_max_samples) for name, rows in self.data.test.items()}
+        test = _draw_rows(self.data.test, self.task.mixed_max_samples)
         self.head.to(self.args.device)
         correct = []
         for language, rows in test.items():
@@ -506,14 +538,16 @@ def score(
         "test_split": run.task.test_split,
         "selected_on_test": run.data.selected_on_test,
         "training_rows": run.data.num_train_rows,
+        "left_out": run.data.left_out,
         "training": None if training is None else asdict(training),
     }
     if mixed is not None:
         scores = score_mixed(mixed, list(run.data.test))
         summary |= {name: scores[name].value for name in ("within", "across") if name in scores}
+        mixed_rows = next(iter(_draw_rows(run.data.test, run.task.mixed_max_samples).values()))
         details["mixed_languages"] = {
-            name: asdict(value) if isinstance(value, Estimate) else value for name, value in scores.items()
-        }
+            "genres": dict(Counter(mixed_rows.genres)) if any(mixed_rows.genres) else None,
+        } | {name: asdict(value) if isinstance(value, Estimate) else value for name, value in scores.items()}
     return TaskResult(
         task="xnli",
         metric="accuracy",
@@ -562,8 +596,12 @@ def _settings(run: XNLIRun) -> dict[str, Any]:
         "eval_steps": args.eval_steps,
     }
     task = asdict(run.task)
-    names = ("train_language", "translate_train", "select_on", "max_seq_length", "max_train_samples")
-    chosen = {name: task[name] for name in (*names, "max_eval_samples", "max_predict_samples")}
+    names = ("train_language", "translate_train", "select_on", "max_seq_length")
+    limits = ["max_train_samples", "max_eval_samples", "max_predict_samples"]
+    limits += ["mixed_max_samples"] if run.task.mixed_languages else []
+    chosen = {name: task[name] for name in (*names, *limits)}
+    if any(task[name] for name in limits):
+        chosen["samples"] = SAMPLES
     return {**chosen, "bf16": args.bf16, **(training if args.do_train else {})}
 
 

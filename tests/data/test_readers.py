@@ -233,7 +233,7 @@ def test_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         readers.hub_revision("hub:x:de")
     info = SimpleNamespace(sha="c0ffee")
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "dataset_info", lambda self, name: info if name == "x" else None
+        huggingface_hub.HfApi, "dataset_info", lambda self, name, revision: info if name == "x" else None
     )
     assert readers.hub_revision("hub:x:de") == "c0ffee"
 

@@ -24,6 +24,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     LengthBuckets,
     cached_rows,
     collate,
+    draw,
     finish_run,
     forward_batches,
     load_head_model,
@@ -220,6 +221,19 @@ def test_logits_that_are_not_finite_are_refused(folders: dict[str, Path], rows: 
     head.model.get_input_embeddings().weight.data[damaged] = float("nan")
     with pytest.raises(UsageError, match=r"not finite, first for row \d+; its weights"):
         list(forward_batches(head.model, rows, head.tokenizer))
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 99, 100, 101, None])
+def test_rows_are_drawn_from_each_group_by_its_share(count: int | None) -> None:
+    groups = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
+    drawn = draw(groups, count)
+    assert drawn == sorted(set(drawn)) and len(drawn) == min(100, count or 100)
+    assert drawn == draw([group.upper() for group in groups[:60]] + ["0"] * 30 + ["1"] * 10, count)
+    for group in "abc":
+        share = len(drawn) * groups.count(group) / 100
+        assert abs(sum(groups[row] == group for row in drawn) - share) < 1
+    everywhere = np.mean([draw([""] * 1000, 50)])  # not the first ones, nor the last
+    assert 400 < everywhere < 600
 
 
 # ---------------------------------------------------------------------------- batches

@@ -88,6 +88,14 @@ def test_answers_are_scored_by_the_rules_of_their_language() -> None:
         MLQAScore().compute(predictions=[], references=[], languages=[])
 
 
+def test_answers_can_be_scored_by_squads_rules_and_blank_ones_are_not() -> None:
+    rows = {"predictions": ["der Hund"], "languages": ["de"]}
+    found = MLQAScore().compute(**rows, references=[["Hund"]], rules="squad")
+    assert found["f1"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="all 1 gold answers are blank"):
+        MLQAScore().compute(**rows, references=[["", " "]])
+
+
 def test_retrieval_is_that_of_a_slow_search_in_both_directions() -> None:
     rng = np.random.default_rng(4)
     source = rng.normal(size=(40, 5)) * rng.random((40, 1)) * 9

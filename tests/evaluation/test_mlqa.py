@@ -1,6 +1,7 @@
 """Results of question answering: what is read, scored, summed up and written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,13 @@ from reference import mlqa_rules
 from rich.console import Console
 from tiny_qa import article, question, write_sets, write_squad
 
+from modeling_infoxlm.evaluation import mlqa
+from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
 from modeling_infoxlm.evaluation.mlqa import (
     AnsweredSet,
     MLQAArguments,
     MLQATrainingArguments,
-    load_data,
+    choose_rules,
     make_result,
     outputs,
     print_result,
@@ -38,6 +41,10 @@ def arguments(**given: Any) -> MLQAArguments:
         name: list(map(str, value)) if isinstance(value, list) else value for name, value in given.items()
     }
     return MLQAArguments(**plain)
+
+
+def load_data(task: MLQAArguments, args: Any) -> Any:
+    return mlqa.load_data(task, args, HeadModelArguments())
 
 
 def training(**given: Any) -> Any:
@@ -70,7 +77,7 @@ def test_each_benchmark_is_a_task(folder: Path) -> None:
     assert outputs(data)[:2] == ("mlqa_results.json", "xquad_results.json")
 
 
-def test_one_task_by_name_and_first_samples(folder: Path) -> None:
+def test_one_task_by_name_and_drawn_samples(folder: Path) -> None:
     given = arguments(
         train_file=[folder / "train-v1.1.json"],
         test_files=[folder / "xquad"],
@@ -80,7 +87,8 @@ def test_one_task_by_name_and_first_samples(folder: Path) -> None:
     )
     data = load_data(given, training())
     assert len(data.training_questions) == 7
-    assert [len(part.questions) for part in data.test["own"]] == [5, 5]
+    german, english = ([question.id for question in part.questions] for part in data.test["own"])
+    assert len(german) == 5 and german == english != [f"q{number}" for number in range(5)]
 
 
 def test_all_pairs_of_languages(folder: Path) -> None:
@@ -117,6 +125,116 @@ def test_questions_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None
         load_data(arguments(test_files=[path]), training(do_train=False))
     # To learn from they may be: TyDiQA's English questions share their ids.
     assert len(load_data(arguments(train_file=[path]), training(do_predict=False)).training_questions) == 2
+
+
+def test_samples_are_drawn_from_all_articles(tmp_path: Path) -> None:
+    """SQuAD's files go article by article: the first 120 questions of XQuAD are of five."""
+    long = article("w4 w5", *[question(f"a{number}", "w7", "w5", 3) for number in range(40)])
+    others = [article("w4 w5", question(f"b{number}", "w7", "w5", 3)) for number in range(10)]
+    path = write_squad(tmp_path / "xquad.de.json", [{**long, "title": "long"}, *others])
+    task = arguments(test_files=[path], train_file=[path], max_predict_samples=10, max_train_samples=10)
+    data = load_data(task, training())
+    for (part,) in (data.test["xquad"], data.train):
+        ids = [item.id for item in part.questions]
+        assert sum(key.startswith("a") for key in ids) == 8 and ids != [f"a{number}" for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("xquad.de.json", {}, "squad"),
+        ("XQuAD.de.json", {}, "squad"),
+        ("tydiqa.sw.dev.json", {}, "squad"),
+        ("dev-context-de-question-de.json", {}, "mlqa"),
+        ("mine.de.json", {}, "mlqa"),
+        ("mine.de.json", {"task_name": "xquad"}, "squad"),
+        ("xquad.de.json", {"task_name": "own"}, "squad"),
+        ("xquad.de.json", {"scoring_rules": "mlqa"}, "mlqa"),
+        ("dev-context-de-question-de.json", {"scoring_rules": "squad"}, "squad"),
+    ],
+)
+def test_each_benchmark_is_scored_as_its_literature_does(
+    tmp_path: Path, name: str, given: dict[str, Any], expected: str
+) -> None:
+    path = write_squad(tmp_path / name, [article("der Hund", question("a", "w7", "Hund", 4))])
+    run = run_of(do_train=False)
+    run.task = arguments(test_files=[path], **given)
+    ((task, (part,)),) = load_data(run.task, training(do_train=False)).test.items()
+    rules = choose_rules(run.task, task, [part])
+    found = score_answers(part, [[Candidate("der Hund", 0, 1.0)]], rules)
+    result = make_result(run, task, [found], None)
+    assert result.settings["scoring_rules"] == rules == expected
+    (scores,) = result.scores.values()
+    assert scores["f1"].value == pytest.approx(100 if expected == "mlqa" else 200 / 3)
+
+
+def test_benchmarks_of_different_rules_are_no_one_task(folder: Path, tmp_path: Path) -> None:
+    french = write_squad(tmp_path / "xquad.fr.json", [article("w4", question("a", "w7", "w4", 0))])
+    task = arguments(test_files=[folder / "mlqa", french], task_name="own")
+    with pytest.raises(
+        UsageError, match="own would hold mlqa and xquad, which are scored by different rules"
+    ):
+        load_data(task, training(do_train=False))
+    task.scoring_rules = "squad"
+    assert len(load_data(task, training(do_train=False)).test["own"]) == 3
+
+
+def with_golds(path: Path, *golds: str) -> Path:
+    return write_squad(
+        path, [article("w4 .", question(f"q{i}", "w7", gold, 0)) for i, gold in enumerate(golds)]
+    )
+
+
+def test_blank_gold_answers_are_counted_and_a_set_of_them_alone_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sets whose answers are not public have blank ones: a model that does not answer would be right."""
+    path = with_golds(tmp_path / "xquad.de.json", "", "w4", " ")
+    task = arguments(test_files=[path], train_file=[path], on_mismatched_answers="skip")
+    data = load_data(task, training())
+    assert [item.id for item in data.training_questions] == ["q1"] and data.train[0].num_blank == 2
+    assert data.test["xquad"][0].num_blank == 2
+    assert "the gold answers of 2 of 3 questions are blank" in caplog.text
+    assert "left out 2 questions whose answers are blank" in caplog.text
+    for name, golds in {
+        "xquad.fr.json": ["", " "],
+        "xquad.ru.json": ["the"],
+        "mlqa.zh.zh.json": ["。"],
+    }.items():
+        blank = with_golds(tmp_path / name, *golds)
+        task = arguments(test_files=[blank], on_mismatched_answers="skip")
+        with pytest.raises(
+            UsageError, match=rf"{name}: the gold answers of all {len(golds)} questions are blank"
+        ):
+            load_data(task, training(do_train=False))
+    with pytest.raises(UsageError, match="no question is left: the answers of 2 are blank"):
+        load_data(arguments(train_file=[tmp_path / "xquad.fr.json"]), training(do_predict=False))
+
+
+def test_a_set_without_any_answer_is_not_scored(tmp_path: Path) -> None:
+    unanswered = {"id": "d", "question": "w7", "answers": []}
+    path = write_squad(tmp_path / "xquad.de.json", [article("w4 w5", unanswered)])
+    task = arguments(test_files=[path], version_2_with_negative=True)
+    with pytest.raises(UsageError, match="the gold answers of all 1 questions are blank or missing"):
+        load_data(task, training(do_train=False))
+
+
+def test_questions_about_one_article_hang_together() -> None:
+    """Resampled one by one, 20 questions that one article decides would look like 20 measurements."""
+    golds, texts = ["Hund"] * 20 + ["Haus"] * 20, ["Hund"] * 20 + [""] * 20
+    alone = answered("de", "de", golds, texts)
+
+    def width(articles: list[str]) -> float:
+        questions = [
+            replace(item, article=name) for item, name in zip(alone.part.questions, articles, strict=True)
+        ]
+        estimate = replace(alone, part=replace(alone.part, questions=questions)).estimates()["f1"]
+        return estimate.high - estimate.low
+
+    own, shared = [str(i) for i in range(40)], [str(i // 10) for i in range(40)]
+    assert width(shared) > 1.5 * width(own)
+    # One title for all tells nothing: then it is the paragraphs, here two.
+    assert width(["t"] * 40) > width(own)
 
 
 @pytest.mark.parametrize("name", ["doc_stride", "max_answer_length", "n_best_size", "max_predict_samples"])
@@ -200,6 +318,7 @@ def test_means_gap_and_matrix(result: Any) -> None:
         "questions": 2,
         "answered": 1,
         "mismatched_answers": 0,
+        "blank_answers": 0,
     }
     assert (result.metric, result.unit, result.seed) == ("f1", "percent", 4)
     assert result.settings["batch_size"] == 16 and result.details["training"] == {"steps": 3}

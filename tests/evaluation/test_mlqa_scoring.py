@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import string
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,31 @@ def prediction_of(draw: random.Random, kind: str, answer: str, language: str) ->
 KINDS = (
     "exact,truncated,cut in front,longer,wrong,empty,blank,punctuated,case,mixed script,another language"
 ).split(",")
+
+
+def squad_words(answer: str) -> list[str]:
+    """As SQuAD v1.1's script takes an answer apart, whatever its language."""
+    kept = "".join(character for character in answer.lower() if character not in string.punctuation)
+    return mlqa_rules.without_words(kept, ["a", "an", "the"]).split()
+
+
+def test_squad_rules_take_each_language_for_english() -> None:
+    """XTREME's for XQuAD and TyDiQA-GoldP; MLQA's would give 0.571 and 1 here."""
+    assert f1_score("北京", ["北京大学的"], "zh", rules="squad") == 0
+    assert f1_score("北京", ["北京大学的"], "zh") == pytest.approx(4 / 7)
+    assert f1_score("der Hund", ["Hund"], "de", rules="squad") == pytest.approx(2 / 3)
+    assert f1_score("der Hund", ["Hund"], "de") == 1
+    assert exact_match_score("The «Hund».", ["«hund»"], "de", rules="squad") == 1
+    draw = random.Random(9)
+    for _ in range(500):
+        language = draw.choice(LANGUAGES)
+        answer = phrase(draw, language)
+        text = prediction_of(draw, draw.choice(KINDS), answer, language)
+        found, gold = squad_words(text), squad_words(answer)
+        shared = sum((Counter(found) & Counter(gold)).values())
+        f1 = 2 * shared / (len(found) + len(gold)) if shared else 0
+        assert f1_score(text, [answer], language, rules="squad") == pytest.approx(f1)
+        assert exact_match_score(text, [answer], language, rules="squad") == (found == gold)
 
 
 def test_2000_generated_predictions_score_as_by_the_rules() -> None:

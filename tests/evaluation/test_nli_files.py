@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,9 @@ from modeling_infoxlm.evaluation.nli_files import (
     LABELS,
     XNLI_LANGUAGES,
     NLIRows,
+    dataset_commit,
     files_in_folder,
     files_of_patterns,
-    newest_revision,
     read_hub_nli,
     read_nli,
 )
@@ -30,7 +31,7 @@ ROWS: list[Row] = [
     ("line\u2028separator", "à", "contradiction"),
     ("w4", "", "entailment"),
 ]
-EXPECTED = NLIRows([row[0] for row in ROWS], [row[1] for row in ROWS], [1, 2, 0])
+EXPECTED = NLIRows([row[0] for row in ROWS], [row[1] for row in ROWS], [1, 2, 0], [""] * 3)
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
 
 
@@ -92,7 +93,54 @@ def as_parquet(path: Path) -> None:
 )
 def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, write: object) -> None:
     write(tmp_path / name)
-    assert read_nli(tmp_path / name, "fr") == EXPECTED
+    genres = ["fiction"] * 3 if write is as_tsv_with_genre else [""] * 3
+    assert read_nli(tmp_path / name, "fr") == replace(EXPECTED, genres=genres)
+
+
+NO_HARM: list[object] = ["-", "-1", -1, -1.0, None, float("nan"), ""]
+
+
+def hub_of(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> NLIRows:
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: rows)
+    return read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet", "hub"])
+def test_rows_that_do_no_harm_are_left_out_and_counted(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SNLI's `-`, the -1 of test sets, blank lines; and numbers are labels also as 0.0."""
+    path, blank = tmp_path / f"dev-fr.{kind}", 0
+    labels: list[object] = [0.0, *NO_HARM, 1.0, 2.0]
+    rows = [{"premise": f"p{i}", "hypothesis": "h", "label": label} for i, label in enumerate(labels)]
+    if kind == "tsv":
+        shown = ["" if label is None else str(label) for label in labels]
+        path.write_text("\n" + "\n \n".join(f"p{i}\th\t{label}" for i, label in enumerate(shown)) + "\n\n")
+        blank = 11
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+        blank = 1
+    elif kind == "parquet":
+        numbers = [label if label is None else float(label) for label in labels if label not in ("-", "")]
+        texts = ["p0", *(f"p{i}" for i in range(2, 7)), "p8", "p9"]
+        table = {"premise": texts, "hypothesis": ["h"] * 8, "label": numbers}
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    found = hub_of(monkeypatch, rows) if kind == "hub" else read_nli(path, "fr")
+    assert (found.premises, found.labels) == (["p0", "p8", "p9"], [0, 1, 2])
+    unlabelled = 5 if kind == "parquet" else 7
+    expected = {"rows without a gold label": unlabelled, **({"blank lines": blank} if blank else {})}
+    assert found.left_out == expected
+    assert f"{unlabelled} rows without a gold label" in caplog.text
+
+
+def test_a_set_without_gold_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test-fr.tsv").write_text("a\tb\t-\nc\td\t-\n")
+    with pytest.raises(
+        UsageError, match="of the language fr that can be used, only 2 rows without a gold lab"
+    ):
+        read_nli(tmp_path / "test-fr.tsv", "fr")
+    with pytest.raises(UsageError, match="facebook/xnli has no row .* only 1 rows without"):
+        hub_of(monkeypatch, [{"premise": "a", "hypothesis": "b", "label": -1}])
 
 
 @pytest.mark.parametrize(
@@ -219,15 +267,21 @@ def test_what_the_hub_does_not_give_is_a_usage_error(
 
 def test_the_newest_commit_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
-        def dataset_info(self, name: str) -> SimpleNamespace:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def dataset_info(self, name: str, revision: str | None) -> SimpleNamespace:
             if name != "facebook/xnli":
                 raise OSError("404")
-            return SimpleNamespace(sha="abc")
+            return SimpleNamespace(sha=f"commit of {revision}")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert newest_revision("facebook/xnli") == "abc"
+    assert dataset_commit("facebook/xnli", "refs/convert/parquet", token="secret") == (
+        "commit of refs/convert/parquet"
+    )
+    assert dataset_commit("facebook/nothing", "0" * 40, token=None) == "0" * 40  # needs no network
     with pytest.raises(UsageError, match="not reachable on the Hub"):
-        newest_revision("facebook/nothing")
+        dataset_commit("facebook/nothing", None, token="secret")
 
 
 # ---------------------------------------------------------------------------- real files
@@ -251,5 +305,8 @@ def test_the_real_training_sets_are_read() -> None:
 
 
 def test_sets_are_cut_and_joined() -> None:
-    assert nli_files.NLIRows.joined([EXPECTED.head(1), EXPECTED.head(None)]).labels == [1, 1, 2, 0]
-    assert EXPECTED.head(2).hypotheses == ['Il a dit "oui".', "à"]
+    assert nli_files.NLIRows.joined([EXPECTED.take([0]), EXPECTED]).labels == [1, 1, 2, 0]
+    assert EXPECTED.take([0, 2]) == NLIRows(
+        ["Il a dit oui.", "w4"], ['Il a dit "oui".', ""], [1, 0], [""] * 2
+    )
+    assert NLIRows(["a"], ["b"], [1]).take([0]).genres == []

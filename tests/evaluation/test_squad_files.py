@@ -133,14 +133,14 @@ def test_answers_that_do_not_stand_at_their_start_are_counted_and_refused_or_ski
     with pytest.raises(UsageError, match=r"1 of 3 questions .* first 'c'; .*--on_mismatched_answers skip"):
         read(path)
     # In training it is left out, in evaluation its text still counts.
-    (train,) = read(path, on_mismatched_answers="skip", drop_mismatched=True)
+    (train,) = read(path, on_mismatched_answers="skip", for_training=True)
     (test,) = read(path, on_mismatched_answers="skip")
     assert [item.id for item in train.questions] == ["a", "b"]
     assert [item.id for item in test.questions] == ["a", "b", "c"]
     assert train.num_mismatched == test.num_mismatched == 1
     only = write_squad(tmp_path / "xquad.fr.json", [wrong])
     with pytest.raises(UsageError, match="no question is left"):
-        read(only, on_mismatched_answers="skip", drop_mismatched=True)
+        read(only, on_mismatched_answers="skip", for_training=True)
 
 
 def test_questions_without_answer_need_the_flag(tmp_path: Path) -> None:
@@ -180,8 +180,9 @@ def test_languages_are_crossed_by_question_ids_and_given_pairs_are_kept(tmp_path
 
 def test_limits_and_records(tmp_path: Path) -> None:
     (part,) = read(write_squad(tmp_path / "xquad.de.json", GOOD))
-    assert [item.id for item in limit_questions(part, 1).questions] == ["a"]
+    assert len(limit_questions(part, 1).questions) == 1
     assert limit_questions(part, None) == part
+    assert [item.article for item in part.questions] == ["t", "t"]
     assert list(record_questions("xquad", [part]).files) == ["xquad.de.json"]
 
 
@@ -189,17 +190,34 @@ def test_rows_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"id": "a", "question": "w7", "context": "w4 w5", "answers": {"text": ["w5"], "answer_start": [3]}}
     ]
-    asked = []
+    asked: list[Any] = []
+    commits = {None: "c1", "v2": "c2"}
 
-    def load(name: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
-        asked.append((name, config, split))
+    def load(name: str, config: str | None, **options: Any) -> list[dict[str, Any]]:
+        asked.append((name, config, *options.values()))
         return rows
 
+    def commit(location: str, *, revision: str | None, token: str | None) -> str:
+        asked.append((location, token))
+        return commits[revision]
+
     monkeypatch.setattr("datasets.load_dataset", load)
-    (part,) = read("hub:google/xquad:xquad.de:validation")
-    assert asked == [("google/xquad", "xquad.de", "validation")]
+    monkeypatch.setattr(squad_files, "hub_revision", commit)
+    specs = ["hub:google/xquad:xquad.de:validation", "fr=hub:google/xquad"]
+    part, french = read(*specs, token="secret", cache_dir="cache")
+    # The commit is asked for once, and what it says is loaded: the dataset may change in between.
+    options = {"split": "validation", "revision": "c1", "token": "secret", "cache_dir": "cache"}
+    assert asked[0] == ("hub:google/xquad", "secret")
+    assert asked[1] == ("google/xquad", "xquad.de", *options.values())
+    assert asked[2:] == [("google/xquad", None, *{**options, "split": "train"}.values())]
     assert (part.benchmark, part.name, part.split) == ("xquad", "de", "validation")
-    assert part.questions[0].answers == (Answer("w5", 3),)
+    assert french.benchmark == "xquad"  # the dataset's name tells it
+    assert part.questions[0].answers == (Answer("w5", 3),) and part.questions[0].article == "w4 w5"
+    assert record_questions("xquad", [part]).revision == squad_files.fingerprint(part) == "c1"
+    (older,) = read("hub:google/xquad@v2:xquad.de:validation")
+    assert (older.commit, asked[-1][3]) == ("c2", "c2")
+    both = record_questions("xquad", [part, older])
+    assert both.revision is None and set(both.files.values()) == {"c1", "c2"}
     rows[0].pop("answers")
     with pytest.raises(UsageError, match="'answers' is missing; expected columns id"):
         read("hub:google/xquad:xquad.de:validation")

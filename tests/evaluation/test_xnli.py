@@ -1,5 +1,7 @@
 """XNLI: pairs as the tokenizer has them, labels by their names, and scores against slow counts."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_xnli
 from transformers import AutoModelForSequenceClassification
 
-from modeling_infoxlm.evaluation.finetuning import HeadModel, HeadModelArguments, load_head_model
+from modeling_infoxlm.evaluation.finetuning import HeadModel, HeadModelArguments, draw, load_head_model
 from modeling_infoxlm.evaluation.nli_files import NLIRows
 from modeling_infoxlm.evaluation.xnli import (
     XNLIArguments,
@@ -20,6 +22,7 @@ from modeling_infoxlm.evaluation.xnli import (
     label_config,
     load_data,
     predict_probabilities,
+    score,
     score_mixed,
     tokenise,
     write_predictions,
@@ -110,6 +113,7 @@ def test_mixed_scores_equal_a_slow_count() -> None:
 
 def make_run(folders: dict[str, Path], folder: Path, **options: Any) -> XNLIRun:
     data_dir = write_xnli(folder / "xnli")
+    training = {name: options.pop(name) for name in ("do_train",) if name in options}
     task = XNLIArguments(
         data_dir=str(data_dir),
         languages=["en", "de", "fr"],
@@ -117,9 +121,40 @@ def make_run(folders: dict[str, Path], folder: Path, **options: Any) -> XNLIRun:
         mixed_languages=True,
         **options,
     )
-    args = XNLITrainingArguments(output_dir=str(folder / "out"), use_cpu=True)
+    args = XNLITrainingArguments(output_dir=str(folder / "out"), use_cpu=True, **training)
     data = load_data(task, args, HeadModelArguments())
-    return XNLIRun(load(folders["infoxlm"]), data, task=task, args=args, cache_dir=str(folder / "cache"))
+    head = replace(load(folders["infoxlm"]), new_weights=())  # as if it were trained
+    return XNLIRun(head, data, task=task, args=args, cache_dir=str(folder / "cache"))
+
+
+def test_rows_are_drawn_alike_in_all_languages_and_of_each_genre(tmp_path: Path) -> None:
+    """XNLI's test set is sorted by genre: its first 501 rows are conversations."""
+    rows = [(f"p{i}", "h", LABELS[i % 3], "first" if i < 40 else f"genre{i // 5}") for i in range(100)]
+    for language in ("en", "de"):
+        named = [row if language == "de" else row[:3] for row in rows]  # one file that names them is enough
+        (tmp_path / f"test-{language}.tsv").write_text("".join("\t".join(row) + "\n" for row in named))
+    (tmp_path / "test-fr.tsv").write_text("".join(f"q{i}\th\tneutral\n" for i in range(30)))
+    options = {"data_dir": str(tmp_path), "languages": ["en", "de", "fr"], "max_predict_samples": 20}
+    test = read(XNLIArguments(**options), tmp_path, do_train=False).test
+    assert test["en"].premises == test["de"].premises and len(test["fr"]) == 20
+    assert Counter(test["de"].genres) == {"first": 8, **{f"genre{i}": 1 for i in range(8, 20)}}
+    assert test["fr"].premises != [f"q{i}" for i in range(20)]
+    again = read(XNLIArguments(**options), tmp_path, do_train=False, seed=5).test
+    assert again["de"].premises == test["de"].premises  # not of the run's seed
+    numbers = [int(premise[1:]) for premise in test["en"].premises]
+    assert numbers == sorted(set(numbers))
+
+
+def test_what_was_left_out_and_drawn_is_in_the_result(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False)
+    run.data.test["de"].left_out["blank lines"] += 2
+    correct = {name: np.eye(3)[rows.labels] for name, rows in run.data.test.items()}
+    result = score(run, correct, run.predict_mixed(), None)
+    assert result.details["left_out"] == {"test": {"de": {"blank lines": 2}}}
+    assert result.settings["mixed_max_samples"] == 7
+    assert result.settings["samples"] == "drawn by genre or article"
+    assert result.details["mixed_languages"]["genres"] is None
+    assert result.scores["de"]["accuracy"].value == 100
 
 
 def test_mixed_rows_have_premise_and_hypothesis_of_their_languages(
@@ -133,13 +168,16 @@ def test_mixed_rows_have_premise_and_hypothesis_of_their_languages(
     mixed = run.predict_mixed()
     assert mixed.shape == (3, 3, 7) and (mixed != mixed.transpose(1, 0, 2)).any()
     head, languages = run.head, list(run.data.test)
+    drawn = draw([""] * 40, 7)
+    assert drawn != list(range(7))
     for i, premise in enumerate(languages):
         for j, hypothesis in enumerate(languages):
-            texts = run.data.test[premise].premises[:7], run.data.test[hypothesis].hypotheses[:7]
+            rows = run.data.test[premise].take(drawn), run.data.test[hypothesis].take(drawn)
+            texts = rows[0].premises, rows[1].hypotheses
             batch = head.tokenizer(*texts, padding=True, return_tensors="pt")
             with torch.no_grad():
                 predicted = head.model.eval()(**batch).logits.argmax(dim=1)
-            expected = predicted.numpy() == np.array(run.data.test["en"].labels[:7])
+            expected = predicted.numpy() == np.array(rows[0].labels)
             np.testing.assert_array_equal(mixed[i, j], expected)
 
 
@@ -209,16 +247,24 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
     asked = []
 
     def load_dataset(name: str, language: str, **options: Any) -> list[dict[str, Any]]:
-        asked.append((language, options["split"], options["revision"]))
+        asked.append((language, options["split"], options["revision"], options["token"]))
         return [{"premise": "a", "hypothesis": "b", "label": 2}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("modeling_infoxlm.evaluation.xnli.newest_revision", lambda name: "abc")
-    data = read(XNLIArguments(dataset_name="facebook/xnli", select_on="english"), tmp_path)
+    monkeypatch.setattr(
+        "modeling_infoxlm.evaluation.xnli.dataset_commit", lambda name, tag, token: f"of {tag} by {token}"
+    )
+    task = XNLIArguments(dataset_name="facebook/xnli", dataset_revision="v1", select_on="english")
+    args = XNLITrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    data = load_data(task, args, HeadModelArguments(token="secret"))
     assert len(data.test) == 15 and data.test["sw"].labels == [2]
-    assert asked[:2] == [("en", "train", "abc"), ("en", "validation", "abc")]
-    assert [entry[1:] for entry in asked[2:]] == [("test", "abc")] * 15
-    assert data.record.revision == data.files["facebook/xnli"] == "abc" and not data.record.files
+    commit = "of v1 by secret"  # what is recorded is what was loaded, not the name that it had
+    assert asked[:2] == [("en", split, commit, "secret") for split in ("train", "validation")]
+    assert [entry[1:] for entry in asked[2:]] == [("test", commit, "secret")] * 15
+    assert data.record.revision == data.files["facebook/xnli"] == commit and not data.record.files
+    assert data.record.name == "xnli"
+    other = replace(task, dataset_name="me/inference", test_split="dev")
+    assert load_data(other, args, HeadModelArguments(token="secret")).record.name == "me/inference-dev"
 
 
 @pytest.mark.parametrize(
