@@ -59,7 +59,7 @@ def fine_tune_and_answer(argv: list[str]) -> None:
         result = make_result(run, name, answered, training)
         for item in answered:
             write_predictions(folder, name, item, n_best=task.save_n_best)
-        write_result(folder, result, command=["run_mlqa.py", *argv])
+        write_result(folder, result, command=["run_mlqa.py", *argv], identity=identity)
         print_result(result, Console())
     finish_run(args, task, opened, identity=identity, argv=argv)
     push_run(args)

@@ -36,7 +36,7 @@ def evaluate(argv: list[str]) -> None:
         raise UsageError(
             "--push_to_hub publishes a model of your own: --model_name_or_path must be a folder."
         )
-    sets, dataset = args.load_sets()
+    sets, dataset = args.load_sets(encoder_args.token)
     encoder = load_encoder(encoder_args)
     result = evaluate_retrieval(encoder, sets, dataset, args)
     print_result(result, Console())

@@ -62,7 +62,7 @@ def fine_tune_and_test(argv: list[str]) -> None:
         mixed = run.predict_mixed() if task.mixed_languages else None
         result = score(run, probabilities, mixed, training)
         write_predictions(folder, task.test_split, data.test, probabilities)
-        write_result(folder, result, command=["run_xnli.py", *argv])
+        write_result(folder, result, command=["run_xnli.py", *argv], identity=identity)
         print_result(result, Console())
     finish_run(args, task, opened, identity=identity, argv=argv)
     push_run(args)

@@ -11,7 +11,7 @@ Languages go by their short codes in results, whatever the files call them.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class _Candidate:
     languages: tuple[str, str]
     read: Callable[[], tuple[Sequence[str], Sequence[str]]]
     files: tuple[Path, ...] = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def language(self) -> str:
@@ -150,7 +151,11 @@ def load_files(
 
 
 def load_dataset_pairs(
-    name: str, languages: Sequence[str] | None = None, *, revision: str | None = None
+    name: str,
+    languages: Sequence[str] | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> tuple[list[BitextSet], DatasetRecord]:
     """Read a dataset with a config for each pair and the columns `sentence1` and `sentence2`.
 
@@ -159,7 +164,8 @@ def load_dataset_pairs(
     Args:
         name: Of a dataset on the Hub, or a folder that `datasets` loads.
         languages: Which of them; None takes all.
-        revision: Commit on the Hub; None takes the newest.
+        revision: Branch, tag or commit on the Hub; None takes the newest.
+        token: Of the Hub; None is the stored one.
 
     Raises:
         UsageError: If it cannot be loaded, or a language is missing.
@@ -168,15 +174,17 @@ def load_dataset_pairs(
 
     is_folder = Path(name).is_dir()
     with usage_errors():
-        commit = None if is_folder else revision or hub_revision(HUB_PREFIX + name)
+        commit = None if is_folder else hub_revision(HUB_PREFIX + name, revision=revision, token=token)
+        options = {"revision": commit, "token": token}
         try:
-            configs = datasets.get_dataset_config_names(name, revision=commit)
+            configs = datasets.get_dataset_config_names(name, **options)
         except (OSError, ValueError) as error:
             raise UsageError(f"dataset {name} cannot be loaded: {error}") from error
-        candidates = [_from_config(name, config, commit) for config in configs if config.count("-") == 1]
+        candidates = [_from_config(name, config, options) for config in configs if config.count("-") == 1]
         sets, _ = _load(candidates, languages, f"dataset {name}", name)
     files = [path for path in Path(name).rglob("*") if path.is_file()] if is_folder else []
-    return sets, DatasetRecord(name, DatasetRecord.of_files(name, files).files, commit)
+    hashes = DatasetRecord.of_files(name, files).files
+    return sets, DatasetRecord(name, hashes, commit, None if is_folder else name)
 
 
 def _load(
@@ -184,7 +192,9 @@ def _load(
 ) -> tuple[list[BitextSet], DatasetRecord]:
     chosen = _choose(candidates, languages, place)
     sets = [candidate.load() for candidate in chosen]
-    return sets, DatasetRecord.of_files(name, [path for candidate in chosen for path in candidate.files])
+    commits = {place: commit for candidate in chosen for place, commit in candidate.commits.items()}
+    files = [path for candidate in chosen for path in candidate.files]
+    return sets, DatasetRecord.of_files(name, files, commits)
 
 
 def _choose(
@@ -266,20 +276,26 @@ def _from_sources(sources: Sequence[BitextSource]) -> list[_Candidate]:
 def _from_source(source: BitextSource) -> _Candidate:
     languages = (short_code(source.source_language), short_code(source.target_language))
     files = () if is_hub(source) else tuple(Path(location) for location in source.locations)
-    return _Candidate(languages, lambda: _sides_of(read_pairs(source, on_bad_line=refuse_bad_line)), files)
+    commits = {location: hub_revision(location) for location in source.locations} if is_hub(source) else {}
+    revision = next(iter(commits.values()), None)
+
+    def read() -> tuple[list[str], list[str]]:
+        return _sides_of(read_pairs(source, revision=revision, on_bad_line=refuse_bad_line))
+
+    return _Candidate(languages, read, files, commits)
 
 
-def _from_config(name: str, config: str, revision: str | None) -> _Candidate:
+def _from_config(name: str, config: str, options: Mapping[str, Any]) -> _Candidate:
     codes = config.split("-")
     languages = (short_code(codes[0]), short_code(codes[1]))
-    return _Candidate(languages, lambda: _read_config(name, config, revision))
+    return _Candidate(languages, lambda: _read_config(name, config, options))
 
 
-def _read_config(name: str, config: str, revision: str | None) -> tuple[list[str], list[str]]:
+def _read_config(name: str, config: str, options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     import datasets
 
     try:
-        rows = list(datasets.load_dataset(name, config, split="test", revision=revision, streaming=True))
+        rows = list(datasets.load_dataset(name, config, split="test", streaming=True, **options))
     except (OSError, ValueError) as error:
         raise UsageError(f"dataset {name}, {config} cannot be loaded: {error}") from error
     return _sides_of(_pair_of(row, f"dataset {name}, {config}, row {i:,}") for i, row in enumerate(rows, 1))

@@ -3,16 +3,17 @@ r"""One report from many result files: `infoxlm report`.
     infoxlm report out/xnli-* out/tatoeba --output_dir docs/results
 
 For each task and dataset a table with a column for each language and a row for each model, its settings and
-its data; runs that differ in nothing but the seed share a row, as mean and standard deviation. Published
-numbers stand below, each with its source. Files measured on different data are never averaged. Scores where
-the parts of an input are in two languages stand in a matrix of their own. A list says which files, model,
-data and command each number came from.
+its data; runs whose identity differs in nothing but the seed share a row, as mean and standard deviation.
+Published numbers stand below, each with its source. Files measured on different data are never averaged.
+Scores where the parts of an input are in two languages stand in a matrix of their own. A list says which
+files, model, data and command each number came from.
 
 `report.md`, `report.tex` (needs the package booktabs), `report.csv` (one line for each number, not rounded),
 and figures.
 """
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -27,6 +28,7 @@ import numpy as np
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.published import XNLI_LANGUAGES, Published, published_rows
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, summarise
+from modeling_infoxlm.hub.benchmarks import whole_test_sets
 from modeling_infoxlm.json_files import read_json
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import read_result
@@ -41,6 +43,7 @@ _MIXED_NLI, _MIXED_QA = "mixed_languages", "g_xlt"  # matrices in `details` of X
 _DEV_WORDS = ("dev", "validation")
 _MISSING = "-"
 _DIGITS = {"percent": 1, "nats": 2}
+_NO_OTHER_EXPERIMENT = ("seed", "data_seed", "save_n_best")  # of what makes another run
 _HASH_SHOWN = 10  # digits of a hash, enough to tell files apart
 _MAX_RADAR_ROWS = 7  # colours that can be told apart
 _MIN_RADAR_LANGUAGES = 3
@@ -180,21 +183,34 @@ class ResultFile:
 
     @property
     def data(self) -> str:
-        """What it was measured on: hash of the files, or revision of the dataset on the Hub."""
+        """What it was measured on: hash of the files, or revision of the dataset on the Hub.
+
+        What is not known is not the same as anything else.
+        """
         dataset = self.content["dataset"]
-        return str(dataset["sha256"] or dataset["revision"])
+        return str(dataset["sha256"] or dataset["revision"] or f"unknown, of file {self.number}")
 
     @property
     def model(self) -> str:
         """Which weights were measured: their hash, or name and revision."""
         model = self.content["model"]
-        return str(model["sha256"] or f"{model['name_or_path']}@{model['revision']}")
+        revision = model["revision"] or f"unknown, of file {self.number}"
+        return str(model["sha256"] or f"{model['name_or_path']}@{revision}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that shaped the numbers but data, model and seed: of the result, and of the run it ended."""
+        identity = self.content.get("identity", {})
+        computed = {name: value for name, value in identity.items() if name not in _NO_OTHER_EXPERIMENT}
+        if "files" in identity:
+            computed["files"] = hashlib.sha256("".join(identity["files"]).encode()).hexdigest()[:_HASH_SHOWN]
+        return computed | self.content["settings"]
 
     @property
     def key(self) -> str:
         """What files must share to be runs of one row: all but the seed."""
-        shared = {"settings": self.content["settings"], "languages": sorted(self.content["scores"])}
-        return json.dumps([self.data, self.model, shared], sort_keys=True)
+        shared = {"settings": self.settings, "languages": sorted(self.content["scores"])}
+        return json.dumps([self.data, self.model, self.content["metric"], shared], sort_keys=True)
 
 
 def find_results(paths: Sequence[str]) -> list[ResultFile]:
@@ -250,9 +266,7 @@ def build_sections(files: Sequence[ResultFile]) -> list[Section]:
 
 
 def _build_section(task: str, dataset: str, files: Sequence[ResultFile]) -> Section:
-    groups: dict[str, list[ResultFile]] = {}
-    for file in files:
-        groups.setdefault(file.key, []).append(file)
+    groups = _group_runs(files)
     runs = {key: _distinct_runs(group) for key, group in groups.items()}
     labels = _labels([group[0] for group in groups.values()])
     published = _published_of(task, files)
@@ -281,6 +295,24 @@ def _build_section(task: str, dataset: str, files: Sequence[ResultFile]) -> Sect
     return _add_published(section, published, files)
 
 
+def _group_runs(files: Sequence[ResultFile]) -> dict[str, list[ResultFile]]:
+    """Files of one experiment by a key; each set of scores by itself where two are of one seed."""
+    groups: dict[str, list[ResultFile]] = {}
+    for file in files:
+        groups.setdefault(file.key, []).append(file)
+    parted: dict[str, list[ResultFile]] = {}
+    for key, group in groups.items():
+        runs = _distinct_runs(group)
+        is_one = len({run.content["seed"] for run in runs}) == len(runs)
+        for file in group:
+            parted.setdefault(key if is_one else key + _scores_key(file), []).append(file)
+    return parted
+
+
+def _scores_key(file: ResultFile) -> str:
+    return json.dumps([file.content["seed"], file.content["scores"]], sort_keys=True)
+
+
 def _name_files(files: Sequence[ResultFile]) -> str:
     return f"file{'s' if len(files) > 1 else ''} {', '.join(str(file.number) for file in files)}"
 
@@ -292,10 +324,7 @@ def _metrics(headline: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _distinct_runs(files: Sequence[ResultFile]) -> list[ResultFile]:
     """Leave out copies: the same seed and the same scores."""
-    unique = {
-        json.dumps([file.content["seed"], file.content["scores"]], sort_keys=True): file
-        for file in reversed(files)
-    }
+    unique = {_scores_key(file): file for file in reversed(files)}
     return list(reversed(unique.values()))
 
 
@@ -312,6 +341,8 @@ def _labels(files: Sequence[ResultFile]) -> list[str]:
             parts.append(f"{len(file.content['scores'])} languages")
         if len({other.data for other in files}) > 1:
             parts.append(f"data {file.data[:_HASH_SHOWN]}")
+        if [other.key for other in files].count(file.key) > 1:
+            parts.append(f"file {file.number}")
         labels.append(f"{name} ({', '.join(parts)})" if parts else name)
     return labels
 
@@ -327,13 +358,15 @@ def _short_name(model: Mapping[str, Any]) -> str:
 
 
 def _differing_settings(file: ResultFile, alike: Sequence[ResultFile]) -> list[str]:
-    """Settings whose value is not the same in all."""
-    settings = [other.content["settings"] for other in alike]
+    """Settings whose value is not the same in all, and a margin, without which published numbers are."""
+    settings = [other.settings for other in alike]
     names = dict.fromkeys(name for one in settings for name in one)
     differing = [
         name for name in names if len({json.dumps(one.get(name), sort_keys=True) for one in settings}) > 1
     ]
-    own = file.content["settings"]
+    own = file.settings
+    if own.get("margin") not in (None, "none") and "margin" not in differing:
+        differing.append("margin")
     return [f"{_heading(name)} {own[name]}" for name in differing if own.get(name) is not None]
 
 
@@ -446,9 +479,10 @@ def _notes(
     copies = sum(len(groups[key]) - len(runs[key]) for key in groups)
     if copies:
         notes.append(f"{copies} of the files are copies of another (same seed and scores) and count once.")
-    seeds = [[run.content["seed"] for run in group] for group in runs.values()]
-    if any(len(set(group)) < len(group) for group in seeds):
-        notes.append("Some runs of a row have the same seed but other scores; all of them are averaged.")
+    if len({group[0].key for group in runs.values()}) < len(runs):
+        notes.append(
+            "Some files tell of the same run, the seed included, but hold other scores: each has its own row."
+        )
     if any(file.content["details"].get("selected_on_test") for file in files):
         notes.append("Some checkpoints were selected on the very data that is reported here.")
     if any(len(group) > 1 for group in runs.values()):
@@ -521,12 +555,21 @@ def _split_notes(published: Sequence[Published], files: Sequence[ResultFile]) ->
         "Published rows were read where the last column says; their gaps, and means over other languages "
         "than were printed, are computed from them."
     ]
+    unknown = [file for file in files if len(whole_test_sets(file.content)) < len(_in_one_language(file))]
+    if unknown:
+        notes.append(
+            f"By its content the data of {_name_files(unknown)} is not known to be the whole public test set."
+        )
     if any(_is_dev(file) for file in files) and any(row.split == "test" for row in published):
         notes.append(
             "Not the same split: ours is measured on a dev set, published rows without a mark on the test "
             "set."
         )
     return notes
+
+
+def _in_one_language(file: ResultFile) -> list[str]:
+    return [language for language in file.content["scores"] if "-" not in language]
 
 
 def _is_dev(file: ResultFile) -> bool:

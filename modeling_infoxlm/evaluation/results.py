@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from modeling_infoxlm.hub.evidence import PLACES
 from modeling_infoxlm.provenance import RESULT_SCHEMA, describe_program, file_sha256, write_json
 
 RESULT_SUFFIX = "_results.json"
@@ -53,23 +54,31 @@ class DatasetRecord:
 
     Attributes:
         name: Name of the benchmark or of the Hub dataset.
-        files: sha256 of each file by its name; empty for a dataset of the Hub.
+        files: sha256 of each file by its name, and commit of bitext on the Hub by its location; empty for a
+            dataset of the Hub.
         revision: Commit of a Hub dataset.
+        repo_id: Which dataset of the Hub; None for files.
     """
 
     name: str
     files: Mapping[str, str]
     revision: str | None = None
+    repo_id: str | None = None
 
     @classmethod
-    def of_files(cls, name: str, paths: Iterable[str | Path]) -> "DatasetRecord":
-        """Hash the files; a name that two of them share is told apart by its folder."""
-        unique = sorted({Path(path) for path in paths})
-        names = [path.name for path in unique]
-        shown = [
-            path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in unique
-        ]
-        return cls(name, {text: file_sha256(path) for text, path in zip(shown, unique, strict=True)})
+    def of_files(
+        cls, name: str, paths: Iterable[str | Path], commits: Mapping[str, str] | None = None
+    ) -> "DatasetRecord":
+        """Hash the files; a name that several of them share is told apart by as many folders as it takes.
+
+        Args:
+            name: Of the whole.
+            paths: Of the files.
+            commits: Commit of each part that lies on the Hub, by its location.
+        """
+        unique = sorted({Path(path).absolute() for path in paths})
+        files = {_shortest_name(path, unique): file_sha256(path) for path in unique}
+        return cls(name, {**files, **(commits or {})})
 
     @property
     def sha256(self) -> str | None:
@@ -78,6 +87,12 @@ class DatasetRecord:
             return None
         text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(self.files.items()))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _shortest_name(path: Path, among: Sequence[Path]) -> str:
+    """The end of a path that no other one has."""
+    ends = ("/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1))
+    return next(end for end in ends if sum(f"/{other}".endswith(f"/{end}") for other in among) == 1)
 
 
 @dataclass(frozen=True)
@@ -128,19 +143,30 @@ class TaskResult:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_result(folder: str | Path, result: TaskResult, *, command: Sequence[str]) -> Path:
+def write_result(
+    folder: str | Path,
+    result: TaskResult,
+    *,
+    command: Sequence[str],
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
     """Write `<folder>/<task>_results.json`, whole or not at all.
 
     Args:
         folder: Made if missing.
         result: What was measured.
         command: The program and its arguments.
+        identity: Of the run, as in `run.json`: all that changes what is computed. Where files lay is left
+            out, and the files that were read become a list of their hashes.
 
     Returns:
         The file.
     """
     content = asdict(result)
     content["dataset"]["sha256"] = result.dataset.sha256
+    if identity is not None:
+        files = {"files": sorted(identity["files"].values())}
+        content["identity"] = {name: value for name, value in identity.items() if name not in PLACES} | files
     path = Path(folder) / f"{result.task}{RESULT_SUFFIX}"
     write_json(path, {"schema": RESULT_SCHEMA, **content, **describe_program(command)})
     return path

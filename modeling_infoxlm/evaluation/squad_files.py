@@ -227,10 +227,12 @@ def fingerprint(part: QuestionSet) -> str:
 def record_questions(name: str, sets: Sequence[QuestionSet]) -> DatasetRecord:
     """Hashes of the files, and the commit of a Hub dataset, for a result file."""
     commits = {part.location: part.commit for part in sets if part.commit}
-    record = DatasetRecord.of_files(name, {part.location for part in sets} - set(commits))
-    if len(set(commits.values())) > 1:  # of several datasets
-        return replace(record, files={**record.files, **commits})
-    return replace(record, revision=next(iter(commits.values()), None))
+    paths = {part.location for part in sets} - set(commits)
+    datasets = {(hub_parts(place)[0].partition("@")[0], commit) for place, commit in commits.items()}
+    if len(datasets) != 1 or paths:
+        return DatasetRecord.of_files(name, paths, commits)
+    ((repo_id, commit),) = datasets
+    return DatasetRecord(name, {}, commit, repo_id)
 
 
 # ----------------------------------------------------------------------------------------------- locations

@@ -63,7 +63,7 @@ class TatoebaArguments:
         metadata={"help": "Instead of data_dir: a dataset, mteb/tatoeba-bitext-mining, or its folder."},
     )
     dataset_revision: str | None = field(
-        default=None, metadata={"help": "Commit of dataset_name on the Hub. Unset: the newest."}
+        default=None, metadata={"help": "Branch, tag or commit of dataset_name. Unset: the newest."}
     )
     languages: list[str] | None = field(
         default=None, metadata={"help": "Languages beside English. Unset: all that are found."}
@@ -119,14 +119,19 @@ class TatoebaArguments:
                 f"found {', '.join(given) or 'none'}."
             )
 
-    def load_sets(self) -> tuple[list[BitextSet], DatasetRecord]:
+    def load_sets(self, token: str | None = None) -> tuple[list[BitextSet], DatasetRecord]:
         """Read the test sets.
+
+        Args:
+            token: Of the Hub; None is the stored one.
 
         Raises:
             UsageError: If one cannot be read or a language is missing.
         """
         if self.dataset_name:
-            return load_dataset_pairs(self.dataset_name, self.languages, revision=self.dataset_revision)
+            return load_dataset_pairs(
+                self.dataset_name, self.languages, revision=self.dataset_revision, token=token
+            )
         if self.bitext_files:
             return load_files(self.bitext_files, self.languages)
         return load_folder(str(self.data_dir), self.languages)
@@ -201,6 +206,8 @@ def evaluate_retrieval(
         scores=scores,
         summary=_summary(scores),
         details={
+            "measure": "accuracy, the share of sentences whose nearest neighbour on the other side is the "
+            "translation; mean of both directions",
             "pairs": {one.language: one.pair for one in sets},
             **(_layer_curves(hits) if arguments.all_layers else {}),
         },

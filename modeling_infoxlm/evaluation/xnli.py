@@ -315,8 +315,10 @@ class _HubSource:
         return {language: read(language) for language in languages}
 
     def record(self) -> DatasetRecord:
-        name = "xnli" if self.name in ("facebook/xnli", "xnli") else self.name
-        return DatasetRecord(_record_name(self.task.test_split, name), {}, self.revision)
+        # The same dataset before the Hub had names of owners.
+        repo_id = "facebook/xnli" if self.name == "xnli" else self.name
+        name = "xnli" if repo_id == "facebook/xnli" else repo_id
+        return DatasetRecord(_record_name(self.task.test_split, name), {}, self.revision, repo_id)
 
 
 def _record_name(split: Split, name: str = "xnli") -> str:

@@ -12,16 +12,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
+from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets, whole_test_sets
 from modeling_infoxlm.hub.evidence import (
     FIGURES_FOLDER,
-    HUB_DATASETS,
     RELEASE,
     RESULTS_FOLDER,
     TRAINING,
     TRAINING_FILE,
     read_record,
     read_result_file,
-    whole_test_sets,
 )
 from modeling_infoxlm.hub.snippets import usage
 
@@ -36,14 +35,6 @@ OBJECTIVES = {
     "tlm": "masked words of translated pairs (TLM)",
     "xlco": "contrast of sentences with their translations (XlCo)",
 }
-_TASK_TYPES = {
-    "xnli": "text-classification",
-    "mlqa": "question-answering",
-    "xquad": "question-answering",
-    "tatoeba": "sentence-similarity",
-}
-_TITLES = {"xnli": "XNLI", "mlqa": "MLQA", "xquad": "XQuAD", "tatoeba": "Tatoeba"}
-_SPLITS = {"xquad": "validation"}  # of the dataset on the Hub; else test
 _PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForPreTraining": "fill-mask",
@@ -123,19 +114,21 @@ def card_data(
 
 def _index_entries(result: Mapping[str, Any]) -> list[EvalResult]:
     """One entry for each language; results of a part, or of a dev set, stand in the tables only."""
-    metric, name = result["metric"], result["dataset"]["name"]
+    metric, benchmark = result["metric"], BENCHMARKS.get(result["task"])
+    if benchmark is None:
+        return []
     return [
         EvalResult(
-            task_type=_TASK_TYPES[name],
-            dataset_type=HUB_DATASETS[name],
-            dataset_name=f"{_TITLES[name]} ({language})",
-            dataset_config=language,
-            dataset_split=_SPLITS.get(name, "test"),
+            task_type=benchmark.task_type,
+            dataset_type=benchmark.repo_id,
+            dataset_name=f"{benchmark.title} ({language})",
+            dataset_config=benchmark.config.format(language),
+            dataset_split=benchmark.split,
             dataset_revision=result["dataset"]["revision"],
             metric_type=metric,
             metric_value=round(result["scores"][language][metric]["value"], 2),
         )
-        for language in whole_test_sets(result)
+        for language in comparable_sets(result)
     ]
 
 
@@ -225,7 +218,7 @@ def _evaluation(results: Sequence[Mapping[str, Any]], training: Mapping[str, Any
 
 
 def _result_section(result: Mapping[str, Any]) -> str:
-    title = _TITLES.get(result["task"], result["task"])
+    title = BENCHMARKS[result["task"]].title if result["task"] in BENCHMARKS else result["task"]
     path = f"{RESULTS_FOLDER}/{result['task']}_results.json"
     unit = "%" if result["unit"] == "percent" else result["unit"]
     metrics = list(next(iter(result["scores"].values())))
@@ -250,23 +243,30 @@ def _conditions(result: Mapping[str, Any]) -> str:
     shown = (
         "layer",
         "pooling",
+        "similarity",
+        "margin",
+        "margin_neighbours",
+        "scoring_rules",
         "train_language",
         "max_seq_length",
         "learning_rate",
         "num_train_epochs",
         "bf16",
     )
-    settings = [f"{name} {result['settings'][name]}" for name in shown if name in result["settings"]]
+    own = {name: result["settings"].get(name) for name in shown}
+    settings = [f"{name} {value}" for name, value in own.items() if value is not None]
     partial = sorted(
         {language for language in result["scores"] if "-" not in language} - {*whole_test_sets(result)}
     )
     comparable = (
-        f" **Not a whole public test set, so not comparable with published numbers: {', '.join(partial)}.**"
+        " **Not a whole public test set, as far as its content tells, so not comparable with published "
+        f"numbers: {', '.join(partial)}.**"
         if partial
         else ""
     )
     seed = "" if result["seed"] is None else f", seed {result['seed']}"
-    return f"Data: {result['dataset']['name']}. Settings: {', '.join(settings)}{seed}.{comparable}"
+    measure = f" Measure: {result['details']['measure']}." if "measure" in result["details"] else ""
+    return f"Data: {result['dataset']['name']}.{measure} Settings: {', '.join(settings)}{seed}.{comparable}"
 
 
 def _heldout_section(training: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
+from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
 from modeling_infoxlm.json_files import Each, check_shape, read_json
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import (
@@ -33,27 +34,8 @@ TRAINING_FILE, TRAINING_SCHEMA = "training.json", "infoxlm-training-1"
 RESULTS_FOLDER, FIGURES_FOLDER, LEADERBOARD_FOLDER = "results", "figures", ".eval_results"
 RESULT_PATTERN = "*_results.json"
 
-# Benchmarks as the Hub knows them.
-HUB_DATASETS = {
-    "xnli": "facebook/xnli",
-    "mlqa": "facebook/mlqa",
-    "xquad": "google/xquad",
-    "tatoeba": "mteb/tatoeba-bitext-mining",
-}
-EVERY_LANGUAGE = ""
-# Items of the public test sets; a result of another number is not comparable. XNLI: arXiv 1809.05053; MLQA:
-# arXiv 1910.07475, table 2; XQuAD: arXiv 1910.11856; Tatoeba: the sets of XTREME (arXiv 2003.11080).
-TEST_SIZES: dict[str, dict[str, int]] = {
-    "xnli": {EVERY_LANGUAGE: 5010},
-    "xquad": {EVERY_LANGUAGE: 1190},
-    "mlqa": {"ar": 5335, "de": 4517, "en": 11590, "es": 5253, "hi": 4918, "vi": 5495, "zh": 5137},
-    "tatoeba": {
-        EVERY_LANGUAGE: 1000,
-        **{"jv": 205, "ka": 746, "kk": 575, "ml": 687, "sw": 390, "ta": 307, "te": 234, "th": 548},
-    },
-}
 # Settings that say where files lay, not what was computed.
-_PLACES = {
+PLACES = {
     "tokenizer_name",
     "config_name",
     "bitext_files",
@@ -118,7 +100,7 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
     record = read_record(run / RUN_FILE, _RUN)
     identity = record["identity"]
     start = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
-    recipe = {name: value for name, value in identity.items() if name not in _PLACES}
+    recipe = {name: value for name, value in identity.items() if name not in PLACES}
     is_end = source.resolve() == run.resolve()
     return {
         "schema": TRAINING_SCHEMA,
@@ -259,31 +241,22 @@ def _write_leaderboard(result: Mapping[str, Any], path: Path) -> None:
 
 
 def leaderboard_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A result in the Hub's `.eval_results` form, of whole test sets that the Hub knows."""
-    metric = result["metric"]
+    """A result in the Hub's `.eval_results` form, of whole test sets that are measured the same way there."""
+    metric, benchmark = result["metric"], BENCHMARKS.get(result["task"])
+    if benchmark is None:
+        return []
     return eval_result_entries_to_yaml(
         [
             EvalResultEntry(
-                dataset_id=HUB_DATASETS[result["dataset"]["name"]],
-                task_id=language,
+                dataset_id=benchmark.repo_id,
+                task_id=benchmark.config.format(language),
                 value=result["scores"][language][metric]["value"],
                 dataset_revision=result["dataset"]["revision"],
                 notes=f"{metric} in percent; {RESULTS_FOLDER}/{result['task']}_results.json",
             )
-            for language in whole_test_sets(result)
+            for language in comparable_sets(result)
         ]
     )
-
-
-def whole_test_sets(result: Mapping[str, Any]) -> list[str]:
-    """Languages that were measured on all of a public test set: neither on a dev set nor on a part."""
-    sizes = TEST_SIZES.get(result["dataset"]["name"], {})
-    return [
-        language
-        for language, scores in sorted(result["scores"].items())
-        if scores[result["metric"]]["count"] == sizes.get(language, sizes.get(EVERY_LANGUAGE))
-        and "-" not in language  # question and context in different languages
-    ]
 
 
 def _copy_figures(folders: Iterable[Path], release: Path) -> None:
@@ -364,6 +337,8 @@ TRAINING = {
     "datasets": [str],
     "sources": [{"name": str}],
     "heldout": Each(float),
+    "heldout_start?": (Each(float), None),
+    "heldout_warning?": (str, None),
     "heldout_vectors": ({"layer": int, "pooling": _POOLINGS}, None),
     "finished": bool,
     "commit": (str, None),

@@ -15,6 +15,7 @@ from modeling_infoxlm.evaluation.bitext_sets import (
     load_folder,
     short_code,
 )
+from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import file_sha256
 
@@ -145,16 +146,33 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(monkeypatch: pytest.MonkeyPa
     asked = []
 
     def load(name: str, config: str, **options: object) -> list[dict[str, str]]:
-        asked.append((name, config, options["split"], options["revision"]))
+        asked.append((name, config, options["split"], options["revision"], options["token"]))
         return [{"sentence1": GERMAN[0], "sentence2": ENGLISH[0]}]
 
-    monkeypatch.setattr("modeling_infoxlm.evaluation.bitext_sets.hub_revision", lambda location: "abc")
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, revision: ["deu-eng", "default"])
+    monkeypatch.setattr("modeling_infoxlm.evaluation.bitext_sets.hub_revision", lambda *_, **options: "abc")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, **options: ["deu-eng", "default"])
     monkeypatch.setattr(datasets, "load_dataset", load)
-    sets, record = load_dataset_pairs("mteb/tatoeba-bitext-mining")
+    sets, record = load_dataset_pairs("mteb/tatoeba-bitext-mining", revision="main", token="mine")
     assert sets == [BitextSet("de", "de-en", GERMAN[:1], ENGLISH[:1])]
-    assert asked == [("mteb/tatoeba-bitext-mining", "deu-eng", "test", "abc")]
-    assert (record.name, record.revision, record.files) == ("mteb/tatoeba-bitext-mining", "abc", {})
+    assert asked == [("mteb/tatoeba-bitext-mining", "deu-eng", "test", "abc", "mine")]
+    assert record == DatasetRecord("mteb/tatoeba-bitext-mining", {}, "abc", "mteb/tatoeba-bitext-mining")
+
+
+def test_bitext_of_the_hub_is_read_and_recorded_at_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(name: str, config: str, **options: object) -> list[dict[str, object]]:
+        asked.append((name, config, options["revision"]))
+        return [{"translation": {"de": GERMAN[0], "en": ENGLISH[0]}}]
+
+    monkeypatch.setattr("modeling_infoxlm.evaluation.bitext_sets.hub_revision", lambda location: "abc")
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    sets, record = load_files(["de-en=hub:org/pairs:de-en"])
+    assert sets == [BitextSet("de", "de-en", GERMAN[:1], ENGLISH[:1])]
+    assert asked == [("org/pairs", "de-en", "abc")]
+    assert record.files == {"hub:org/pairs:de-en": "abc"} and record.sha256 is not None
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def content(scores: Scores, **changes: Any) -> dict[str, Any]:
         "commit": "c0ffee",
     }  # fmt: skip
     for name, value in changes.items():
-        result[name] = {**result[name], **value} if isinstance(value, dict) else value
+        result[name] = {**result.get(name, {}), **value} if isinstance(value, dict) else value
     return result
 
 
@@ -270,10 +270,44 @@ def test_copies_count_once_and_are_said(tmp_path: Path) -> None:
     assert "1 of the files are copies" in section.notes[0]
 
 
-def test_equal_seeds_with_other_scores_are_said(tmp_path: Path) -> None:
+def test_runs_that_differ_in_more_than_the_seed_are_other_experiments(tmp_path: Path) -> None:
+    """Whatever their identity says: not only what stands in the settings of the result."""
+    identity = {"seed": 1, "lr_scheduler_type": "linear", "files": ["1", "2"], "label_smoothing_factor": 0.0}
+    changes = [{}, {"lr_scheduler_type": "cosine"}, {"files": ["1", "3"]}, {"label_smoothing_factor": 0.1}]
+    results = [
+        content(accuracy(en=80.0 + seed), seed=seed, identity=identity | change | {"seed": seed})
+        for change in changes
+        for seed in (1, 2)
+    ]
+    (section,) = sections_of(tmp_path, *results)
+    assert [row.runs for row in section.rows] == [2, 2, 2, 2]
+    assert "lr scheduler type cosine" in section.rows[1].label
+    assert len({row.label for row in section.rows}) == 4
+
+
+def test_equal_seeds_with_other_scores_are_no_seeds(tmp_path: Path) -> None:
     (section,) = sections_of(tmp_path, content(accuracy(en=80.0)), content(accuracy(en=82.0)))
-    assert section.rows[0].runs == 2
-    assert "same seed but other scores" in section.notes[0]
+    assert [(row.label, row.runs) for row in section.rows] == [
+        ("my_model (file 1)", 1),
+        ("my_model (file 2)", 1),
+    ]
+    assert "the seed included" in section.notes[0]
+
+
+@pytest.mark.parametrize("part", ["dataset", "model"])
+def test_what_is_not_known_is_not_the_same(tmp_path: Path, part: str) -> None:
+    unknown = {part: {"sha256": None, "revision": None}}
+    (section,) = sections_of(
+        tmp_path, content(accuracy(en=80.0), **unknown), content(accuracy(en=81.0), seed=2, **unknown)
+    )
+    assert [row.runs for row in section.rows] == [1, 1]
+
+
+def test_a_margin_is_always_named(tmp_path: Path) -> None:
+    """Published numbers, which stand below, are without one."""
+    retrieval = {"task": "tatoeba", "seed": None, "settings": {"margin": "ratio", "margin_neighbours": 4}}
+    (section,) = sections_of(tmp_path, content(accuracy(de=80.0), **retrieval))
+    assert "margin ratio" in section.rows[0].label
 
 
 def test_tasks_and_datasets_have_sections_of_their_own(tmp_path: Path) -> None:

@@ -49,11 +49,33 @@ def test_a_result_is_read_as_it_was_written(result: TaskResult, tmp_path: Path) 
     assert found["scores"]["en"]["accuracy"] == {"value": 80.0, "low": 79.0, "high": 81.0, "count": 100}
     assert found["command"] == ["run_xnli.py", "--token", "<token>"]
     assert found["dataset"]["sha256"] == result.dataset.sha256
-    assert found["versions"]["torch"]
+    assert found["versions"]["torch"] and "identity" not in found
+    identity = {
+        "seed": 3,
+        "files": {"/home/me/b.tsv": "2", "a.tsv": "1"},
+        "data_dir": "/home/me",
+        "optim": "x",
+    }
+    path = write_result(tmp_path / "out", result, command=["run_xnli.py"], identity=identity)
+    assert read_result(path)["identity"] == {"seed": 3, "files": ["1", "2"], "optim": "x"}
 
 
 def test_files_of_one_name_are_told_apart(result: TaskResult) -> None:
     assert sorted(result.dataset.files) == ["a/dev.tsv", "b/dev.tsv", "other.tsv"]
+
+
+def test_no_file_is_lost_however_alike_the_names_are(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/x/t.tsv", "b/x/t.tsv", "b/y/t.tsv", "b/y/xt.tsv")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(path))
+    record = DatasetRecord.of_files("x", [*paths, paths[0]], {"hub:org/pairs:de-en": "c" * 40})
+    assert list(record.files) == ["a/x/t.tsv", "b/x/t.tsv", "y/t.tsv", "xt.tsv", "hub:org/pairs:de-en"]
+    for path in paths:
+        path.write_text("changed")
+        assert DatasetRecord.of_files("x", paths, {"hub:org/pairs:de-en": "c" * 40}).sha256 != record.sha256
+        path.write_text(str(path))
+    assert DatasetRecord.of_files("x", paths, {"hub:org/pairs:de-en": "d" * 40}).sha256 != record.sha256
 
 
 def test_the_hash_of_a_dataset_changes_with_any_file(tmp_path: Path) -> None:

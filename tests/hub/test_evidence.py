@@ -53,13 +53,37 @@ def test_the_hub_reads_the_leaderboard_file(run: Path, release: Path, tmp_path: 
     assert found == [("facebook/xnli", "en", 84.25), ("facebook/xnli", "sw", 61.5)]
 
 
+_OF_FILES = {"name": "xnli", "files": {"x": "f" * 64}, "revision": None, "sha256": "d" * 64}
+
+
+def _score(metric: str = "accuracy", count: int = 5010) -> dict[str, dict[str, float]]:
+    return {metric: {"value": 84.0, "low": 83.0, "high": 85.0, "count": count}}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scores": {"en": {"accuracy": {"value": 84.0, "low": 83.0, "high": 85.0, "count": 2490}}}},
-        {"scores": {"en-sw": {"accuracy": {"value": 84.0, "low": 83.0, "high": 85.0, "count": 5010}}}},
-        {"dataset": {"name": "xnli-dev", "files": {}, "revision": None, "sha256": None}},
-        {"dataset": {"name": "my own", "files": {}, "revision": None, "sha256": None}},
+        {"scores": {"en": _score(count=2490)}},
+        {"scores": {"en-sw": _score()}},
+        {"dataset": _OF_FILES},  # of the right name and size, but of unknown content
+        {
+            "dataset": {
+                "name": "xnli",
+                "files": {},
+                "revision": "c" * 40,
+                "sha256": None,
+                "repo_id": "me/xnli",
+            }
+        },
+        {
+            "dataset": {
+                "name": "xnli",
+                "files": {},
+                "revision": None,
+                "sha256": None,
+                "repo_id": "facebook/xnli",
+            }
+        },
     ],
 )
 def test_only_whole_test_sets_go_to_a_leaderboard(
@@ -68,6 +92,69 @@ def test_only_whole_test_sets_go_to_a_leaderboard(
     whole = read_result(write_result_file(tmp_path / "whole.json", run))
     assert leaderboard_entries(whole)
     assert leaderboard_entries(read_result(write_result_file(tmp_path / "part.json", run, **changes))) == []
+
+
+def _qa(task: str, rules: str | None, count: int, files: dict[str, str]) -> dict[str, Any]:
+    dataset: dict[str, Any] = {"name": task, "files": files, "revision": None, "sha256": "d" * 64}
+    if not files:
+        dataset |= {"revision": "c" * 40, "sha256": None, "repo_id": f"facebook/{task}"}
+    settings = {} if rules is None else {"scoring_rules": rules}
+    scores = {"de": _score("f1", count)}
+    return {"task": task, "metric": "f1", "dataset": dataset, "settings": settings, "scores": scores}
+
+
+XQUAD_GERMAN = {"xquad.de.json": "990b5d746746" + "0" * 52}
+
+
+@pytest.mark.parametrize(
+    ("result", "task_ids"),
+    [
+        (_qa("mlqa", None, 4517, {}), ["mlqa.de.de"]),
+        (_qa("mlqa", "squad", 4517, {}), []),
+        (_qa("mlqa", "mlqa", 512, {}), []),
+        (_qa("xquad", "squad", 1190, XQUAD_GERMAN), ["xquad.de"]),
+        (_qa("xquad", "squad", 1190, {"xquad.de.json": "f" * 64}), []),
+        (_qa("xquad", None, 1190, XQUAD_GERMAN), []),  # earlier results were scored by MLQA's rules
+    ],
+)
+def test_a_leaderboard_takes_what_is_measured_the_same_way_there(
+    result: dict[str, Any], task_ids: list[str]
+) -> None:
+    assert [entry["dataset"]["task_id"] for entry in leaderboard_entries(result)] == task_ids
+
+
+@pytest.mark.parametrize(
+    ("dataset", "is_known"),
+    [
+        # As of the README's own command.
+        ({"files": {}, "revision": "c" * 40, "repo_id": "mteb/tatoeba-bitext-mining"}, True),
+        ({"files": {"a": "edfa6f75a425" + "0" * 52, "b": "eb9cc83a42f2" + "0" * 52}, "revision": None}, True),
+        ({"files": {"a": "edfa6f75a425" + "0" * 52, "b": "f" * 64}, "revision": None}, False),
+        ({"files": {"de-en.de": "e" * 64, "de-en.en": "f" * 64}, "revision": None}, False),
+    ],
+)
+def test_retrieval_stands_in_the_card_with_its_measure_and_on_no_leaderboard(
+    run: Path, release: Path, tmp_path: Path, dataset: dict[str, Any], is_known: bool
+) -> None:
+    """The Hub's task of this dataset is measured by F1, in one direction."""
+    result = write_result_file(
+        tmp_path / "tatoeba_results.json",
+        run,
+        task="tatoeba",
+        dataset={"name": "tatoeba", "sha256": None, **dataset},
+        scores={"de": _score(count=1000)},
+        settings={"layer": 7, "similarity": "cosine", "margin": "ratio", "margin_neighbours": 4},
+        details={"measure": "accuracy, mean of both directions"},
+        seed=None,
+    )
+    export(run, release)
+    add_evidence(run, release, results=[result])
+    assert not (release / ".eval_results").exists()
+    card = str(build_card(release, "org/model"))
+    assert "model-index" not in card and "### Tatoeba" in card
+    assert "Measure: accuracy, mean of both directions." in card
+    assert "similarity cosine, margin ratio, margin_neighbours 4" in card
+    assert ("Not a whole public test set" not in card) is is_known
 
 
 def test_results_of_another_model_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
