@@ -262,6 +262,7 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
     assert asked[:2] == [("en", split, commit, "secret") for split in ("train", "validation")]
     assert [entry[1:] for entry in asked[2:]] == [("test", commit, "secret")] * 15
     assert data.record.revision == data.files["facebook/xnli"] == commit and not data.record.files
+    assert data.record.repo_id == "facebook/xnli"
     assert data.record.name == "xnli"
     other = replace(task, dataset_name="me/inference", test_split="dev")
     assert load_data(other, args, HeadModelArguments(token="secret")).record.name == "me/inference-dev"
