@@ -55,6 +55,8 @@ _SECRETS = tuple(
 )
 # Shorter than tokens are, and as a folder may be called: blotted out, but no reason to refuse it.
 _LIKELY = re.compile(r"()hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}")
+_TEXTS = (".json", ".md", ".yaml", ".yml", ".txt", ".py", ".tsv", ".csv")
+_LARGEST_TEXT = 1 << 22  # bytes
 _SHORTEST_SECRET = 8  # of an environment variable: shorter ones are words that stand everywhere
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries that write by other means than Python's give the system's words or its number.
@@ -99,6 +101,13 @@ def blot_secrets(text: str, known: Iterable[str] = ()) -> str:
 def holds_secret(text: str) -> bool:
     """Whether there surely is a token or a password in a text."""
     return any(pattern.search(text) for pattern in _SECRETS)
+
+
+def holds_token(path: Path) -> bool:
+    """Whether a token of the Hub stands in a file of text; very large ones are not looked at."""
+    if path.suffix not in _TEXTS or path.stat().st_size > _LARGEST_TEXT:
+        return False
+    return bool(_SECRETS[0].search(path.read_text(encoding="utf-8", errors="replace")))
 
 
 def takes_secret(flag: str) -> bool:

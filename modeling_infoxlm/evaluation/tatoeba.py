@@ -71,7 +71,8 @@ class TatoebaArguments:
     layer: int | None = field(
         default=None,
         metadata={
-            "help": "Layer of the vectors, 0 is the embedding output. Unset: 7, or the last of fewer layers."
+            "help": "Layer of the vectors, 0 is the embedding output. Unset: 7, or the last of "
+            "fewer layers, or of a sentence-transformers folder."
         },
     )
     pooling: Literal["mean", "cls"] = field(
@@ -158,10 +159,15 @@ def check_output(arguments: TatoebaArguments) -> None:
 def resolve_layer(encoder: Encoder, layer: int | None) -> int:
     """The layer asked for; unset it is the paper's, or the last one of a model with fewer.
 
+    Of a sentence-transformers folder it is the last: those are the vectors that it gives.
+
     Raises:
         UsageError: If the model does not have it.
     """
-    return encoder.check_layer(min(PAPER_LAYER, encoder.num_layers) if layer is None else layer)
+    if layer is None:
+        is_cut = (Path(encoder.record.name_or_path) / "modules.json").is_file()
+        layer = encoder.num_layers if is_cut else min(PAPER_LAYER, encoder.num_layers)
+    return encoder.check_layer(layer)
 
 
 def evaluate_retrieval(

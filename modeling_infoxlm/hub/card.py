@@ -5,9 +5,11 @@ them says does not stand in the card.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
@@ -23,6 +25,7 @@ from modeling_infoxlm.hub.evidence import (
     read_result_file,
 )
 from modeling_infoxlm.hub.snippets import usage
+from modeling_infoxlm.provenance import blot_secrets, writing
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_NAME = "README.md"
@@ -57,7 +60,8 @@ def write_card(release: Path, repo_id: str, *, license: str | None = None) -> No
     if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
         return
     card = build_card(release, repo_id, license=license)
-    path.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(blot_secrets(f"{str(card).rstrip()}\n"), encoding="utf-8")
 
 
 def build_card(release: Path, repo_id: str, *, license: str | None = None) -> ModelCard:
@@ -71,11 +75,11 @@ def build_card(release: Path, repo_id: str, *, license: str | None = None) -> Mo
         data,
         template_path=str(TEMPLATE),
         marker=MARKER,
-        title=repo_id.split("/")[-1],
+        title=_text(repo_id.split("/")[-1]),
         summary=_summary(about, training),
         facts=_facts(about, training, size=_config(release).hidden_size),
         usage=usage(repo_id, about, layer=layer, pooling=pooling, size=_config(release).hidden_size),
-        evaluation=_evaluation(results, training),
+        evaluation=_evaluation(results, training, about),
         figures=_figures(release),
         training=_training(training),
         limits=_limits(training, results),
@@ -93,9 +97,10 @@ def card_data(
     """The metadata at the top of a card, by which the Hub finds and shows the model."""
     is_st = about["format"] == "sentence-transformers"
     pipelines = [value for end, value in _PIPELINES.items() if about["architecture"].endswith(end)]
-    languages = _languages(training)
+    languages = [name for name in _languages(training) if _LANGUAGE.fullmatch(name)]
     evaluated = [entry for result in results for entry in _index_entries(result)]
-    base = training.get("base_model")
+    bases = [name for name in [training.get("base_model")] if name and _HUB_NAME.fullmatch(name)]
+    base = bases[0] if bases else None
     relation: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
         language=["multilingual", *languages] if languages else None,
@@ -105,7 +110,7 @@ def card_data(
         base_model=base,
         **relation,
         tags=["infoxlm", "xlm-roberta", "cross-lingual", *(["onnx"] if about["format"] == "onnx" else [])],
-        datasets=training.get("datasets") or None,
+        datasets=[name for name in training.get("datasets") or () if _HUB_NAME.fullmatch(name)] or None,
         metrics=sorted({entry.metric_type for entry in evaluated}) or None,
         eval_results=evaluated or None,
         model_name=name.split("/")[-1],
@@ -121,11 +126,11 @@ def _index_entries(result: Mapping[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type=benchmark.task_type,
             dataset_type=benchmark.repo_id,
-            dataset_name=f"{benchmark.title} ({language})",
-            dataset_config=benchmark.config.format(language),
+            dataset_name=f"{benchmark.title} ({_one_line(language)})",
+            dataset_config=benchmark.config.format(_one_line(language)),
             dataset_split=benchmark.split,
             dataset_revision=result["dataset"]["revision"],
-            metric_type=metric,
+            metric_type=_one_line(metric),
             metric_value=round(result["scores"][language][metric]["value"], 2),
         )
         for language in comparable_sets(result)
@@ -143,13 +148,30 @@ def _sentence_vector(
     training: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
 ) -> tuple[int, str]:
-    """Layer and pooling of sentence vectors: those that were measured, else those that were trained."""
+    """Layer and pooling of sentence vectors: the release's, else those measured, else those trained."""
     measured = [result["settings"] for result in results if result["task"] == "tatoeba"]
-    settings = (*measured, training.get("heldout_vectors") or {})[0]
+    trained = {"layer": "xlco_layer", "pooling": "xlco_pooling"}
+    recipe = {name: training.get("recipe", {}).get(flag) for name, flag in trained.items()}
+    known = (about, *measured, training.get("heldout_vectors") or {}, recipe)
     depth = _config(release).num_hidden_layers
-    layer = settings.get("layer") or training.get("recipe", {}).get("xlco_layer") or about.get("layer")
-    pooling = settings.get("pooling") or training.get("recipe", {}).get("xlco_pooling") or "mean"
-    return min(layer or depth, depth), pooling
+    layer, pooling = (
+        next((found[name] for found in known if found.get(name) is not None), default)
+        for name, default in (("layer", depth), ("pooling", "mean"))
+    )
+    return min(layer, depth), pooling
+
+
+def _vector(layer: int, pooling: str | None) -> str:
+    tokens = {"mean": "mean of all tokens", "cls": "`<s>`"}
+    return f"{tokens[pooling]} of layer {layer}" if pooling in tokens else f"layer {layer}"
+
+
+def _gives_others(about: Mapping[str, Any], vectors: Mapping[str, Any]) -> bool:
+    """Whether a release ends at a layer, or pools, so that its vectors are not these."""
+    return any(
+        about.get(name) is not None and vectors.get(name) not in (None, about[name])
+        for name in ("layer", "pooling")
+    )
 
 
 # ------------------------------------------------------------------------------------------------- sentences
@@ -163,37 +185,53 @@ def _summary(about: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     kind = kinds.get(about["format"], "A multilingual text encoder")
     if not training:
         return f"{kind} with the architecture of XLM-R. How it was trained is not recorded here."
-    start = training["base_model"] or training["starts_from"]
+    start = _code(training["base_model"] or training["starts_from"] or "")
     objectives = [OBJECTIVES[name] for name in _objectives(training)]
     if not objectives:
-        return f"{kind}, fine-tuned from `{start}`."
-    origin = f"started from `{start}` and further pre-trained" if start else "pre-trained from random weights"
+        return f"{kind}, fine-tuned from {start}."
+    origin = f"started from {start} and further pre-trained" if start else "pre-trained from random weights"
     paper = "[InfoXLM](https://arxiv.org/abs/2007.07834)"
     languages = _number(len(_languages(training)), "language")
     return f"{kind}, {origin} on {languages} as in {paper}, by {_listed(objectives)}."
 
 
 def _facts(about: Mapping[str, Any], training: Mapping[str, Any], *, size: int) -> dict[str, str]:
-    vectors = {"Length of a vector": f"{size:,}"}
-    cut = {"Sentence layer": str(about["layer"])} if about.get("layer") is not None else {}
+    unit = ", scaled to length 1" if about.get("normalize") else ""
+    cut = {}
+    if about.get("layer") is not None:
+        cut = {"Vectors": f"{_vector(about['layer'], about.get('pooling'))}, the last of this release{unit}"}
     return {
-        "Form": f"{about['format']} ({about['architecture']})",
-        "Parameters": f"{about['num_parameters']:,}, stored as {about['dtype']}",
-        **vectors,
+        "Form": f"{_text(about['format'])} ({_text(about['architecture'])})",
+        "Parameters": f"{about['num_parameters']:,}, stored as {_text(about['dtype'])}",
+        "Length of a vector": f"{size:,}",
         **cut,
-        **({"Started from": f"`{training['base_model']}`"} if training.get("base_model") else {}),
-        **({"Languages": ", ".join(_languages(training))} if _languages(training) else {}),
-        "Weights it was made of": f"sha256 `{about['source_sha256']}`",
+        **_contrast(about, training),
+        **({"Started from": _code(training["base_model"])} if training.get("base_model") else {}),
+        **({"Languages": _text(", ".join(_languages(training)))} if _languages(training) else {}),
+        "Weights it was made of": f"sha256 {_code(str(about['source_sha256']))}",
     }
+
+
+def _contrast(about: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, str]:
+    """What the contrast trained, which need not be what a release gives."""
+    recipe = training.get("recipe", {})
+    if "xlco" not in (recipe.get("objectives") or "") or recipe.get("xlco_layer") is None:
+        return {}
+    kept = "part" if about["format"] == "infoxlm" else "no part"
+    projection = (
+        f", through a projection, {kept} of this release" if recipe.get("xlco_use_projection") else ""
+    )
+    return {"Contrast trained on": _vector(recipe["xlco_layer"], recipe.get("xlco_pooling")) + projection}
 
 
 def _limits(training: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
     limits = []
     if _languages(training):
-        start = training["base_model"] or training["starts_from"]
-        other = f"comes from `{start}`" if start else "was learnt by accident"
+        start = _code(training["base_model"] or training["starts_from"] or "")
+        other = f"comes from {start}" if start else "was learnt by accident"
         limits.append(
-            f"It was trained here on {', '.join(_languages(training))}; what it knows of others {other}."
+            f"It was trained here on {_text(', '.join(_languages(training)))}; "
+            f"what it knows of others {other}."
         )
     if training and not training["finished"]:
         limits.append("This is a checkpoint of a training that had not ended.")
@@ -210,29 +248,36 @@ def _limits(training: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def _evaluation(results: Sequence[Mapping[str, Any]], training: Mapping[str, Any]) -> str:
-    parts = [_result_section(result) for result in results]
+def _evaluation(
+    results: Sequence[Mapping[str, Any]], training: Mapping[str, Any], about: Mapping[str, Any]
+) -> str:
+    parts = [_result_section(result, about) for result in results]
     if training.get("heldout"):
-        parts.append(_heldout_section(training))
+        parts.append(_heldout_section(training, about))
     return "\n\n".join(parts) or "Nothing was measured."
 
 
-def _result_section(result: Mapping[str, Any]) -> str:
-    title = BENCHMARKS[result["task"]].title if result["task"] in BENCHMARKS else result["task"]
+def _result_section(result: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    title = BENCHMARKS[result["task"]].title if result["task"] in BENCHMARKS else _text(result["task"])
     path = f"{RESULTS_FOLDER}/{result['task']}_results.json"
-    unit = "%" if result["unit"] == "percent" else result["unit"]
+    unit = "%" if result["unit"] == "percent" else _text(result["unit"])
     metrics = list(next(iter(result["scores"].values())))
     rows = [
-        [language, *(_interval(scores[metric]) for metric in metrics), f"{scores[metrics[0]]['count']:,}"]
+        [
+            _text(language),
+            *(_interval(scores[metric]) for metric in metrics),
+            f"{scores[metrics[0]]['count']:,}",
+        ]
         for language, scores in sorted(result["scores"].items())
     ]
     means = {name: value for name, value in result["summary"].items() if name.startswith("mean")}
-    summary = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in means.items())
+    summary = ", ".join(f"{_text(name.replace('_', ' '))} {value:.1f}" for name, value in means.items())
     return "\n\n".join(
         [
             f"### {title}",
-            f"{_conditions(result)} In {unit} with 95 % intervals; [all numbers]({path}).",
-            _table(["", *(metric.replace("_", " ") for metric in metrics), "items"], rows),
+            f"{_conditions(result)}{_measured_on(result, about)} "
+            f"In {unit} with 95 % intervals; [all numbers]({path}).",
+            _table(["", *(_text(metric.replace("_", " ")) for metric in metrics), "items"], rows),
             f"Over languages: {summary}." if summary else "",
         ]
     ).rstrip()
@@ -254,22 +299,38 @@ def _conditions(result: Mapping[str, Any]) -> str:
         "bf16",
     )
     own = {name: result["settings"].get(name) for name in shown}
-    settings = [f"{name} {value}" for name, value in own.items() if value is not None]
+    settings = [_text(f"{name} {value}") for name, value in own.items() if value is not None]
     partial = sorted(
         {language for language in result["scores"] if "-" not in language} - {*whole_test_sets(result)}
     )
     comparable = (
         " **Not a whole public test set, as far as its content tells, so not comparable with published "
-        f"numbers: {', '.join(partial)}.**"
+        f"numbers: {_text(', '.join(partial))}.**"
         if partial
         else ""
     )
-    seed = "" if result["seed"] is None else f", seed {result['seed']}"
-    measure = f" Measure: {result['details']['measure']}." if "measure" in result["details"] else ""
-    return f"Data: {result['dataset']['name']}.{measure} Settings: {', '.join(settings)}{seed}.{comparable}"
+    seed = "" if result["seed"] is None else f", seed {_text(str(result['seed']))}"
+    measure = (
+        f" Measure: {_text(str(result['details']['measure']))}." if "measure" in result["details"] else ""
+    )
+    data = f"Data: {_text(result['dataset']['name'])}.{measure}"
+    return f"{data} Settings: {', '.join(settings)}{seed}.{comparable}"
 
 
-def _heldout_section(training: Mapping[str, Any]) -> str:
+def _measured_on(result: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Where it was not the very model that is released."""
+    notes = []
+    if about.get("layer") is not None and "layer" not in result["settings"]:
+        notes.append(
+            f" It was measured on the whole model; this release ends at layer {about['layer']}, "
+            "without a head."
+        )
+    if about["dtype"] != "float32" and result["model"]["sha256"] == about.get("source_sha256"):
+        notes.append(f" It was measured before the weights were stored as {_text(about['dtype'])}.")
+    return "".join(notes)
+
+
+def _heldout_section(training: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     metrics = training["heldout"]
     retrieval = {
         name.removeprefix("retrieval/"): value
@@ -281,9 +342,15 @@ def _heldout_section(training: Mapping[str, Any]) -> str:
     where = f" by vectors of layer {vectors['layer']}, {vectors['pooling']} pooling" if vectors else ""
     parts = [f"### Held-out sentences of the training text\n\n[All numbers]({TRAINING_FILE})."]
     if training.get("heldout_warning"):
-        parts.append(f"**{training['heldout_warning']}**")
+        parts.append(f"**{_text(training['heldout_warning'])}**")
     start = training.get("heldout_start") or {}
-    if retrieval:
+    if retrieval and _gives_others(about, vectors):
+        parts.append(
+            f"Retrieval was measured{where}; this release gives others ("
+            f"{_vector(about['layer'], about.get('pooling'))}), which were not measured: "
+            "`infoxlm tatoeba --model_name_or_path` of this release does it."
+        )
+    elif retrieval:
         parts.append(f"Translations found first, in %{where}, mean of both directions:")
         parts.append(
             _heldout_table("pair", "top-1", retrieval, start, scale=100, digits=1, prefix="retrieval/")
@@ -311,7 +378,7 @@ def _heldout_table(
         columns, titles = columns[1:], [unit]
     rows = [
         [
-            name,
+            _text(name),
             *(
                 f"{scale * column[key]:.{digits}f}" if (key := prefix + name) in column else ""
                 for column in columns
@@ -333,7 +400,7 @@ def _training(training: Mapping[str, Any]) -> str:
     if training["pairs"]:
         parts.append("### Translated pairs\n\n" + _share_table(training["pairs"], "pair", "pairs"))
     if training["sources"]:
-        names = ", ".join(f"`{source['name']}`" for source in training["sources"])
+        names = ", ".join(_code(source["name"]) for source in training["sources"])
         parts.append(f"Read from {names}; their hashes stand in [{TRAINING_FILE}]({TRAINING_FILE}).")
     parts.append(_recipe(training))
     parts.append("### Compute\n\n" + _compute(training))
@@ -342,7 +409,7 @@ def _training(training: Mapping[str, Any]) -> str:
 
 def _share_table(entries: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
     rows = [
-        [name, f"{entry['sentences']:,}", f"{entry['tokens']:,}", f"{100 * entry['share']:.1f}"]
+        [_text(name), f"{entry['sentences']:,}", f"{entry['tokens']:,}", f"{100 * entry['share']:.1f}"]
         for name, entry in entries.items()
     ]
     return _table([first, second, "tokens", "% of the examples drawn"], rows)
@@ -363,12 +430,16 @@ def _recipe(training: Mapping[str, Any]) -> str:
 
 
 def _settings(recipe: Mapping[str, Any]) -> list[list[str]]:
-    return [[f"`{name}`", f"`{json.dumps(value)}`"] for name, value in recipe.items()]
+    return [
+        [_code(name), _code(json.dumps(value))]
+        for name, value in recipe.items()
+        if value is not None  # nothing that was used
+    ]
 
 
 def _compute(training: Mapping[str, Any]) -> str:
     compute = training["compute"]
-    lines = [f"- Machine: {compute['machine']}"]
+    lines = [f"- Machine: {_text(compute['machine'])}"]
     if compute["steps"]:
         lines.append(f"- Steps: {compute['steps']:,}")
     if compute["tokens"]:
@@ -379,11 +450,35 @@ def _compute(training: Mapping[str, Any]) -> str:
         since = compute["resumed_at_step"]
         note = f" since step {since:,}, where it was last resumed" if since else ""
         lines.append(f"- Time: {compute['seconds'] / 3600:.2f} hours{note}")
-    versions = ", ".join(f"{name} {version}" for name, version in training["versions"].items())
-    lines.append(f"- Software: Python {training['python']}, {versions}")
+    versions = {"Python": training["python"], **training["versions"]}
+    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines.append(f"- Software: {_text(software)}")
     if training["commit"]:
-        lines.append(f"- Code: modeling_infoxlm at commit `{training['commit']}`")
+        lines.append(f"- Code: modeling_infoxlm at commit {_code(training['commit'])}")
     return "\n".join(lines)
+
+
+# What begins something in Markdown or HTML; an underscore within a word does not, nor does a lone colon.
+_MARKUP = re.compile(r"[\\`*\[\]<&|~$#]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
+_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
+
+
+def _one_line(text: str) -> str:
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
+def _text(text: str) -> str:
+    """A text out of a file, which anybody may have written, as plain words of Markdown."""
+    return _MARKUP.sub(r"\\\g<0>", _one_line(text))
+
+
+def _code(text: str) -> str:
+    """The same as code, in a fence that it cannot end and a table cell that it cannot leave."""
+    line = _one_line(text).replace("|", "\N{BROKEN BAR}")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if fence != "`" else ""
+    return f"{fence}{space}{line}{space}{fence}" if line else ""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -397,7 +492,10 @@ def _interval(estimate: Mapping[str, float]) -> str:
 
 def _figures(release: Path) -> list[dict[str, str]]:
     return [
-        {"path": f"{FIGURES_FOLDER}/{path.name}", "alt": path.stem.replace("_", " ").replace("-", " ")}
+        {
+            "path": f"{FIGURES_FOLDER}/{quote(path.name)}",
+            "alt": _text(path.stem.replace("_", " ").replace("-", " ")),
+        }
         for path in sorted((release / FIGURES_FOLDER).glob("*.png"))
     ]
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, XLCO_LAYER_BY_DEPTH, InfoXLMConfig
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
 from modeling_infoxlm.json_files import Each, check_shape, read_json
@@ -62,6 +63,8 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
         results: Result files, or folders with them and figures, besides those in the folder of the run; only
             these are taken for a checkpoint.
 
+    The release may hold its `release.json` already: results have to be of the vectors that it gives.
+
     Raises:
         UsageError: If a given file is no result, or a result of another model; or two are of one task.
     """
@@ -71,10 +74,10 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
     own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and _is_result(path)]
     given = list(_result_files(results))
     for path in (*own, *given):
-        _check_model(path, source, encoder=_encoder(run) if path in own else {})
+        _check_model(path, source, release, encoder=_encoder(run) if path in own else {})
     _copy_results([*own, *given], release)
-    folders = [run, run / FIGURES_FOLDER, *(path for path in results if path.is_dir())]
-    _copy_figures(folders, release)
+    its_own = [run, run / FIGURES_FOLDER] if is_end else []
+    _copy_figures([*its_own, *(path for path in results if path.is_dir())], release)
     write_training(source, release)
 
 
@@ -100,7 +103,8 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
     record = read_record(run / RUN_FILE, _RUN)
     identity = record["identity"]
     start = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
-    recipe = {name: value for name, value in identity.items() if name not in PLACES}
+    used = {**identity, **_effective(record, source)}
+    recipe = {name: used[name] for name in identity if name not in PLACES and used[name] is not None}
     is_end = source.resolve() == run.resolve()
     return {
         "schema": TRAINING_SCHEMA,
@@ -111,9 +115,7 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         "languages": _shares(record, "mono", ("mlm",)),
         "pairs": _shares(record, "bitext", ("tlm", "xlco")),
         "num_parameters": record.get("num_parameters"),
-        "compute": _compute(
-            record, read_record(source / TRAINER_STATE, _STATE) or read_record(run / TRAINER_STATE, _STATE)
-        ),
+        "compute": _compute(record, read_record(source / TRAINER_STATE, _STATE), is_end=is_end),
         "datasets": _hub_datasets(record),
         "sources": _sources(record),
         **(_heldout(run) if is_end else {"heldout": {}}),
@@ -164,7 +166,23 @@ def _source_name(location: str) -> str:
     return location if location.startswith(HUB_PREFIX) else PurePath(location).name
 
 
-def _compute(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+def _effective(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """What flags that were left unset came to, in the model's configuration and in the prepared text."""
+    config = read_record(source / "config.json", Each(object))
+    if config.get("model_type") == InfoXLMConfig.model_type:
+        depth, layer = config.get("num_hidden_layers", 0), config.get("xlco_layer")
+        config["xlco_layer"] = {None: XLCO_LAYER_BY_DEPTH.get(depth), LAST_LAYER: depth}.get(layer, layer)
+    known = {**record.get("corpus", {}).get("settings", {}), **config}
+    identity = record["identity"]
+    is_last = identity.get("xlco_layer") == LAST_LAYER
+    return {
+        name: known.get(name)
+        for name, value in identity.items()
+        if value is None or (name == "xlco_layer" and is_last)
+    }
+
+
+def _compute(record: Mapping[str, Any], state: Mapping[str, Any], *, is_end: bool) -> dict[str, Any]:
     ends = [entry for entry in state.get("log_history", ()) if "train_runtime" in entry]
     return {
         "machine": record["machine"],
@@ -172,7 +190,8 @@ def _compute(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, A
         "tokens": state.get("num_input_tokens_seen") or None,
         "floating_point_operations": state.get("total_flos") or None,
         "seconds": ends[-1]["train_runtime"] if ends else None,
-        "resumed_at_step": record.get("resumed_at_step"),
+        # Of the run's last start, which may be later than a checkpoint.
+        "resumed_at_step": record.get("resumed_at_step") if is_end else None,
     }
 
 
@@ -203,11 +222,12 @@ def _encoder(run: Path) -> dict[str, Any]:
     return read_record(run / RUN_FILE, _RUN).get("identity", {}).get("model") or {}
 
 
-def _check_model(path: Path, source: Path, *, encoder: Mapping[str, Any]) -> None:
+def _check_model(path: Path, source: Path, release: Path, *, encoder: Mapping[str, Any]) -> None:
     """Refuse numbers of another model, or of other vectors: they would stand in this one's card."""
     result = read_result_file(path)
-    model, released = result["model"], read_record(source / "release.json", RELEASE)
-    its_own = {hash_weights(source), released.get("source_sha256")} - {None}
+    model = result["model"]
+    released = read_record(release / "release.json", RELEASE) or read_record(source / "release.json", RELEASE)
+    its_own = {hash_weights(source), hash_weights(release), released.get("source_sha256")} - {None}
     is_encoder = bool(encoder) and all(
         model[name] == encoder.get(name) for name in ("name_or_path", "revision", "sha256")
     )
@@ -216,9 +236,20 @@ def _check_model(path: Path, source: Path, *, encoder: Mapping[str, Any]) -> Non
             f"{path} was measured on {model['name_or_path']!r}, whose weights are not those of this model; "
             "measure the folder that is published, or take the file away."
         )
-    layer = result["settings"].get("layer")
-    if layer is not None and released.get("layer") not in (None, layer):
-        raise UsageError(f"{path} is of layer {layer}, but the release ends at layer {released['layer']}.")
+    measured = result["settings"]
+    if "layer" not in measured or released.get("layer") is None:
+        return
+    if measured["layer"] != released["layer"]:
+        raise UsageError(
+            f"{path} is of layer {measured['layer']}, but the release ends at layer {released['layer']}: "
+            f"measure the release, or release what was measured by --layer {measured['layer']}."
+        )
+    pooling = measured.get("pooling")
+    if released.get("pooling") is not None and pooling not in (None, released["pooling"]):
+        raise UsageError(
+            f"{path} is of {pooling} pooling, but the release gives {released['pooling']}: "
+            f"measure the release, or release what was measured by --pooling {pooling}."
+        )
 
 
 def _copy_results(paths: Sequence[Path], release: Path) -> None:
@@ -292,6 +323,7 @@ _RUN = {
     "non_default?": [str],
     "num_parameters?": (int, None),
     "corpus?": {
+        "settings?": Each(object),
         "mono?": _GROUPS,
         "bitext?": _GROUPS,
         "sources?": [{"languages": [str], "files": [{"path": str, "sha256": (str, None)}]}],
@@ -317,6 +349,8 @@ RELEASE = {
     "dtype": str,
     "source_sha256": (str, None),
     "layer?": (int, None),
+    "pooling?": _POOLINGS,
+    "normalize?": bool,
 }
 _SHARES = Each({"sentences": int, "tokens": int, "share": float})
 TRAINING = {

@@ -12,7 +12,7 @@ from modeling_infoxlm.hub.checkup import PICKLES
 from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence, refuse_outside
 from modeling_infoxlm.hub.export import RELEASE_FILE, Dtype, Format, Pooling, export, read_record
 from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import write_json
+from modeling_infoxlm.provenance import holds_token, write_json
 
 DEFAULT_FORMAT: Format = "xlm-roberta"
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")
@@ -93,7 +93,8 @@ def list_release(folder: Path) -> list[ReleaseFile]:
     """Files that a push uploads, sorted.
 
     Raises:
-        UsageError: If there is none, one could run code when it is loaded, or one lies outside by a link.
+        UsageError: If there is none, one could run code when it is loaded, lies outside by a link, or holds a
+            token.
     """
     files = []
     for path in sorted(folder.rglob("*")):
@@ -103,6 +104,8 @@ def list_release(folder: Path) -> list[ReleaseFile]:
         refuse_outside(path, folder)
         if path.suffix.lower() in PICKLES:
             raise UsageError(f"{folder / name} may be a pickle, which is never uploaded; remove it.")
+        if holds_token(path):
+            raise UsageError(f"{folder / name} holds an access token, which is never uploaded; remove it.")
         files.append(ReleaseFile(name, path, path.stat().st_size))
     if not files:
         raise UsageError(f"there is nothing to push in {folder}.")

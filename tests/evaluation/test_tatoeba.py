@@ -182,6 +182,10 @@ def test_default_layer(encoder: Encoder, tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path, num_hidden_layers=9)
     deep = load_encoder(EncoderArguments(model_name_or_path=str(tmp_path)))
     assert resolve_layer(deep, None) == 7
+    (tmp_path / "modules.json").write_text(
+        '[{"type": "sentence_transformers.models.Transformer", "path": ""}]'
+    )
+    assert resolve_layer(deep, None) == 9  # what such a folder gives, whatever the paper measured
     with pytest.raises(UsageError, match=r"layer must be in 0\.\.3, found 4"):
         resolve_layer(encoder, 4)
 

@@ -1,16 +1,22 @@
 """Cards: each word comes from a file of the release, and each snippet runs."""
 
+import copy
+import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hub.finished_run import save_finished_run, save_tiny_model, write_result_file
 from hub.server import LoopbackHub
 from huggingface_hub import HfApi, ModelCard, constants, metadata_load
+from markdown_it import MarkdownIt
 
 from modeling_infoxlm.hub.card import MARKER, build_card
 from modeling_infoxlm.hub.export import FORMATS, export, read_record
@@ -22,6 +28,7 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForQuestionAnswering,
     InfoXLMForSequenceClassification,
 )
+from modeling_infoxlm.process import UsageError
 
 REPO = "org/infoxlm-demo"
 EXPECTED = Path(__file__).with_name("expected_card.md")
@@ -141,6 +148,166 @@ def test_a_base_model_is_named_if_it_is_one_of_the_hub(run: Path, tmp_path: Path
     metadata = yaml.safe_load(card.data.to_yaml())
     assert (metadata["base_model"], metadata["base_model_relation"]) == ("org/base", "finetune")
     assert "started from `org/base` and further pre-trained on 10 languages" in card.text
+
+
+# ---------------------------------------------------------------------------- what is shipped
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_a_cut_release_states_its_own_vectors(run: Path, tmp_path: Path, layer: int) -> None:
+    """Held-out retrieval was of layer 3, mean; the contrast trained layer 4."""
+    options = {"format": "sentence-transformers", "layer": layer}
+    build_release(run, tmp_path / "release", repo_id=REPO, **options)
+    card = card_of(tmp_path / "release")
+    assert f"**Vectors:** mean of all tokens of layer {layer}, the last of this release" in card
+    assert "**Contrast trained on:** mean of all tokens of layer 4" in card
+    assert ("| en-de | 81.5 |" in card) == (layer == 3)
+    assert ("which were not measured" in card) == (layer != 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layer": 3, "pooling": "mean"}, r"is of layer 3, but the release ends at layer 2.*--layer 3"),
+        ({"layer": 2, "pooling": "cls"}, r"is of cls pooling, but the release gives mean.*--pooling cls"),
+        ({"layer": 2, "pooling": "mean"}, None),
+    ],
+)
+def test_results_of_other_vectors_than_a_release_ships_are_refused(
+    run: Path, tmp_path: Path, settings: dict[str, object], words: str | None
+) -> None:
+    result = write_result_file(tmp_path / "tatoeba_results.json", run, task="tatoeba", settings=settings)
+    options = {"repo_id": REPO, "format": "sentence-transformers", "layer": 2, "results": [result]}
+    if words is None:
+        build_release(run, tmp_path / "release", **options)
+        assert "layer 2, pooling mean" in card_of(tmp_path / "release")
+    else:
+        with pytest.raises(UsageError, match=words):
+            build_release(run, tmp_path / "release", **options)
+
+
+def test_results_of_the_release_itself_are_its_own(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "cut", format="sentence-transformers", layer=2)
+    settings = {"layer": 2, "pooling": "mean"}
+    result = write_result_file(
+        tmp_path / "tatoeba_results.json", tmp_path / "cut", task="tatoeba", settings=settings
+    )
+    for source in (tmp_path / "cut", run):
+        options = {} if source == tmp_path / "cut" else {"format": "sentence-transformers", "layer": 2}
+        build_release(source, tmp_path / source.name / "x", repo_id=REPO, results=[result], **options)
+
+
+def test_a_token_in_a_file_is_not_uploaded(run: Path, tmp_path: Path) -> None:
+    """An older program may have written it."""
+    command = ["run_xnli.py", "--run_name", "hf_" + "aB1" * 12]
+    result = write_result_file(tmp_path / "xnli_results.json", run, command=command)
+    with pytest.raises(UsageError, match=r"xnli_results\.json holds an access token"):
+        build_release(run, tmp_path / "release", repo_id=REPO, results=[result])
+
+
+def test_numbers_of_other_weights_than_are_stored_say_so(run: Path, tmp_path: Path) -> None:
+    result = write_result_file(tmp_path / "xnli_results.json", run)
+    build_release(run, tmp_path / "release", repo_id=REPO, results=[result], dtype="bfloat16")
+    assert "It was measured before the weights were stored as bfloat16." in card_of(tmp_path / "release")
+
+
+def test_values_are_those_in_effect_and_never_null(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "out")
+    record = json.loads((run / "run.json").read_text())
+    record["identity"] |= {"xlco_layer": None, "xlco_pooling": None, "max_side_length": None}
+    record["identity"] |= {"xlco_use_projection": None, "optim_args": None, "hidden_size": None}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    for layer, shown in ((2, 2), (-1, 3)):
+        config = json.loads((run / "config.json").read_text()) | {"xlco_layer": layer}
+        (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+        release = tmp_path / f"release{layer}"
+        build_release(tmp_path / "out", release, repo_id=REPO)
+        card = card_of(release)
+        assert "null" not in card and "None" not in card
+        assert f"| `xlco_layer` | `{shown}` |" in card and '| `xlco_pooling` | `"cls"` |' in card
+        assert "| `max_side_length` | `62` |" in card and "| `hidden_size` | `16` |" in card
+        assert f"**Contrast trained on:** `<s>` of layer {shown}, through a projection, no part of" in card
+        assert None not in json.loads((release / "training.json").read_text())["recipe"].values()
+
+
+# ---------------------------------------------------------------------------- what others wrote
+
+HOSTILE = (
+    "x\n\n# Owned\n<img src=x onerror=alert(1)> <!-- --> [a](http://evil.example) ![b](c) `code` ``` | --- |"
+    " **b** _i_ ~~s~~ </details> {{ 7 * 7 }} {% raw %} \\| \\` $x$ https://evil.example www.evil.example &lt;"
+    " \u202e\x00\n---\nlicense: evil\n---\n```\n| a | b |\n| - | - |\n- item\n1. item"
+)
+
+
+def structure(card: str) -> list[tuple[str, str]]:
+    """What a reader's browser would make of a card, without the words."""
+    body = card.split("\n---\n", 1)[1]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
+    flat = [inner for token in tokens for inner in (token, *(token.children or ()))]
+    return [(token.type, token.tag) for token in flat if token.type not in ("text", "softbreak")]
+
+
+def leaves(content: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """Places of all texts in a JSON file, and, with None at the end, of all keys."""
+    if isinstance(content, str):
+        yield path
+    items = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content if isinstance(content, list) else ())
+    )
+    for key, value in items:
+        if isinstance(content, dict):
+            yield (*path, key, None)
+        yield from leaves(value, (*path, key))
+
+
+def put(content: Any, path: tuple[object, ...], text: str) -> Any:
+    changed = copy.deepcopy(content)
+    *above, last = path[:-1] if path[-1] is None else path
+    place = functools.reduce(lambda inner, key: inner[key], above, changed)
+    if path[-1] is None:
+        place[text] = place.pop(last)
+    else:
+        place[last] = text
+    return changed
+
+
+def test_nothing_that_others_wrote_gets_into_a_card_as_markup(run: Path, tmp_path: Path) -> None:
+    """Each text and each key of each file: it is refused, or shown as the words that it is."""
+    release = tmp_path / "release"
+    tatoeba = write_result_file(
+        tmp_path / "tatoeba_results.json", run, task="tatoeba", settings={"layer": 2, "pooling": "mean"}
+    )
+    results = [write_result_file(tmp_path / "xnli_results.json", run), tatoeba]
+    (run / "figures").mkdir(exist_ok=True)
+    (run / "figures" / "a](b) <i> [c.png").write_bytes(b"picture")
+    build_release(run, release, repo_id=REPO, results=results)
+    shown = refused = 0
+    for name in (
+        "training.json",
+        "release.json",
+        "results/xnli_results.json",
+        "results/tatoeba_results.json",
+    ):
+        path = release / name
+        content = json.loads(path.read_text())
+        content |= {"base_model": "org/base"} if name == "training.json" else {}
+        for place in leaves(content):
+            cards = []
+            for text in ("harmless", HOSTILE):
+                path.write_text(json.dumps(put(content, place, text)))
+                try:
+                    cards.append(str(build_card(release, REPO)))
+                except UsageError:
+                    refused += 1
+            if len(cards) == 2:
+                shown += 1
+                assert structure(cards[0]) == structure(cards[1]), place
+                metadata, harmless = (yaml.safe_load(card.split("---\n")[1]) for card in reversed(cards))
+                assert metadata.keys() <= harmless.keys() and metadata.get("license") is None, place
+        path.write_text(json.dumps(content))
+    assert shown > 250 and refused > 100, (shown, refused)
 
 
 # ---------------------------------------------------------------------------- snippets

@@ -256,10 +256,16 @@ def test_a_checkpoint_is_not_given_the_results_of_the_last_weights(
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"earlier weights")
     write_result_file(tmp_path / "out" / "xnli_results.json", run)
+    (tmp_path / "out" / "tatoeba_layers.png").write_bytes(b"of the last weights")
+    (tmp_path / "out" / "figures").mkdir(exist_ok=True)
+    (tmp_path / "out" / "figures" / "map.png").write_bytes(b"of the last weights")
     add_evidence(checkpoint, release)
-    assert not (release / "results").exists()
+    assert not (release / "results").exists() and not (release / "figures").exists()
+    compute = json.loads((release / "training.json").read_text())["compute"]
+    assert compute["steps"] is None and compute["resumed_at_step"] is None  # known of the end alone
     add_evidence(tmp_path / "out", release)
     assert (release / "results" / "xnli_results.json").is_file()
+    assert len(list((release / "figures").iterdir())) == 2
 
 
 def test_sources_on_the_hub_keep_their_names(run: Path, tmp_path: Path) -> None:
