@@ -105,6 +105,7 @@ def test_it_learned_to_answer(fitted: Path) -> None:
     assert training["mismatched_answers"] == 0
     assert (result["task"], result["metric"], result["seed"]) == ("mlqa", "f1", 1)
     assert result["settings"]["doc_stride"] == 4 and result["command"][0] == "run_mlqa.py"
+    assert result["identity"]["lr_scheduler_type"] == "linear"
 
 
 def test_n_best_lists_begin_with_the_prediction(fitted: Path) -> None:

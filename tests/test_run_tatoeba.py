@@ -94,7 +94,6 @@ def nothing(data: Path) -> None:
         (drop_a_side, [], "fr-en.en is missing"),
         (nothing, ["--languages", "de", "sw"], "no set of sw; it has de, fr"),
         (nothing, ["--layer", "4"], "layer must be in 0..3, found 4"),
-        (nothing, ["--layer", "-1"], "layer must be in 0..3, found -1"),
         (nothing, ["--model_name_or_path", "nowhere/at/all"], "cannot be loaded"),
         (nothing, ["--data_dir", "nowhere"], "there is no folder nowhere"),
     ],
@@ -114,8 +113,9 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
     assert not (data.parent / "out").exists()
 
 
-def test_test_sets_given_in_no_way_or_in_two(encoder: Path, data: Path) -> None:
-    for argv in (flags(encoder, data, "--dataset_name", "x"), ["--model_name_or_path", str(encoder)]):
+def test_a_negative_layer_and_test_sets_given_in_no_way_or_in_two(encoder: Path, data: Path) -> None:
+    own = (["--dataset_name", "x"], ["--layer", "-1"])
+    for argv in (*(flags(encoder, data, *one) for one in own), ["--model_name_or_path", str(encoder)]):
         with pytest.raises(SystemExit) as exit_:
             run_tatoeba.main(argv)
         assert exit_.value.code == 2

@@ -1,6 +1,7 @@
 """The entry point, in this process: fine-tune, select, test, go on after a stop, and what it must refuse."""
 
 import csv
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,11 @@ def test_accuracy_is_scikit_learns_from_the_written_predictions(fitted: Path, sh
 
 def test_the_result_says_how_it_came_to_be(fitted: Path, shared: Path) -> None:
     result = read_result(fitted / "xnli_results.json")
+    run = json.loads((fitted / "run.json").read_text())["identity"]
+    assert result["identity"]["files"] == sorted(run["files"].values())
+    for name in ("seed", "lr_scheduler_type", "optim", "label_smoothing_factor", "batch_size", "select_on"):
+        assert result["identity"][name] == run[name]
+    assert not {"model", "data_dir", "train_file"} & set(result["identity"])
     assert (result["task"], result["metric"], result["unit"], result["seed"]) == (
         "xnli",
         "accuracy",
