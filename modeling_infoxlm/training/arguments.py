@@ -562,10 +562,11 @@ class ObjectiveArguments:
         "or the mean over all tokens (the paper's Tatoeba). Unset: that of the contrast.",
     )
     eval_max_pairs: int = _flag(300, "Candidates in held-out retrieval, for each language pair (ours).")
-    stop_on_collapse: int = _flag(
-        10,
-        "Log entries in a row, after the warm-up, that show the vectors of the contrast collapsed, before "
-        "the run is given up; 0: never (ours).",
+    stop_on_collapse: int | None = _flag(
+        None,
+        "Log entries in a row that show the vectors of the contrast collapsed, before the run is given up; "
+        "0: never. Unset: 10, from the end of the warm-up on and not among the first 100 steps, since a "
+        "healthy run may begin so (ours).",
     )
 
 
@@ -610,7 +611,8 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
             "tlm_weight": self.tlm_weight,
             "xlco_weight": self.xlco_weight,
         }
-        _at_least(0, **weights, stop_on_collapse=self.stop_on_collapse)
+        _at_least(0, **weights)
+        _at_least(0, stop_on_collapse=self.stop_on_collapse)
         if self.eval_layer != LAST_LAYER:
             _at_least(0, eval_layer=self.eval_layer)
         _at_least(1, eval_max_pairs=self.eval_max_pairs, max_steps=self.max_steps)

@@ -365,12 +365,11 @@ class InfoXLMTrainer(SafeTrainer):
             for warning in self._alarm.check(logs):
                 if self.args.should_log:
                     logger.warning("step %d: %s", self.state.global_step, warning)
-            if self.state.global_step <= self.args.get_warmup_steps(self.args.max_steps):
-                self._alarm.collapsed_logs = (
-                    0  # a model from scratch begins with vectors that are nearly the same
-                )
+            if self._may_yet_spread():
+                self._alarm.collapsed_logs = 0
         super().log(logs, *args, **kwargs)
-        if 0 < self.args.stop_on_collapse <= self._alarm.collapsed_logs:
+        limit = 10 if self.args.stop_on_collapse is None else self.args.stop_on_collapse
+        if 0 < limit <= self._alarm.collapsed_logs:
             raise ContrastCollapsed(
                 describe_collapse(
                     self._plain_model().config,
@@ -379,6 +378,11 @@ class InfoXLMTrainer(SafeTrainer):
                     learning_rate=self.args.learning_rate,
                 )
             )
+
+    def _may_yet_spread(self) -> bool:
+        """Whether a healthy run may begin with such vectors, and no flag says how long to wait."""
+        warm = max(100, self.args.get_warmup_steps(self.args.max_steps))
+        return self.args.stop_on_collapse is None and self.state.global_step <= warm
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
         """Useful floating point operations of a micro-batch, the momentum encoder's included."""

@@ -551,9 +551,11 @@ def collapsed_model() -> InfoXLMForPreTraining:
     return model
 
 
-@pytest.mark.parametrize(("warmup_steps", "limit", "last"), [(0, 3, 3), (2, 3, 5), (0, 0, 6), (0, 9, 6)])
-def test_a_run_that_stays_collapsed_after_its_warm_up_is_given_up(
-    make: Callable[..., InfoXLMTrainer], warmup_steps: int, limit: int, last: int
+@pytest.mark.parametrize(
+    ("warmup_steps", "limit", "last"), [(0, 3, 3), (9, 3, 3), (0, 0, 6), (0, 9, 6), (0, None, 6)]
+)
+def test_a_run_that_stays_collapsed_is_given_up(
+    make: Callable[..., InfoXLMTrainer], warmup_steps: int, limit: int | None, last: int
 ) -> None:
     trainer = make(
         model=collapsed_model(),
@@ -567,6 +569,17 @@ def test_a_run_that_stays_collapsed_after_its_warm_up_is_given_up(
         trainer.train()
     logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize(("warmup_steps", "last"), [(0, 110), (105, 115)])
+def test_unless_told_otherwise_a_collapse_counts_after_the_warm_up_and_a_hundred_steps(
+    make: Callable[..., InfoXLMTrainer], warmup_steps: int, last: int
+) -> None:
+    trainer = make(model=collapsed_model(), max_steps=150, learning_rate=1e-9, warmup_steps=warmup_steps)
+    with pytest.raises(ContrastCollapsed, match=f"at step {last}"):
+        for step in range(1, 151):
+            trainer.state.global_step = step
+            trainer.log({"loss": 1.0, "xlco/query_std": 0.01, "xlco/key_std": 0.5})
 
 
 def test_entries_that_show_a_collapse_are_counted_over_a_resumption(
