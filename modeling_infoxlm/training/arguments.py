@@ -86,7 +86,6 @@ BYPASSED = {
     "fsdp": "runs are on one device or under DDP; start them with torchrun",
     "fsdp_config": "runs are on one device or under DDP; start them with torchrun",
     "deepspeed": "runs are on one device or under DDP; start them with torchrun",
-    "do_train": "this program trains, and evaluates as --eval_strategy says",
     "do_eval": "this program trains, and evaluates as --eval_strategy says",
     "do_predict": "this program trains, and evaluates as --eval_strategy says",
     "resume_from_checkpoint": "the same command goes on by itself from the last checkpoint; "
