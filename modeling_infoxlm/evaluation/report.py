@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -642,10 +643,10 @@ def to_markdown(
         for metric in section.metrics:
             rows = [_cells(section, metric, row) for row in section.table(metric)]
             table = _markdown_table(_headings(section, metric), rows, num_texts=2)
-            lines += [f"### {_metric_title(section, metric)}", "", *table, ""]
+            lines += [f"### {_markdown(_metric_title(section, metric))}", "", *table, ""]
         for matrix in section.matrices:
             table = _markdown_table(*_matrix_table(matrix, section.unit), num_texts=1)
-            lines += [f"### {_matrix_title(section, matrix)}", "", *table, ""]
+            lines += [f"### {_markdown(_matrix_title(section, matrix))}", "", *table, ""]
         lines += [*(f"- {note}" for note in section.notes), ""] if section.notes else []
         lines += [line for name in figures.get(section.title, ()) for line in (f"![{name}]({name})", "")]
     return "\n".join([*lines, "## Files", "", *map(_describe_file, files), ""])
@@ -658,7 +659,12 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, n
 
 
 def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+    """Text that stays text, on its line, whatever the names in a file are."""
+    return re.sub(r"([\\`|*_\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+
+
+def _code(text: object) -> str:
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
 
 
 def _describe_file(file: ResultFile) -> str:
@@ -668,11 +674,11 @@ def _describe_file(file: ResultFile) -> str:
     data = f"sha256 {dataset['sha256']}" if dataset["sha256"] else f"revision {dataset['revision']}"
     weights = f"sha256 {model['sha256']}" if model["sha256"] else f"revision {model['revision']}"
     seed = "" if content["seed"] is None else f", seed {content['seed']}"
-    command = " ".join(content["command"]).replace("`", "'")
+    name, command = _markdown(dataset["name"]), _code(" ".join(content["command"]))
     return (
-        f"{file.number}. `{file.path}`: {content['task']}{seed}; "
-        f"model `{model['name_or_path']}` ({weights}); data {dataset['name']} ({data}); "
-        f"commit {content['commit']}; command `{command}`"
+        f"{file.number}. {_code(file.path)}: {content['task']}{seed}; "
+        f"model {_code(model['name_or_path'])} ({_markdown(weights)}); data {name} ({_markdown(data)}); "
+        f"commit {content['commit']}; command {command}"
     )
 
 

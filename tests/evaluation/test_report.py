@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -374,7 +375,7 @@ def test_mixed_nli_is_a_matrix(tmp_path: Path) -> None:
     )
     assert matrix.values.tolist() == [[80.0, 62.0], [62.0, 70.0]]
     text = to_markdown([section], [], {})
-    assert "### my_model: accuracy, percent, by language of premise and hypothesis" in text
+    assert "### my\\_model: accuracy, percent, by language of premise and hypothesis" in text
     assert "| premise \\ hypothesis | en | de |\n| --- | ---: | ---: |\n| en | 80.0 | 62.0 |" in text
     assert "| model | runs | within | across | source |" in text
     assert "| my\\_model | 2 | 75.0 ± 0.0 | 62.0 ± 1.4 | files 1, 2 |" in text
@@ -639,3 +640,18 @@ def test_what_is_no_result_at_all_is_told_of_with_its_file(tmp_path: Path, text:
     path.write_bytes(text)
     with pytest.raises(UsageError, match="a_results.json is no "):
         find_results([str(path)])
+
+
+def test_names_in_a_file_stay_text_in_the_report(tmp_path: Path) -> None:
+    name = "a`b\n\n# Heading\n[x](https://x.org)<script>|"
+    result = content(
+        accuracy(en=80.0),
+        dataset={"name": name},
+        model={"name_or_path": name, "sha256": None, "revision": name},
+        command=[name],
+    )
+    files = find_results([str(write(tmp_path, "0", result))])
+    lines = to_markdown(build_sections(files), files, {}).splitlines()
+    assert not [line for line in lines if line.startswith("# Heading")]
+    outside = [re.sub(r"`[^`]*`", "", line.replace("\\`", "")) for line in lines]
+    assert not [line for line in outside if "<script" in line or "[x](" in line.replace("\\[x\\]", "")]
