@@ -235,9 +235,9 @@ def open_results(setup: DemoSetup, *, argv: Sequence[str], fresh: bool) -> dict[
 def _remove_output(root: Path) -> None:
     for name in OUTPUT_NAMES:
         path = root / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        else:  # of a link only the link: what it points at lies elsewhere
             path.unlink(missing_ok=True)
 
 

@@ -10,6 +10,8 @@ for the approximate search beyond `EXACT_LIMIT` sentences the index of one side.
 each sentence has 2 x D bytes on the disk, and in memory 2 x D + 8 while its side is searched.
 """
 
+import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +41,7 @@ from modeling_infoxlm.evaluation.mining import (
 )
 from modeling_infoxlm.evaluation.tatoeba import resolve_layer
 from modeling_infoxlm.process import UsageError, configure_process, usage_errors
+from modeling_infoxlm.provenance import writing
 
 SENTENCES_PER_WINDOW = 8192  # encoded together; their fp32 vectors are in memory
 # The index of the approximate search is in fp16 anyway.
@@ -110,10 +113,12 @@ def mine_command(argv: list[str]) -> None:
     """Find translation pairs in two texts: `infoxlm mine`."""
     encoder_args, args = parse_args_with_config((EncoderArguments, MiningArguments), _name_texts(argv))
     configure_process()
-    output = Path(args.output)
+    output, texts = Path(args.output), (args.source, args.target)
     if output.exists() and not args.overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite true.")
-    source, target = (read_distinct(str(spec), args.on_bad_line) for spec in (args.source, args.target))
+    if any(Path(str(text)).exists() and output.exists() and output.samefile(str(text)) for text in texts):
+        raise UsageError(f"{output} is one of the texts that are read; give another --output.")
+    source, target = (read_distinct(str(text), args.on_bad_line) for text in texts)
     search = choose_search(len(source), len(target)) if args.search == "auto" else args.search
     encoder = load_encoder(encoder_args)
     layer = resolve_layer(encoder, args.layer)
@@ -179,7 +184,12 @@ def encode_to_file(
         dtype: Of the file.
     """
     width = int(encoder.model.config.hidden_size)
-    stored = np.memmap(path, dtype=dtype, mode="w+", shape=(len(texts), width))
+    with writing(path), open(path, "wb") as file:
+        size = len(texts) * width * np.dtype(dtype).itemsize
+        if sys.platform == "linux":  # a full disk would end the process where a mapped page finds no room
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+    stored = np.memmap(path, dtype=dtype, mode="r+", shape=(len(texts), width))
     bar = tqdm(total=len(texts), desc=f"encoding {path.name}", unit=" sentences", delay=_PROGRESS_DELAY)
     with bar:
         for start in range(0, len(texts), SENTENCES_PER_WINDOW):
@@ -218,7 +228,7 @@ def write_pairs(path: Path, pairs: Pairs, source: list[str], target: list[str]) 
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        with writing(path), open(partial, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(_lines(pairs, source, target))
         partial.replace(path)
     finally:

@@ -32,7 +32,7 @@ from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, summarise
 from modeling_infoxlm.hub.benchmarks import whole_test_sets
 from modeling_infoxlm.json_files import read_json
 from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import read_result
+from modeling_infoxlm.provenance import read_result, writing
 
 logger = logging.getLogger(__name__)
 
@@ -890,7 +890,8 @@ def report_command(argv: list[str]) -> None:
         "csv": lambda: to_csv(sections),
     }
     written = {f"report.{name}": texts[name]() for name in formats if name in texts}
-    _write(Path(arguments.output_dir), written, figures)
+    with writing(arguments.output_dir):
+        _write(Path(arguments.output_dir), written, figures)
     print(f"{arguments.output_dir}: {len(files)} files, {', '.join([*written, *figures])}")
 
 

@@ -36,6 +36,7 @@ from modeling_infoxlm.evaluation.results import (
     estimate_share,
 )
 from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import writing
 
 TASK = "tatoeba"
 FIGURE_NAME = f"{TASK}_layers.png"
@@ -307,8 +308,12 @@ def write_figure(folder: str | Path, result: TaskResult) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = plots.layer_curve_figure(result.details["layers"], marked_layer=result.settings["layer"])
     partial_path = path.with_name(f"partial-{path.name}")  # matplotlib goes by the suffix
-    plots.save_figure(figure, partial_path)
-    return partial_path.replace(path)
+    try:
+        with writing(path):
+            plots.save_figure(figure, partial_path)
+        return partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)
 
 
 def print_result(result: TaskResult, console: Console) -> None:

@@ -42,6 +42,7 @@ from modeling_infoxlm.evaluation.results import (
     write_result,
 )
 from modeling_infoxlm.process import UsageError, configure_process
+from modeling_infoxlm.provenance import writing
 
 logger = logging.getLogger(__name__)
 
@@ -812,8 +813,12 @@ def write_links(path: Path, links: Sequence[set[Link]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (" ".join(f"{source}-{target}" for source, target in sorted(found)) for found in links)
     unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        with writing(path):
+            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _score(

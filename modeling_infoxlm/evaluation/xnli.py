@@ -53,7 +53,7 @@ from modeling_infoxlm.evaluation.results import (
     summarise,
 )
 from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import file_sha256
+from modeling_infoxlm.provenance import file_sha256, writing
 
 ENGLISH = "en"
 PREDICTIONS = "predictions"
@@ -619,7 +619,8 @@ def write_predictions(
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     for language, rows in test.items():
-        with open(partial_folder / f"{split}-{language}.tsv", "w", encoding="utf-8", newline="\n") as file:
+        path = partial_folder / f"{split}-{language}.tsv"
+        with writing(final), open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write("\t".join(("premise", "hypothesis", "gold", "predicted", *LABELS)) + "\n")
             file.writelines(_prediction_lines(rows, probabilities[language]))
     shutil.rmtree(final, ignore_errors=True)

@@ -53,6 +53,17 @@ from modeling_infoxlm.provenance import file_sha256, write_json
 from modeling_infoxlm.training.trainer import MOMENTUM_STATE_NAME
 
 CONVERSION_NAME = "conversion.json"
+# A run that was started in the folder is not this command's to replace.
+_OURS = (
+    CONVERSION_NAME,
+    MOMENTUM_STATE_NAME,
+    "model*.safetensors*",
+    "config.json",
+    "generation_config.json",
+    "*token*",
+    "sentencepiece*",
+    "*.py",
+)
 
 
 @dataclass
@@ -129,7 +140,9 @@ def convert_fairseq(arguments: ConvertArguments) -> list[str]:
         UsageError: If the checkpoint, the dictionary or the tokenizer cannot be used; nothing is written.
     """
     path, overwrite = Path(arguments.checkpoint_file), arguments.overwrite_output_dir
-    with whole_folder(arguments.output_dir, overwrite=overwrite, marker=CONVERSION_NAME) as folder:
+    with whole_folder(
+        arguments.output_dir, overwrite=overwrite, marker=CONVERSION_NAME, ours=_OURS
+    ) as folder:
         checkpoint = read_checkpoint(path)
         _refuse_unknown(checkpoint, arguments.ignore_unknown, path)
         encoder = _chosen_encoder(checkpoint, arguments.use, path)

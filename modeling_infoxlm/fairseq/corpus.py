@@ -119,7 +119,8 @@ def convert_fairseq_data(arguments: ConvertDataArguments) -> list[str]:
         settings = PrepareSettings(max_length=arguments.max_seq_length)
     tokenizer = open_tokenizer(arguments.tokenizer_name)
     overwrite = arguments.overwrite_output_dir
-    with whole_folder(arguments.output_dir, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
+    ours = (MANIFEST_NAME, "mono/*", "bitext/*", "heldout/*")
+    with whole_folder(arguments.output_dir, overwrite=overwrite, marker=MANIFEST_NAME, ours=ours) as folder:
         converter = Converter(folder, tokenizer, settings, arguments.kind)
         for file in files:
             converter.add(file)

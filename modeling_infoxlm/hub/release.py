@@ -12,7 +12,7 @@ from modeling_infoxlm.hub.checkup import PICKLES
 from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence, refuse_outside
 from modeling_infoxlm.hub.export import RELEASE_FILE, Dtype, Format, Pooling, export, read_record
 from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import holds_token, write_json
+from modeling_infoxlm.provenance import holds_token, write_json, writing
 
 DEFAULT_FORMAT: Format = "xlm-roberta"
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")
@@ -65,28 +65,29 @@ def build_release(
     Raises:
         UsageError: If the source is no complete model, the options do not fit it, or a result is another's.
     """
-    made = read_record(source)
-    if made is None:
-        export(
-            source,
-            folder,
-            format=format or DEFAULT_FORMAT,
-            dtype=dtype,
-            layer=layer,
-            pooling=pooling,
-            normalize=normalize,
-            max_shard_size=max_shard_size,
-        )
-        _keep_own_card(source, folder)
-    elif format not in (None, made.format):
-        raise UsageError(
-            f"{source} is a release as {made.format}, not as {format}; give the folder of the run."
-        )
-    else:
-        copy_tree(source, folder)
-    add_evidence(source, folder, results=results)
-    write_card(folder, repo_id, license=license)
-    _list_files(folder)
+    with writing(folder):
+        made = read_record(source)
+        if made is None:
+            export(
+                source,
+                folder,
+                format=format or DEFAULT_FORMAT,
+                dtype=dtype,
+                layer=layer,
+                pooling=pooling,
+                normalize=normalize,
+                max_shard_size=max_shard_size,
+            )
+            _keep_own_card(source, folder)
+        elif format not in (None, made.format):
+            raise UsageError(
+                f"{source} is a release as {made.format}, not as {format}; give the folder of the run."
+            )
+        else:
+            copy_tree(source, folder)
+        add_evidence(source, folder, results=results)
+        write_card(folder, repo_id, license=license)
+        _list_files(folder)
 
 
 def list_release(folder: Path) -> list[ReleaseFile]:

@@ -2,10 +2,12 @@
 
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from disk_limit import file_size_limit
 from tiny_encoder import save_tiny_encoder
 
 from modeling_infoxlm.evaluation import mine as mine_module
@@ -13,6 +15,7 @@ from modeling_infoxlm.evaluation import mining
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.mine import encode_to_file, mine, mine_command, read_distinct
 from modeling_infoxlm.process import UsageError, run_main
+from modeling_infoxlm.provenance import DiskFullError
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +227,21 @@ def test_an_output_is_not_overwritten_unless_asked(
     assert run_main(mine_command, argv) == 2 and output.read_text() == "mine\n"
     assert "exists; give another --output, or --overwrite true" in capsys.readouterr().err
     assert run_main(mine_command, [*argv, "--overwrite", "true"]) == 0 and len(read_output(output)) > 10
+    before = texts[0].read_bytes()
+    argv[-1] = str(texts[0])
+    assert run_main(mine_command, [*argv, "--overwrite", "true"]) == 2 and texts[0].read_bytes() == before
+    assert "is one of the texts that are read" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_before_vectors_are_written_to_it(tmp_path: Path) -> None:
+    """A page of a mapped file for which there is no room ends the process by a signal."""
+
+    class Tiny:
+        model = SimpleNamespace(config=SimpleNamespace(hidden_size=64))
+
+    options = {"layer": 1, "pooling": "mean", "dtype": np.float32}
+    with file_size_limit(1000), pytest.raises(DiskFullError, match="source cannot be written"):
+        encode_to_file(Tiny(), ["a"] * 100, tmp_path / "source", **options)  # type: ignore[arg-type]
 
 
 def test_a_failure_while_writing_leaves_nothing(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from disk_limit import file_size_limit
 from hub.server import LoopbackHub
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
@@ -36,7 +37,7 @@ from modeling_infoxlm.hub.export import (
 )
 from modeling_infoxlm.hub.source import PROJECTION
 from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import file_sha256
+from modeling_infoxlm.provenance import DiskFullError, file_sha256
 
 INPUT_IDS, MASK = INPUTS["input_ids"], INPUTS["attention_mask"]
 DEPTH_OF_BASE = {"num_hidden_layers": 12, "xlco_layer": None}  # whose layer of the contrast is known
@@ -728,3 +729,15 @@ def test_tokenizer_of_the_release_is_that_of_the_checkpoint(checkpoint: Path, tm
     one, two = (AutoTokenizer.from_pretrained(folder) for folder in (checkpoint, tmp_path / "release"))
     assert one.get_vocab() == two.get_vocab()
     assert one("w9 w7")["input_ids"] == two("w9 w7")["input_ids"] == [0, 9, 7, 2]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """Each format is written by a library of its own, which says so in its own words."""
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    for form in ("xlm-roberta", "infoxlm", "sentence-transformers"):
+        with (
+            file_size_limit(20_000),
+            pytest.raises(DiskFullError, match=r"release cannot be written: its disk"),
+        ):
+            export(checkpoint, tmp_path / "release", format=form)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

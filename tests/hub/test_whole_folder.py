@@ -1,11 +1,15 @@
 """A folder appears whole or not at all, and only what is known to be an output is replaced."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
+from disk_limit import file_size_limit
 
 from modeling_infoxlm.hub.whole_folder import whole_folder
 from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import DiskFullError
 
 
 def write(folder: Path, content: str, *, overwrite: bool = False, fail: bool = False) -> None:
@@ -80,3 +84,53 @@ def test_what_may_not_be_replaced_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=expected):
             write(tmp_path / name, "2", overwrite=overwrite)
     assert names(tmp_path) == before and (tmp_path / "home/precious").exists()
+
+
+def test_a_folder_in_which_others_have_put_something_is_not_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, "1")
+    (out / "checkpoint-5").mkdir()
+    (out / "checkpoint-5" / "model.safetensors").write_text("a day of training")
+
+    def replace(while_written: str | None = None) -> None:
+        with whole_folder(out, overwrite=True, marker="mark", ours=("mark", "shards/*")) as staged:
+            (staged / "mark").write_text("2")
+            if while_written:
+                (out / while_written).write_text("")
+
+    with pytest.raises(
+        UsageError, match=r"out holds checkpoint-5/model\.safetensors, which this command did not"
+    ):
+        replace()
+    (out / "checkpoint-5").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="out holds notes, which this command did not write"):
+        replace("notes")
+    assert (out / "mark").read_text() == "1" and names(tmp_path) == ["elsewhere", "out"]
+    (out / "notes").unlink()
+    replace()
+    assert (out / "mark").read_text() == "2"
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["before", "between the renamings"])
+def test_what_a_killed_process_left_is_put_back_or_removed(tmp_path: Path, renamed: bool) -> None:
+    gone = 2**22 + 1  # a number that no process has
+    prefix = f".out.{socket.gethostname()}-"
+    (tmp_path / f"{prefix}{gone}.partial").mkdir()
+    (tmp_path / f"{prefix}{os.getppid()}.partial").mkdir()
+    write(tmp_path / "out", "1")
+    if renamed:
+        (tmp_path / "out").rename(tmp_path / f"{prefix}{gone}.old")
+    with pytest.raises(UsageError, match="is not empty"):
+        write(tmp_path / "out", "2")
+    assert (tmp_path / "out" / "mark").read_text() == "1"
+    assert names(tmp_path) == [f"{prefix}{os.getppid()}.partial", "out"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_earlier_output(tmp_path: Path) -> None:
+    write(tmp_path / "out", "1")
+    with (
+        file_size_limit(1000),
+        pytest.raises(DiskFullError, match=r"out cannot be written: its disk is full"),
+    ):
+        write(tmp_path / "out", "2" * 5000, overwrite=True)
+    assert (tmp_path / "out" / "mark").read_text() == "1" and names(tmp_path) == ["out"]
