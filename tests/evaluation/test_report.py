@@ -376,7 +376,7 @@ def test_mixed_nli_is_a_matrix(tmp_path: Path) -> None:
     assert matrix.values.tolist() == [[80.0, 62.0], [62.0, 70.0]]
     text = to_markdown([section], [], {})
     assert "### my\\_model: accuracy, percent, by language of premise and hypothesis" in text
-    assert "| premise \\ hypothesis | en | de |\n| --- | ---: | ---: |\n| en | 80.0 | 62.0 |" in text
+    assert "| premise \\\\ hypothesis | en | de |\n| --- | ---: | ---: |\n| en | 80.0 | 62.0 |" in text
     assert "| model | runs | within | across | source |" in text
     assert "| my\\_model | 2 | 75.0 ± 0.0 | 62.0 ± 1.4 | files 1, 2 |" in text
     assert "xnli,xnli,percent,accuracy-premise-hypothesis,my_model,de-en,62.0,,,,,2" in to_csv([section])
