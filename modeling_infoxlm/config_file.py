@@ -18,10 +18,12 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_infoxlm.data.readers import what_else
 from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
 from modeling_infoxlm.provenance import blot_secrets, holds_secret, takes_secret
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+_MOST_VALUES = 100_000  # of a recipe; its longest lists are of files
 
 
 class RecipeError(ValueError):
@@ -67,7 +69,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: If the file is missing, is no YAML or JSON, is no mapping, or names a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content_bytes = path.read_bytes()
+        kind = what_else(content_bytes[:4096])
+        if kind:
+            raise RecipeError(f"it is {kind}, expected UTF-8 text.")
+        text = content_bytes.decode("utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text, object_pairs_hook=_unique_keys)
         else:
@@ -78,7 +84,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} is not valid UTF-8 at byte {error.start:,}.") from error
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except RecursionError as error:
+        raise RecipeError(f"recipe {path} is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise RecipeError(f"recipe {path} is malformed: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -98,6 +106,23 @@ class _RecipeLoader(yaml.SafeLoader):
 
     # Replaced, not changed in place: the table of the base class is shared by all loaders.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document; refuse aliases that write out to more than a recipe means, or to no end."""
+        document = super().get_single_node()
+        waiting, count = [document], 0
+        while waiting:
+            node = waiting.pop()
+            count += 1
+            if count > _MOST_VALUES:
+                raise RecipeError(
+                    f"it holds more than {_MOST_VALUES:,} values, its aliases (*name) written out."
+                )
+            if isinstance(node, yaml.MappingNode):
+                waiting += [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+        return document
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping; a key given twice is refused (PyYAML would keep the last one in silence)."""
@@ -269,8 +294,11 @@ class _RecipeParser(HfArgumentParser):
                 raise RecipeError(f"recipe {source}: unknown key {name}{self._suggestion(str(name))}")
             try:
                 flags += self._as_flags(name, value)
+                json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
             except RecipeError as error:
                 raise RecipeError(f"recipe {source}: {error}") from error
+            except UnicodeEncodeError as error:
+                raise RecipeError(f"recipe {source}: {name} holds half a surrogate pair.") from error
         self.recipe, self.recipe_source = dict(recipe), source
         return flags
 

@@ -1,5 +1,6 @@
 """Recipes and flags: each test names a way in which a recipe could be read wrongly in silence."""
 
+import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -169,6 +170,15 @@ def test_unknown_key_names_the_nearest(tmp_path, capsys):
         ("steps: [1", "malformed"),
         ("- steps", "must be a mapping"),
         ("? [a]\n: 1", "malformed"),
+        ("languages: " + "[" * 20_000, "nested too deeply"),
+        (
+            "b0: &b0 [x, x]\n"
+            + "".join(f"b{i}: &b{i} [*b{i - 1}{f', *b{i - 1}' * 9}]\n" for i in range(1, 9)),
+            "100,000",
+        ),
+        ("extra: &x {a: *x}", "more than 100,000 values"),
+        ('language: "\\ud83d"', "language holds half a surrogate pair"),
+        ('languages: ["\\ud83d"]', "languages holds half a surrogate pair"),
     ],
 )
 def test_bad_recipe_is_one_line_that_names_the_file(tmp_path, capsys, text, complaint):
@@ -177,6 +187,27 @@ def test_bad_recipe_is_one_line_that_names_the_file(tmp_path, capsys, text, comp
     message = refusal(capsys, ["--config", str(path)])
     assert complaint in message
     assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b'{"steps": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"steps": ' + b"9" * 5000 + b"}", "is malformed: Exceeds the limit"),
+        (b'{"language": "\\ud83d"}', "language holds half a surrogate pair"),
+        ('{"steps": 1}'.encode("utf-16"), "it is UTF-16 text"),
+        (gzip.compress(b'{"steps": 1}'), "it is gzip-compressed data"),
+    ],
+)
+def test_bad_json_recipe_is_one_line_that_names_the_file(tmp_path, capsys, content, complaint):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(content)
+    message = refusal(capsys, [str(path)])
+    assert complaint in message and str(path) in message
+
+
+def test_aliases_of_plain_values_are_read(parse):
+    assert parse("languages: &l [de, fr]\nlanguage: &x en\nextra: {a: *x}").languages == ["de", "fr"]
 
 
 def test_json_with_a_key_twice(tmp_path, capsys):

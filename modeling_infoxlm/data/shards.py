@@ -9,7 +9,6 @@ Sizes in shapes: n sequences asked for, L tokens of one sequence.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from modeling_infoxlm.data.claims import own_name
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.ragged import PackedRows
+from modeling_infoxlm.json_files import Each, check_shape, read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = (
+    2  # 1: sentences were told apart by text, so held-out ones were trained on in other spellings
+)
 MANIFEST_NAME = "manifest.json"
 _TOKEN_DTYPE = np.dtype("<u4")
 _OFFSET_DTYPE = np.dtype("<i8")
@@ -90,8 +93,7 @@ class TokenStoreWriter:
         self._num_sequences = 0
         self._lengths: list[np.ndarray] = []
         self._final = shard_files(self.prefix)
-        # A fixed name: a run restarted after a kill writes over what the killed one left.
-        self._partial = tuple(path.with_name(path.name + ".partial") for path in self._final)
+        self._partial = tuple(own_name(path) for path in self._final)
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._tokens_file = open(self._partial[0], "wb", buffering=_BUFFER_BYTES)
 
@@ -157,6 +159,12 @@ def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     for path in (tokens_path, offsets_path):
         if not path.is_file():
             raise DataError(f"shard file {path} is missing; delete the prepared folder and prepare it again.")
+    size = offsets_path.stat().st_size
+    if not size or size % _OFFSET_DTYPE.itemsize:
+        raise DataError(
+            f"shard {offsets_path} has {size:,} bytes, no whole number of offsets; it was cut short. "
+            "Delete the prepared folder and prepare it again."
+        )
     offsets = _map(offsets_path, _OFFSET_DTYPE)
     num_found = tokens_path.stat().st_size // _TOKEN_DTYPE.itemsize
     if num_found != offsets[-1]:
@@ -407,17 +415,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: If it is missing, unreadable, or of another format version.
     """
     path = folder / MANIFEST_NAME
+    if not path.exists():
+        raise DataError(f"{folder} holds no {MANIFEST_NAME}; make it with `infoxlm prepare`.")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no {MANIFEST_NAME}; make it with `infoxlm prepare`.") from None
+        manifest = read_json(path)
+        version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format version {version}, expected {FORMAT_VERSION} (1 told sentences apart by "
+                "their text, 2 does by their tokens)."
+            )
+        check_shape(manifest, _MANIFEST, path)
     except ValueError as error:
-        raise DataError(
-            f"{path} is not readable JSON ({error}); delete the folder and prepare it again."
-        ) from None
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {manifest.get('format_version')}, expected {FORMAT_VERSION}; "
-            "delete the folder and prepare it again."
-        )
-    return manifest
+        raise DataError(f"{error} Delete the folder and prepare it again.") from error
+    return dict(manifest)
+
+
+# What a manifest holds, as far as it is read.
+_ENTRY = {
+    "num_examples": int,
+    "num_sentences": int,
+    "num_tokens": int,
+    "max_length": int,
+    "dropped": Each(int),
+    "shards": [str],
+}
+_SPECIAL = {**dict.fromkeys(("bos", "pad", "eos", "unk", "mask", "vocab_size"), int), "all_ids": [int]}
+_FILE = {"path": str, "size": int, "mtime_ns": int, "sha256": str}
+_MANIFEST = {
+    "tokenizer": {"name": str, "sha256": str, "vocab_size": int, "special": _SPECIAL},
+    "settings": {"max_length": int},
+    "sources": [{"kind": str, "languages": [str], "files": [_FILE]}],
+    "mono": Each(_ENTRY),
+    "bitext": Each(_ENTRY),
+    "heldout": Each(_ENTRY),
+}

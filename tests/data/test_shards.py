@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from modeling_infoxlm.data import shards
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.ragged import PackedRows
-from modeling_infoxlm.data.shards import Corpus, TokenStore, TokenStoreWriter
+from modeling_infoxlm.data.shards import FORMAT_VERSION, Corpus, TokenStore, TokenStoreWriter
 
 SEQUENCES = [[5, 6, 7], [], [2**32 - 1], [8, 9], [10]]
 
@@ -135,13 +137,16 @@ def manifest(tmp_path: Path, **changes: object) -> None:
         "vocab_size": 10,
         "all_ids": [0, 1, 2, 3, 9],
     }
+    entry = {"num_examples": 2, "num_sentences": 2, "num_tokens": 6, "max_length": 3, "dropped": {"empty": 1}}
+    file = {"path": "a", "size": 1, "mtime_ns": 2, "sha256": "x"}
     content = {
-        "format_version": 1,
-        "tokenizer": {"special": special},
+        "format_version": FORMAT_VERSION,
+        "tokenizer": {"name": "t", "sha256": "x", "vocab_size": 10, "special": special},
         "settings": {"max_length": 16},
-        "mono": {"de": {"shards": ["mono/de/a", "mono/de/b"]}},
-        "bitext": {"zh_Hans-en": {"shards": ["bitext/zh_Hans-en/a"]}},
-        "heldout": {"zh_Hans-en": {"shards": ["heldout/zh_Hans-en"]}},
+        "sources": [{"kind": "mono", "languages": ["de"], "files": [file]}],
+        "mono": {"de": {**entry, "shards": ["mono/de/a", "mono/de/b"]}},
+        "bitext": {"zh_Hans-en": {**entry, "shards": ["bitext/zh_Hans-en/a"]}},
+        "heldout": {"zh_Hans-en": {**entry, "shards": ["heldout/zh_Hans-en"]}},
     }
     (tmp_path / "manifest.json").write_text(json.dumps({**content, **changes}))
     write(tmp_path / "mono/de/a", [[0, 5, 2]])
@@ -167,11 +172,61 @@ def test_corpus_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="infoxlm prepare"):
         Corpus.open(tmp_path)
     manifest(tmp_path, format_version=7)
-    with pytest.raises(DataError, match="format version 7, expected 1"):
+    with pytest.raises(DataError, match=f"format version 7, expected {FORMAT_VERSION}"):
         Corpus.open(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="not readable JSON"):
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{", "is no JSON file"),
+        ('{"format_version": 2}'.encode("utf-16"), "is no JSON file: no UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000, "is no JSON file: Exceeds the limit"),
+        (b"[1]", "format version None"),
+        (b"null", "format version None"),
+        ({"tokenizer": None}, "tokenizer: expected an object, found null"),
+        ({"tokenizer": {"name": "t"}}, "tokenizer.sha256 is missing"),
+        ({"settings": {}}, "settings.max_length is missing"),
+        ({"settings": {"max_length": "64"}}, "settings.max_length: expected a whole number"),
+        ({"settings": {"max_length": True}}, "settings.max_length: expected a whole number"),
+        ({"sources": {}}, "sources: expected a list, found an object"),
+        (
+            {"sources": [{"kind": "mono", "languages": "de", "files": []}]},
+            "sources.0.languages: expected a list",
+        ),
+        ({"mono": {"de": {"shards": []}}}, "mono.de.num_examples is missing"),
+        ({"mono": {"de": 3}}, "mono.de: expected an object"),
+        ({"bitext": []}, "bitext: expected an object"),
+    ],
+)
+def test_a_manifest_of_a_wrong_shape_is_one_line(tmp_path: Path, content: Any, complaint: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "manifest.json").write_bytes(content)
+    else:
+        manifest(tmp_path, **content)
+    with pytest.raises(DataError, match=rf"manifest\.json.*{re.escape(complaint)}.*prepare it again"):
         Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "settings", "sources", "mono", "bitext", "heldout"])
+def test_a_manifest_without_a_part_is_refused(tmp_path: Path, name: str) -> None:
+    manifest(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = json.loads(path.read_text())
+    del content[name]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        Corpus.open(tmp_path)
+
+
+def test_offsets_that_were_cut_short_are_refused(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "x", SEQUENCES)
+    for size in (12, 0):
+        with open(tmp_path / "x.offsets", "r+b") as file:
+            file.truncate(size)
+        with pytest.raises(DataError, match=rf"x\.offsets has {size} bytes"):
+            TokenStore([prefix])
 
 
 def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
