@@ -131,7 +131,7 @@ def _run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        status = USAGE if isinstance(error, UsageError) else FAILED
+        status = USAGE if isinstance(error, (UsageError, DataError)) else FAILED
         message = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, (ValueError, OSError)):  # not foreseen: say what it is, and how to see more
             message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"

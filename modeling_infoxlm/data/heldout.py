@@ -1,18 +1,19 @@
-"""Which sentences are held out: chosen by a hash of their content, so in every pair and every file at once.
+"""Which sentences are held out: chosen by a hash of their text, so in every pair and every file at once.
 
 A pair is held out if its English side (or whichever language is asked for) is selected. All sentences of
 held-out pairs, in all languages, together are the held-out sentences; nothing that has one of them on a side
-is trained on.
+is trained on. A sentence is one of them if its text is, but for case, spaces and compatibility characters, or
+if the tokenizer gives it the same ids: then it is the same to the model, whatever the text says.
+
+Shape letters: n pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -31,101 +32,101 @@ class HeldoutRule:
     language: str
     seed: int
 
-    def content_hash(self, text: str) -> int:
-        """64 bits that are equal for texts that differ only in case or in compatibility characters."""
-        normalised = unicodedata.normalize("NFKC", text).casefold().encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(normalised, digest_size=8, salt=self.seed.to_bytes(16, "little")).digest()
-        return int.from_bytes(digest, "little")
+    def content_hashes(self, texts: Sequence[str]) -> np.ndarray:
+        """64 bits for each text, equal where only case, spaces and compatibility characters differ."""
+        salt = self.seed.to_bytes(16, "little")
+        digests = (
+            hashlib.blake2b(
+                " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode(),
+                digest_size=8,
+                salt=salt,
+            ).digest()
+            for text in texts
+        )
+        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
-    def selects(self, content_hash: int) -> bool:
-        """Whether the sentence with this hash is selected."""
-        return content_hash < self.fraction * 2.0**64
+    def selects(self, content_hashes: np.ndarray) -> np.ndarray:
+        """Which of the sentences with these hashes are selected, bool."""
+        return content_hashes < np.uint64(min(self.fraction * 2.0**64, 2.0**64 - 2048))
 
-    def deciding_side(self, languages: tuple[str, str]) -> int:
+    def deciding_side(self, languages: Sequence[str]) -> int:
         """0 if the source side of such a pair decides, 1 if the target side does."""
         return languages.index(self.language) if self.language in languages else 0
 
 
-@dataclass(frozen=True)
-class HeldoutScan:
-    """What one bitext source contributes.
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A held-out pair to evaluate on.
 
     Attributes:
-        sentences: Hashes of both sides of every selected pair, sorted, (n,) uint64.
-        candidates: (hash of the deciding side, source, target) of pairs to evaluate on, by rising hash.
+        key: Hash of the deciding side; those of smallest are taken.
+        sides: Hashes that no other pair of the evaluation may have, of text and of ids of each side.
+        source: Text.
+        target: Text.
     """
 
-    sentences: np.ndarray
-    candidates: list[tuple[int, str, str]]
-
-    def save(self, path: Path) -> None:
-        """Write it to one `.npz` file without pickle."""
-        text = json.dumps(self.candidates).encode()
-        with open(path, "wb") as file:
-            np.savez(file, sentences=self.sentences, candidates=np.frombuffer(text, dtype=np.uint8))
-
-    @classmethod
-    def load(cls, path: Path) -> HeldoutScan:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            candidates = json.loads(arrays["candidates"].tobytes())
-            return cls(arrays["sentences"], [(key, source, target) for key, source, target in candidates])
+    key: int
+    sides: tuple[int, int, int, int]
+    source: str
+    target: str
 
 
-def scan_pairs(
-    pairs: Iterable[tuple[str, str]], rule: HeldoutRule, *, languages: tuple[str, str], limit: int
-) -> HeldoutScan:
-    """Find the held-out sentences of one bitext source.
+class HeldoutScan:
+    """What the pairs of one source contribute.
 
-    Args:
-        pairs: Its (source, target) sentences.
-        rule: Which are selected.
-        languages: Source and target language.
-        limit: Most candidates to keep, those of smallest hash.
-
-    Returns:
-        The hashes of all held-out sentences, and the candidates.
+    Attributes:
+        candidates: Pairs to evaluate on, by the hash of the side that decides.
     """
-    side = rule.deciding_side(languages)
-    sentences: set[int] = set()
-    candidates: dict[int, tuple[str, str]] = {}
-    for pair in pairs:
-        source, target = pair[0].strip(), pair[1].strip()
-        deciding = rule.content_hash((source, target)[side])
-        if not (source and target and rule.selects(deciding)):
-            continue
-        sentences.add(deciding)
-        sentences.add(rule.content_hash((target, source)[side]))
-        if source != target:
-            candidates.setdefault(deciding, (source, target))
-        if len(candidates) > 2 * limit:
-            candidates = dict(sorted(candidates.items())[:limit])
-    kept = sorted(candidates.items())[:limit]
-    return HeldoutScan(
-        sentences=np.array(sorted(sentences), dtype=np.uint64),
-        candidates=[(key, source, target) for key, (source, target) in kept],
-    )
 
+    def __init__(self, rule: HeldoutRule, languages: Sequence[str], limit: int) -> None:
+        """Keep the `limit` candidates of smallest hash."""
+        self._rule, self._side, self._limit = rule, rule.deciding_side(languages), limit
+        self._sentences: list[np.ndarray] = []
+        self.candidates: list[Candidate] = []
 
-class HeldoutSentences:
-    """The held-out sentences of the whole corpus, to be kept out of training."""
-
-    def __init__(self, rule: HeldoutRule, hashes: np.ndarray) -> None:
-        """Look sentences up in a sorted array, which may be memory-mapped.
+    def add(
+        self, pairs: Sequence[Sequence[str]], contents: np.ndarray, ids: np.ndarray, usable: np.ndarray
+    ) -> None:
+        """Look at n pairs.
 
         Args:
-            rule: The rule whose hash it is.
-            hashes: Sorted hashes, (n,) uint64.
+            pairs: Source and target text.
+            contents: Hashes of both texts, (n, 2).
+            ids: Hashes of the ids of both sides, (n, 2).
+            usable: Which could be evaluated on, bool (n,).
         """
-        self._rule = rule
-        self._hashes = hashes
+        deciding = contents[:, self._side]
+        selected = self._rule.selects(deciding)
+        self._sentences.append(np.concatenate([contents[selected], ids[selected]], axis=None))
+        for number in np.flatnonzero(selected & usable).tolist():
+            sides = (*contents[number].tolist(), *ids[number].tolist())
+            self.candidates.append(Candidate(int(deciding[number]), sides, *pairs[number]))
+        if len(self.candidates) > 2 * self._limit:
+            self._shorten()
 
-    def find(self, texts: Sequence[str]) -> np.ndarray:
-        """Which of n sentences are held out, in whatever language, bool (n,)."""
-        rule = self._rule
-        content = np.fromiter((rule.content_hash(text) for text in texts), np.uint64, len(texts))
-        places = np.searchsorted(self._hashes, content)
-        found = np.zeros(len(texts), dtype=bool)
-        inside = places < len(self._hashes)
-        found[inside] = self._hashes[places[inside]] == content[inside]
-        return found
+    def _shorten(self) -> None:
+        first = {candidate.key: candidate for candidate in reversed(self.candidates)}
+        self.candidates = sorted(first.values())[: self._limit]
+
+    def sentences(self) -> np.ndarray:
+        """Hashes of all sentences of selected pairs, by text and by ids, sorted, uint64."""
+        self._shorten()
+        return np.unique(np.concatenate([np.empty(0, np.uint64), *self._sentences]))
+
+
+def choose_distinct(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The first by hash; no sentence twice on a side, or retrieval would have two right answers."""
+    seen, chosen = set[tuple[int, int]](), list[Candidate]()
+    for candidate in sorted(candidates):
+        sides = set(enumerate(candidate.sides))
+        if len(chosen) < most and not seen & sides:
+            seen |= sides
+            chosen.append(candidate)
+    return chosen
+
+
+def is_among(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of the hashes lie in the sorted array `known`, bool of their shape."""
+    if not len(known):
+        return np.zeros(hashes.shape, dtype=bool)
+    return known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes

@@ -6,9 +6,11 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.claims import make_once, own_name
+from modeling_infoxlm.data.errors import DataError, make_folder
 from modeling_infoxlm.data.heldout import HeldoutRule
 from modeling_infoxlm.data.readers import hub_revision
-from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, SpecialTokens, read_manifest
+from modeling_infoxlm.data.shards import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SpecialTokens,
+    fsync_file,
+    read_manifest,
+)
 from modeling_infoxlm.data.sources import (
     HUB_PREFIX,
     BitextSource,
@@ -29,6 +38,7 @@ from modeling_infoxlm.data.sources import (
     is_hub,
 )
 from modeling_infoxlm.data.tokenise import find_sentencepiece_model
+from modeling_infoxlm.provenance import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +58,7 @@ class PrepareSettings:
             `<s> a </s> b </s>` fit: `(max_length - 3) // 2`.
         min_length: Shortest sentence in tokens.
         max_length_ratio: Most tokens that one side may have for each token of the other.
-        deduplicate: Keep each distinct pair or sentence of a source file once (60 bytes of memory each).
+        deduplicate: Keep each distinct pair or sentence once, by token ids, over all files of its languages.
         mono_from_bitext: The sides of training pairs also become MLM blocks of their languages.
         heldout_fraction: Share of the sentences of `heldout_language` whose pairs are never trained on, 0..1.
         heldout_language: The language whose sentences decide; in pairs without it the source side does.
@@ -167,6 +177,11 @@ class Plan:
         identity = {**self.description["tokenizer"], "name": None}
         return digest(FORMAT_VERSION, identity, self.description["settings"])
 
+    @property
+    def corpus_key(self) -> str:
+        """Identity of the whole corpus: what is kept of a file depends on the others."""
+        return digest(self.key, [_content(record) for record in self.description["sources"]])
+
 
 def digest(*parts: Any) -> str:
     """A SHA-256 in hexadecimal of anything that JSON can hold."""
@@ -203,7 +218,7 @@ def make_plan(
     require(bool(sources), "nothing to prepare: no bitext and no monolingual source was given.")
     tokenizer_json = _tokenizer_json(tokenizer)
     special = special_tokens(tokenizer)
-    units = _units(sources, _known_hashes(folder), num_workers)
+    units = _units(sources, folder, num_workers)
     description = {
         "tokenizer": {
             "name": tokenizer.name_or_path,
@@ -294,16 +309,18 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
 
 def _known_hashes(folder: Path) -> dict[tuple[str, int, int], str]:
     """Hashes from the manifest, so that terabytes are not read again only to find them unchanged."""
-    if not (folder / MANIFEST_NAME).exists():
-        return {}
     files = [file for record in read_manifest(folder)["sources"] for file in record["files"]]
     return {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
 
 
-def _units(sources: Sequence[Source], known: Mapping[Any, str], num_workers: int) -> list[Unit]:
-    locations = sorted({location for source in sources for location in source.locations})
+def _units(sources: Sequence[Source], folder: Path, num_workers: int) -> list[Unit]:
+    locations = list({location for source in sources for location in source.locations})
+    random.shuffle(locations)  # jobs that start at the same time do not wait for each other's
+    is_complete = (folder / MANIFEST_NAME).exists()
+    known = _known_hashes(folder) if is_complete else {}
+    work = None if is_complete else make_work_folder(folder)  # a complete one may be read-only
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # hashing releases the interpreter lock
-        described = pool.map(lambda location: _file_record(location, known), locations)
+        described = pool.map(lambda location: _file_record(location, known, work), locations)
         files = dict(zip(locations, tqdm(described, "reading files", len(locations), delay=2), strict=True))
     units: dict[tuple[Any, ...], Unit] = {}
     for source in sources:
@@ -318,24 +335,55 @@ def _units(sources: Sequence[Source], known: Mapping[Any, str], num_workers: int
     return list(units.values())
 
 
-def _file_record(location: str, known: Mapping[Any, str]) -> dict[str, Any]:
+def make_work_folder(folder: Path) -> Path:
+    """Make the folder for what is needed while preparing; every name in it ends in 16 hexadecimal digits."""
+    work = folder / "work"
+    make_folder(work)
+    return work
+
+
+def _file_record(location: str, known: Mapping[Any, str], work: Path | None) -> dict[str, Any]:
     if location.startswith(HUB_PREFIX):
         return {"path": location, "size": 0, "mtime_ns": 0, "sha256": hub_revision(location)}
-    try:
+    with _readable(location):
         status = os.stat(location)
-        identity = (location, status.st_size, status.st_mtime_ns)
-        sha256 = known.get(identity) or _sha256(location)
-    except OSError as error:
-        raise DataError(f"{location}: cannot be read ({error.strerror}).") from error
-    return {"path": location, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+    identity = (location, status.st_size, status.st_mtime_ns)
+    sha256 = known.get(identity) or _shared_sha256(location, digest(*identity)[:16], work)
+    path = os.fsencode(location).decode(errors="backslashreplace")  # a file's name may be no text
+    return {"path": path, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+
+
+def _shared_sha256(location: str, name: str, work: Path | None) -> str:
+    """Hash of a file, which one job computes for all."""
+    if work is None:
+        return _sha256(location)
+    path = work / f"hash-{name}"
+    make_once(path, work / f"hash-{name}.claim", lambda: write_atomically(path, _sha256(location)))
+    return path.read_text(encoding="utf-8")
 
 
 def _sha256(location: str) -> str:
-    digest = hashlib.sha256()
-    with open(location, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with _readable(location):
+        return file_sha256(location)
+
+
+@contextmanager
+def _readable(location: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{location}: cannot be read ({error.strerror}).") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and durably."""
+    partial = own_name(path)
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        fsync_file(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def is_complete(plan: Plan) -> bool:

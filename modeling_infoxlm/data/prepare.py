@@ -1,30 +1,31 @@
 """From text to a prepared corpus: check, tokenise, pack, and write token shards with a manifest.
 
-Every source file becomes shards of its own, named after its content and everything that shaped them, with a
-small JSON file beside them that is written last. So files are prepared in parallel, in any order and by any
-number of independent jobs with byte-identical results, and a run that was killed redoes only what it had not
-finished.
+1. Every source file is read once: lines are checked and tokenised, and what is usable is written, beside
+   hashes of its ids (`_read_unit`).
+2. From the hashes of all files it is decided what is held out and what came before (`_decide`).
+3. What is kept of each file becomes its shards, and the manifest comes last (`_write_unit`, `_finish`).
+
+Every result is a file named after its content and everything that shaped it, written whole or not at all. So
+files are prepared in parallel, in any order and by any number of jobs with byte-identical results, each by
+one of them (`claims`), and a run that was killed redoes only what it had not finished.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import gc
-import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import re
-import shutil
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from hashlib import blake2b
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple, dataclass
 from itertools import compress, islice
 from operator import itemgetter
 from pathlib import Path
@@ -34,8 +35,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from modeling_infoxlm.data.claims import POLL_SECONDS, Watch, claimed, make_once, own_name
 from modeling_infoxlm.data.errors import DataError
-from modeling_infoxlm.data.heldout import HeldoutScan, HeldoutSentences, scan_pairs
+from modeling_infoxlm.data.heldout import Candidate, HeldoutScan, choose_distinct, is_among
 from modeling_infoxlm.data.plan import (
     Plan,
     PrepareSettings,
@@ -44,10 +46,12 @@ from modeling_infoxlm.data.plan import (
     digest,
     is_complete,
     make_plan,
+    make_work_folder,
     plain_text_encoder,
     require,
+    write_atomically,
 )
-from modeling_infoxlm.data.ragged import PackedRows, join_pieces
+from modeling_infoxlm.data.ragged import PackedRows, join_pieces, sums_of_runs
 from modeling_infoxlm.data.readers import (
     BadLineHandler,
     SkipBadLines,
@@ -56,23 +60,30 @@ from modeling_infoxlm.data.readers import (
     read_sentences,
     warn_of_extra_columns,
 )
+from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Corpus,
     SpecialTokens,
+    TokenStore,
     TokenStoreWriter,
     fsync_file,
+    read_manifest,
+    shard_files,
 )
 from modeling_infoxlm.data.sources import BitextSource, MonoSource, describe
 from modeling_infoxlm.data.tokenise import (
     CannotEncode,
     CheckedEncoder,
     IdsDiffer,
+    RowHashes,
     SentencePieceEncoder,
     TextEncoder,
     TokenizersEncoder,
+    find_known,
 )
+from modeling_infoxlm.provenance import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,16 +91,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Pair = tuple[str, str]
-Sides = tuple[PackedRows, PackedRows]
-_AnyTask = TypeVar("_AnyTask", "_Task", "_ScanTask")
+Texts = tuple[str, ...]  # a sentence, or the two sides of a pair
+Sides = tuple[PackedRows, ...]
 
 _BATCH = 2000  # lines checked, tokenised and packed at a time
+_ROWS = 50_000  # tokenised ones copied at a time
 _BYTES_PER_WORKER = 1 << 23  # a process takes seconds to import torch, longer than to prepare a few MB
+_COPIED_BYTES_PER_WORKER = 1 << 27
 _IDENTICAL_LIMIT = 0.9  # above this share of identical sides a pair file is taken for a mistake
+_UNKNOWN_LIMIT = 0.05  # above this share of <unk> a file is warned of
 _SHARD_FILE = re.compile(
-    r"(?P<shard>.+-[0-9a-f]{16})(\.source|\.target)?\.(tokens|offsets|json)([.0-9]*\.partial)?"
+    r"(?P<shard>.+-[0-9a-f]{16})(\.source|\.target)?\.(tokens|offsets|json)(\.[0-9a-f.]*partial)?"
 )
+_HELDOUT_FILE = re.compile(
+    r"(?P<pair>\w+-\w+)\.(?:(?:source|target)\.(?:tokens|offsets)|tsv|json)(?P<partial>\.[0-9a-f.]*partial)?"
+)
+_WORK_FILE = re.compile(r".+-[0-9a-f]{16}([.].+)?")
 
 
 def prepare(
@@ -120,11 +137,8 @@ def prepare(
             was prepared with another tokenizer, other settings or other text.
     """
     plan = make_plan(sources, tokenizer, Path(output_dir), settings or PrepareSettings(), num_workers)
-    with _explained_full_disk(plan.folder):
-        if not is_complete(plan):
-            tasks = _tasks(plan, num_workers)
-            _run(_prepare_unit, _unfinished(tasks), num_workers, "preparing files")
-            _finish(plan, tasks)
+    with writing(plan.folder):
+        _prepare_or_wait(plan, num_workers, lambda tasks: tasks)
     return Corpus.open(plan.folder)
 
 
@@ -138,9 +152,9 @@ def prepare_part(
     shard_index: int,
     num_shards: int,
 ) -> Corpus | None:
-    """Prepare every `num_shards`-th source, for independent jobs on one folder (a Slurm array, a shell loop).
+    """Read every `num_shards`-th source, for independent jobs on one folder (a Slurm array, a shell loop).
 
-    The job that finds all sources done writes the manifest. If one fails, run it again.
+    The job that finds all sources read writes the corpus. If one fails, run it again.
 
     Args:
         sources: As for `prepare`; the same in all jobs.
@@ -159,15 +173,37 @@ def prepare_part(
     """
     require(0 <= shard_index < num_shards, f"shard_index {shard_index} is not in 0..{num_shards - 1}.")
     plan = make_plan(sources, tokenizer, Path(output_dir), settings or PrepareSettings(), num_workers)
-    with _explained_full_disk(plan.folder):
+    with writing(plan.folder):
+        if not _prepare_or_wait(plan, num_workers, lambda tasks: tasks[shard_index::num_shards]):
+            logger.info("part %d of %d is prepared; other parts are not yet", shard_index, num_shards)
+            return None
+    return Corpus.open(plan.folder)
+
+
+class _DoneElsewhere(Exception):
+    """Another job has written the manifest."""
+
+
+def _prepare_or_wait(plan: Plan, num_workers: int, share: Callable[[list[_Task]], list[_Task]]) -> bool:
+    """Prepare what no other job does; False if files of other shares are not read yet."""
+    try:
         if not is_complete(plan):
             tasks = _tasks(plan, num_workers)
-            _run(_prepare_unit, _unfinished(tasks[shard_index::num_shards]), num_workers, "preparing files")
-            if _unfinished(tasks):
-                logger.info("part %d of %d is prepared; other parts are not yet", shard_index, num_shards)
-                return None
+            _work_through("reading files", _read_unit, share(tasks), plan.folder, num_workers)
+            if not all(task.is_read() for task in tasks):
+                return False
+            _decide(plan, tasks)
+            # What is left is copying: another set of processes pays for large corpora only.
+            few = min(num_workers, 1 + sum(task.unit.size for task in tasks) // _COPIED_BYTES_PER_WORKER)
+            _work_through("writing shards", _write_unit, tasks, plan.folder, few)
             _finish(plan, tasks)
-    return Corpus.open(plan.folder)
+    except (_DoneElsewhere, FileNotFoundError) as error:  # whose working files are gone then
+        if not (plan.folder / MANIFEST_NAME).exists():
+            raise
+        logger.info("another job has prepared %s (%s)", plan.folder, error)
+        is_complete(plan)
+    _remove_leftovers(plan.folder)
+    return True
 
 
 # --------------------------------------------------------------------------------------------------- the work
@@ -179,64 +215,116 @@ class _Task:
 
     unit: Unit
     folder: Path
+    raw_name: str  # of what is read of the source; `name` of what is kept, which depends on all other sources
     name: str
     settings: PrepareSettings
     special: SpecialTokens
     tokenizer_file: Path
     sentencepiece_file: Path | None
-    heldout_file: Path | None
     show_lines: bool
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """One, or source and target."""
+        return self.unit.source.languages
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Kind and language or pair, as in the manifest."""
+        return self.unit.record["kind"], "-".join(self.languages)
+
+    @property
+    def raw_stores(self) -> list[Path]:
+        """Shards of what is usable, one a side."""
+        return [_work_folder(self.folder) / f"{self.raw_name}.{side}" for side in range(len(self.languages))]
+
+    @property
+    def reading(self) -> Path:
+        """What was found in the source; written when its shards are complete."""
+        return _work_folder(self.folder) / f"{self.raw_name}.npz"
+
+    @property
+    def keeping(self) -> Path:
+        """Which of the usable rows are kept."""
+        return _work_folder(self.folder) / f"{self.name}.keep.npz"
 
     @property
     def finished_file(self) -> Path:
         """Counts of the source; it is there if and only if the shards are complete."""
-        return (
-            self.folder
-            / self.unit.record["kind"]
-            / "-".join(self.unit.record["languages"])
-            / f"{self.name}.json"
+        kind, name = self.group
+        return self.folder / kind / name / f"{self.name}.json"
+
+    def claim(self, step: str) -> Path:
+        """File that stands for the claim to do a step."""
+        return _work_folder(self.folder) / f"{self.name}.{step}.claim"
+
+    def is_read(self) -> bool:
+        """Whether the source is read; its tokens are not needed any more when the shards are complete."""
+        stores = (path for prefix in self.raw_stores for path in shard_files(prefix))
+        return self.reading.exists() and (
+            self.finished_file.exists() or all(path.exists() for path in stores)
         )
 
+    def is_written(self) -> bool:
+        """Whether the shards are complete."""
+        return self.finished_file.exists()
 
-def _work_folder(plan: Plan) -> Path:
-    return plan.folder / "work"
+
+def _work_folder(folder: Path) -> Path:
+    return folder / "work"
 
 
 def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
-    _work_folder(plan).mkdir(parents=True, exist_ok=True)
+    work = make_work_folder(plan.folder)
     warn_of_extra_columns([unit.source for unit in plan.units], plan.settings.bitext_columns)
-    tokenizer_file = _work_folder(plan) / f"tokenizer-{plan.description['tokenizer']['sha256'][:16]}.json"
-    _write_atomically(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
-    exact = _load_exact(tokenizer_file)
-    heldout_file = _hold_out(plan, exact, num_workers) if plan.settings.heldout_fraction else None
+    tokenizer_file = work / f"tokenizer-{plan.description['tokenizer']['sha256'][:16]}.json"
+    write_atomically(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
     sentencepiece_file = _usable_sentencepiece(plan, tokenizer_file)
-    # The name of the held-out file tells its content.
-    key = digest(plan.key, heldout_file and heldout_file.name)
     return [
         _Task(
             unit=unit,
             folder=plan.folder,
-            name=unit.shard_name(key),
+            raw_name=unit.shard_name(digest(plan.key, "usable")),
+            name=unit.shard_name(plan.corpus_key),
             settings=plan.settings,
             special=plan.special,
             tokenizer_file=tokenizer_file,
             sentencepiece_file=sentencepiece_file,
-            heldout_file=heldout_file,
             show_lines=num_workers <= 1,
         )
         for unit in plan.units
     ]
 
 
-def _unfinished(tasks: Iterable[_Task]) -> list[_Task]:
+def _work_through(
+    description: str,
+    function: Callable[[_Task], str | None],
+    tasks: Sequence[_Task],
+    folder: Path,
+    num_workers: int,
+) -> None:
+    """Do all tasks that no other job does, and wait for those that others do.
+
+    Raises:
+        _DoneElsewhere: If another job finishes the corpus meanwhile.
+    """
+    is_done, step = (_Task.is_read, "read") if function is _read_unit else (_Task.is_written, "write")
+    watch, has_said = Watch(), False
     # The largest first, so that no worker is left alone with it at the end.
-    return sorted(
-        (task for task in tasks if not task.finished_file.exists()), key=lambda task: -task.unit.size
-    )
+    while todo := sorted((task for task in tasks if not is_done(task)), key=lambda task: -task.unit.size):
+        if (folder / MANIFEST_NAME).exists():
+            raise _DoneElsewhere(f"{len(todo)} files were left")
+        if free := [task for task in todo if watch.is_free(task.claim(step))]:
+            _run(function, free, num_workers, description)
+        else:
+            if not has_said:
+                logger.info("%s: waiting for other jobs, which are at %d of them", description, len(todo))
+            has_said = True
+            time.sleep(POLL_SECONDS)
 
 
 def _run(
-    function: Callable[[_AnyTask], str | None], tasks: Sequence[_AnyTask], num_workers: int, description: str
+    function: Callable[[_Task], str | None], tasks: Sequence[_Task], num_workers: int, description: str
 ) -> None:
     """Call `function` for each task, here or in a pool of spawned processes; what it returns is a warning."""
     num_workers = min(num_workers, len(tasks), 1 + sum(task.unit.size for task in tasks) // _BYTES_PER_WORKER)
@@ -279,29 +367,6 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def _explained_full_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"no space left in {folder}: the shard being written has been removed, all finished ones are "
-            "kept; free some space and run the same command again."
-        ) from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        fsync_file(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 @functools.lru_cache(maxsize=1)
 def _load_exact(tokenizer_file: Path) -> TokenizersEncoder:
     return TokenizersEncoder(Tokenizer.from_file(str(tokenizer_file)))
@@ -326,115 +391,7 @@ def _usable_sentencepiece(plan: Plan, tokenizer_file: Path) -> Path | None:
     return plan.sentencepiece_file
 
 
-# --------------------------------------------------------------------------------------------------- held out
-
-
-def _scan_file(plan: Plan, unit: Unit) -> Path:
-    settings = plan.settings
-    wanted = (settings.heldout_fraction, settings.heldout_language, settings.heldout_max_pairs, settings.seed)
-    return _work_folder(plan) / f"{unit.shard_name(digest(wanted, settings.bitext_columns))}.scan.npz"
-
-
-def _hold_out(plan: Plan, encoder: TextEncoder, num_workers: int) -> Path:
-    """Write the held-out pairs of every language pair; returns the file with all their sentences' hashes."""
-    scans = [(unit, _scan_file(plan, unit)) for unit in plan.units if isinstance(unit.source, BitextSource)]
-    todo = [_ScanTask(unit, path, plan.settings) for unit, path in scans if not path.exists()]
-    _run(_scan_unit, todo, num_workers, "choosing held-out sentences")
-    hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
-    candidates: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
-    for unit, path in scans:
-        scan = HeldoutScan.load(path)
-        hashes.append(scan.sentences)
-        candidates["-".join(unit.source.languages)] += scan.candidates
-    for pair, found in candidates.items():
-        _write_heldout(plan, encoder, pair, found)
-    sentences = np.unique(np.concatenate(hashes))
-    path = _work_folder(plan) / f"heldout-{hashlib.sha256(sentences.tobytes()).hexdigest()[:16]}.npy"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial.npy")
-    np.save(partial, sentences)
-    os.replace(partial, path)
-    return path
-
-
-@dataclass(frozen=True)
-class _ScanTask:
-    unit: Unit
-    path: Path
-    settings: PrepareSettings
-
-
-def _scan_unit(task: _ScanTask) -> None:
-    source, settings = task.unit.source, task.settings
-    assert isinstance(source, BitextSource)
-    pairs = read_pairs(
-        source,
-        columns=settings.bitext_columns,
-        revision=task.unit.revision,
-        on_bad_line=_bad_line_handler(settings, SkipBadLines()),
-    )
-    # Twice as many as wanted, since some will prove too long.
-    limit = 2 * settings.heldout_max_pairs
-    scan = scan_pairs(pairs, settings.heldout_rule, languages=source.languages, limit=limit)
-    with _explained_full_disk(task.path.parent):
-        partial = task.path.with_name(f"{task.path.name}.{os.getpid()}.partial")
-        scan.save(partial)
-        os.replace(partial, task.path)
-
-
-def _write_heldout(
-    plan: Plan, encoder: TextEncoder, pair: str, candidates: list[tuple[int, str, str]]
-) -> None:
-    folder = plan.folder / "heldout"
-    pairs, sides = _choose_heldout(plan, encoder, candidates)
-    if not pairs:
-        logger.warning("pair %s has no held-out sentences; raise heldout_fraction to evaluate on it", pair)
-    with ExitStack() as stack:
-        writer = _PairWriter(stack, folder / pair)
-        writer.extend(sides)
-    _write_atomically(folder / f"{pair}.tsv", "".join(f"{_cell(a)}\t{_cell(b)}\n" for a, b in pairs))
-    _write_atomically(folder / f"{pair}.json", json.dumps(writer.entry(f"heldout/{pair}", Counter())))
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"[\t\r\n]+", " ", text)
-
-
-def _choose_heldout(
-    plan: Plan, encoder: TextEncoder, candidates: Iterable[tuple[int, str, str]]
-) -> tuple[list[Pair], Sides]:
-    """The first usable candidates by hash; no sentence twice, or retrieval would have two right answers."""
-    rule, seen = plan.settings.heldout_rule, set[tuple[int, int]]()
-    pairs = [(source, target) for _, source, target in sorted(candidates)]
-    encoded = _encode_pairs(encoder, pairs)
-    usable = _drop_pairs(encoded, plan.settings, Counter())
-    chosen: list[int] = []
-    for number in np.flatnonzero(usable).tolist():
-        sides = {(side, rule.content_hash(text)) for side, text in enumerate(pairs[number])}
-        if len(chosen) < plan.settings.heldout_max_pairs and not seen & sides:
-            seen |= sides
-            chosen.append(number)
-    order = np.array(chosen, dtype=np.int64)
-    return [pairs[number] for number in chosen], (encoded[0].take(order), encoded[1].take(order))
-
-
 # ------------------------------------------------------------------------------------------------- one source
-
-
-class _Seen:
-    """Remembers which texts have come by."""
-
-    def __init__(self) -> None:
-        self._hashes: set[bytes] = set()
-
-    def find_new(self, texts: Iterable[str]) -> list[bool]:
-        """Whether each text comes for the first time; all are remembered."""
-        hashes = self._hashes
-        found = []
-        for text in texts:
-            before = len(hashes)
-            hashes.add(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-            found.append(len(hashes) > before)
-        return found
 
 
 class _PairWriter:
@@ -452,6 +409,7 @@ class _PairWriter:
 
     def extend(self, sides: Sides) -> None:
         """Add n pairs."""
+        assert len(sides) == 2
         for writer, side in zip(self._sides, sides, strict=True):
             writer.extend(side)
         self._max_length = int((sides[0].lengths + sides[1].lengths).max(initial=self._max_length))
@@ -520,20 +478,24 @@ def _entry(
     }
 
 
-def _prepare_unit(task: _Task) -> str | None:
-    """Prepare one source; returns a warning if it was not possible in the fast way."""
-    exact = _load_exact(task.tokenizer_file)
-    warning = None
-    with _explained_full_disk(task.folder), _without_garbage_collection():
+# ------------------------------------------------------------------------------------------- reading a source
+
+
+def _read_unit(task: _Task) -> str | None:
+    """Read one source; returns what there is to warn of."""
+    with claimed(task.claim("read")) as mine, _without_garbage_collection():
+        if not mine or task.is_read():
+            return None
+        for path in _work_folder(task.folder).glob(f"{task.raw_name}.*.partial"):
+            path.unlink()  # of a job that was killed
         try:
-            entries = _prepare_source(task, _encoder(task))
+            return _read_source(task, _encoder(task))
         except IdsDiffer as difference:
-            warning = (
+            warning = _read_source(task, _load_exact(task.tokenizer_file))
+            slow = (
                 f"{describe(task.unit.source)} is prepared with tokenizers, not sentencepiece: {difference}"
             )
-            entries = _prepare_source(task, exact)
-        _write_atomically(task.finished_file, json.dumps(entries))
-    return warning
+            return "; ".join(filter(None, (slow, warning)))
 
 
 def _encoder(task: _Task) -> TextEncoder:
@@ -543,53 +505,99 @@ def _encoder(task: _Task) -> TextEncoder:
     return CheckedEncoder(_load_fast(task.tokenizer_file, task.sentencepiece_file), exact)
 
 
-def _prepare_source(task: _Task, encoder: TextEncoder) -> dict[str, dict[str, Any]]:
-    if isinstance(task.unit.source, BitextSource):
-        return _prepare_bitext(task, task.unit.source, encoder)
-    return _prepare_mono(task, task.unit.source, encoder)
-
-
-def _prepare_bitext(task: _Task, source: BitextSource, encoder: TextEncoder) -> dict[str, dict[str, Any]]:
+def _read_source(task: _Task, encoder: TextEncoder) -> str | None:
+    source, settings, unknown = task.unit.source, task.settings, _Unknown(task)
     dropped: Counter[str] = Counter()
-    blocks: dict[str, _BlockWriter] = {}
-    shard = f"bitext/{source.pair}/{task.name}"
-    mono_shards = {language: f"mono/{language}/{task.name}" for language in source.languages}
+    ids: list[np.ndarray] = [np.empty((0, len(task.languages)), dtype=np.uint64)]
+    contents, hash_rows = list(ids), RowHashes(task.special.vocab_size)
+    limit = 2 * settings.heldout_max_pairs  # some share a sentence with others
+    scan = HeldoutScan(settings.heldout_rule, task.languages, limit) if settings.heldout_fraction else None
     with ExitStack() as stack:
-        writer = _PairWriter(stack, task.folder / shard)
-        if task.settings.mono_from_bitext:
-            for language, mono_shard in mono_shards.items():
-                blocks[language] = _block_writer(task, stack, mono_shard)
-        seen = {language: _Seen() for language in blocks}
-        for pairs in _usable_pairs(task, source, dropped):
-            sides = _encode_pairs(encoder, pairs)
-            kept = np.flatnonzero(_drop_pairs(sides, task.settings, dropped))
-            writer.extend((sides[0].take(kept), sides[1].take(kept)))
-            for language, block_writer, number in zip(blocks, blocks.values(), (0, 1), strict=False):
-                new = seen[language].find_new(pairs[i][number] for i in kept)
-                block_writer.extend(sides[number].take(kept[new]))
-        _refuse_identical_sides(source, len(writer), dropped)
-        for block_writer in blocks.values():
-            block_writer.flush()
-    mono = {language: blocks[language].entry(mono_shards[language], Counter()) for language in blocks}
-    return {"bitext": {source.pair: writer.entry(shard, dropped)}, "mono": mono}
+        writers = [stack.enter_context(TokenStoreWriter(prefix)) for prefix in task.raw_stores]
+        for texts in _usable_texts(task, dropped):
+            sides = _encode(encoder, texts)
+            hashes = np.stack([hash_rows(side) for side in sides], axis=1)
+            problems = {
+                "empty": _some_side(side.lengths == 0 for side in sides),
+                "unknown": unknown.find(sides),
+            }
+            if len(sides) == 2:
+                problems["identical_sides"] = hashes[:, 0] == hashes[:, 1]
+            kept = _drop_unfit(sides, _drop(problems, dropped), settings, dropped)
+            if scan is not None:
+                content = [settings.heldout_rule.content_hashes(side) for side in zip(*texts, strict=True)]
+                contents.append(np.stack(content, axis=1)[kept])
+                if len(sides) == 2:
+                    scan.add(texts, np.stack(content, axis=1), hashes, kept)
+            ids.append(hashes[kept])
+            for writer, side in zip(writers, sides, strict=True):
+                writer.extend(side.take(kept))
+        if isinstance(source, BitextSource):
+            _refuse_identical_sides(source, len(writers[0]), dropped)
+    _save(
+        task.reading,
+        ids=np.concatenate(ids),
+        contents=np.concatenate(contents),
+        heldout=np.empty(0, np.uint64) if scan is None else scan.sentences(),
+        candidates=_as_bytes([] if scan is None else [astuple(candidate) for candidate in scan.candidates]),
+        dropped=_as_bytes(dropped),
+    )
+    return unknown.warning()
 
 
-def _prepare_mono(task: _Task, source: MonoSource, encoder: TextEncoder) -> dict[str, dict[str, Any]]:
-    settings = task.settings
-    dropped: Counter[str] = Counter()
-    shard = f"mono/{source.language}/{task.name}"
-    with ExitStack() as stack:
-        blocks = _block_writer(task, stack, shard)
-        for texts in _usable_sentences(task, source, dropped):
-            sentences = encoder.encode(texts)
-            problems = _length_problems(sentences.lengths, settings.min_length, settings.max_length - 2)
-            blocks.extend(sentences.take(_drop(problems, dropped)))
-        blocks.flush()
-    return {"bitext": {}, "mono": {source.language: blocks.entry(shard, dropped)}}
+def _usable_texts(task: _Task, dropped: Counter[str]) -> Iterator[list[Texts]]:
+    """Batches of sentences or pairs with text on every side."""
+    bad_lines = SkipBadLines()
+    handler = bad_lines if task.settings.on_bad_line == "skip" else fail_on_bad_line
+    for batch in _batches(_with_progress(_lines(task, handler), task)):
+        texts = [tuple(map(str.strip, row)) for row in batch]
+        texts = _keep(texts, list(map(all, texts)), "empty", dropped)
+        if texts:
+            yield texts
+    dropped["bad_line"] += bad_lines.count
 
 
-def _block_writer(task: _Task, stack: ExitStack, shard: str) -> _BlockWriter:
-    return _BlockWriter(stack, task.folder / shard, task.special, task.settings.max_length)
+def _lines(task: _Task, handler: BadLineHandler) -> Iterator[Texts]:
+    source, revision = task.unit.source, task.unit.revision
+    if isinstance(source, MonoSource):
+        return zip(read_sentences(source, revision=revision, on_bad_line=handler))  # noqa: B905  # 1-tuples
+    return read_pairs(source, columns=task.settings.bitext_columns, revision=revision, on_bad_line=handler)
+
+
+class _Unknown:
+    """What a tokenizer does not know of a source."""
+
+    def __init__(self, task: _Task) -> None:
+        self._name, self._unk = describe(task.unit.source), task.special.unk
+        self._known = _known_ids(task.tokenizer_file, task.special.all_ids)
+        self._counts = np.zeros((2, len(task.languages)), dtype=np.int64)  # unknown tokens, all tokens
+
+    def find(self, sides: Sides) -> np.ndarray:
+        """Rows with a side without one known piece, whose ids are those of any such text, bool (n,)."""
+        self._counts += [
+            [int((side.tokens == self._unk).sum()) for side in sides],
+            [len(side.tokens) for side in sides],
+        ]
+        return _some_side(sums_of_runs(self._known[side.tokens], side.lengths) == 0 for side in sides)
+
+    def warning(self) -> str | None:
+        """Of a share that shows a script that the tokenizer has not learnt."""
+        share = (self._counts[0] / self._counts[1].clip(min=1)).max()
+        if share <= _UNKNOWN_LIMIT:
+            return None
+        return (
+            f"{self._name}: {share:.0%} of the tokens are <unk>; the tokenizer does not know this script, "
+            "and sentences that differ in unknown letters only are the same to the model; train one on it."
+        )
+
+
+def _some_side(problems: Iterable[np.ndarray]) -> np.ndarray:
+    return np.logical_or.reduce(list(problems))
+
+
+@functools.lru_cache(maxsize=1)
+def _known_ids(tokenizer_file: Path, special_ids: tuple[int, ...]) -> np.ndarray:
+    return find_known(_load_exact(tokenizer_file).tokenizer, special_ids)
 
 
 def _refuse_identical_sides(source: BitextSource, num_kept: int, dropped: Counter[str]) -> None:
@@ -608,25 +616,23 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _encode_pairs(encoder: TextEncoder, pairs: Sequence[Pair]) -> Sides:
-    rows = encoder.encode([text for side in (0, 1) for text in map(itemgetter(side), pairs)])
-    lengths = np.split(rows.lengths, 2)
-    tokens = np.split(rows.tokens, [lengths[0].sum()])
-    return PackedRows(tokens[0], lengths[0]), PackedRows(tokens[1], lengths[1])
+def _encode(encoder: TextEncoder, texts: Sequence[Texts]) -> Sides:
+    """Token ids of each side of n rows; both sides go through the tokenizer together."""
+    num_sides = len(texts[0]) if texts else 2
+    rows = encoder.encode([text for side in range(num_sides) for text in map(itemgetter(side), texts)])
+    order = np.arange(len(rows)).reshape(num_sides, -1)
+    return tuple(rows.take(numbers) for numbers in order)
 
 
-def _length_problems(lengths: np.ndarray, min_length: int, max_length: int) -> dict[str, np.ndarray]:
-    """What may be wrong with sentences, the first reason first, and which have that problem, bool (n,)."""
-    return {"empty": lengths == 0, "too_short": lengths < min_length, "too_long": lengths > max_length}
-
-
-def _drop_pairs(sides: Sides, settings: PrepareSettings, dropped: Counter[str]) -> np.ndarray:
-    """Which pairs are kept for their lengths, bool (n,); the others are counted by reason."""
-    kept = np.ones(len(sides[0]), dtype=bool)
+def _drop_unfit(
+    sides: Sides, kept: np.ndarray, settings: PrepareSettings, dropped: Counter[str]
+) -> np.ndarray:
+    """Which of the rows `kept` have lengths that fit, bool (n,); the others are counted by reason."""
+    longest = settings.longest_side if len(sides) == 2 else settings.max_length - 2
     for side in sides:
-        problems = _length_problems(side.lengths, settings.min_length, settings.longest_side)
-        kept &= _drop({reason: wrong & kept for reason, wrong in problems.items()}, dropped)
-    shorter, longer = np.sort([side.lengths for side in sides], axis=0)
+        problems = {"too_short": side.lengths < settings.min_length, "too_long": side.lengths > longest}
+        kept = kept & _drop({reason: wrong & kept for reason, wrong in problems.items()}, dropped)
+    shorter, longer = np.sort([sides[0].lengths, sides[-1].lengths], axis=0)
     return kept & _drop({"length_ratio": kept & (longer > settings.max_length_ratio * shorter)}, dropped)
 
 
@@ -639,48 +645,6 @@ def _drop(problems: Mapping[str, np.ndarray], dropped: Counter[str]) -> np.ndarr
     return kept
 
 
-def _usable_pairs(task: _Task, source: BitextSource, dropped: Counter[str]) -> Iterator[list[Pair]]:
-    """Batches of pairs that pass every check that needs no tokens."""
-    heldout, seen = _heldout_sentences(task), _Seen()
-    bad_lines = SkipBadLines()
-    lines = read_pairs(
-        source,
-        columns=task.settings.bitext_columns,
-        revision=task.unit.revision,
-        on_bad_line=_bad_line_handler(task.settings, bad_lines),
-    )
-    for batch in _batches(_with_progress(lines, task)):
-        pairs = [(source.strip(), target.strip()) for source, target in batch]
-        pairs = _keep(pairs, [bool(source and target) for source, target in pairs], "empty", dropped)
-        pairs = _keep(pairs, [source != target for source, target in pairs], "identical_sides", dropped)
-        if heldout:
-            found = heldout.find([text for pair in pairs for text in pair]).reshape(-1, 2)
-            pairs = _keep(pairs, (found.sum(axis=1) == 0).tolist(), "heldout", dropped)
-        if task.settings.deduplicate:
-            pairs = _keep(pairs, seen.find_new(map("\n".join, pairs)), "duplicate", dropped)
-        if pairs:
-            yield pairs
-    dropped["bad_line"] += bad_lines.count
-
-
-def _usable_sentences(task: _Task, source: MonoSource, dropped: Counter[str]) -> Iterator[list[str]]:
-    """Batches of sentences that pass every check that needs no tokens."""
-    heldout, seen = _heldout_sentences(task), _Seen()
-    bad_lines = SkipBadLines()
-    handler = _bad_line_handler(task.settings, bad_lines)
-    lines = read_sentences(source, revision=task.unit.revision, on_bad_line=handler)
-    for batch in _batches(_with_progress(lines, task)):
-        texts = [text.strip() for text in batch]
-        texts = _keep(texts, list(map(bool, texts)), "empty", dropped)
-        if heldout:
-            texts = _keep(texts, (~heldout.find(texts)).tolist(), "heldout", dropped)
-        if task.settings.deduplicate:
-            texts = _keep(texts, seen.find_new(texts), "duplicate", dropped)
-        if texts:
-            yield texts
-    dropped["bad_line"] += bad_lines.count
-
-
 def _keep(items: list[T], good: Sequence[bool], reason: str, dropped: Counter[str]) -> list[T]:
     """The good items; the others are counted."""
     if all(good):
@@ -689,19 +653,204 @@ def _keep(items: list[T], good: Sequence[bool], reason: str, dropped: Counter[st
     return list(compress(items, good))
 
 
-def _bad_line_handler(settings: PrepareSettings, bad_lines: SkipBadLines) -> BadLineHandler:
-    return bad_lines if settings.on_bad_line == "skip" else fail_on_bad_line
-
-
-def _heldout_sentences(task: _Task) -> HeldoutSentences | None:
-    if task.heldout_file is None:
-        return None
-    return HeldoutSentences(task.settings.heldout_rule, np.load(task.heldout_file, mmap_mode="r"))
-
-
 def _with_progress(lines: Iterator[T], task: _Task) -> Iterator[T]:
     # Only when files are prepared one after the other: bars of several processes would overwrite each other.
     return iter(tqdm(lines, task.name, unit=" lines", delay=2, leave=False, disable=not task.show_lines))
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays to an `.npz` file without pickle, whole or not at all."""
+    partial = own_name(path)
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        fsync_file(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _as_bytes(content: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)
+
+
+def _loaded(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[name]
+
+
+def _loaded_json(path: Path, name: str) -> Any:
+    return json.loads(_loaded(path, name).tobytes())
+
+
+# ---------------------------------------------------------------------------------------------- what is kept
+
+
+def _decide(plan: Plan, tasks: Sequence[_Task]) -> None:
+    """Decide once, for all jobs, which rows of each source are kept, and write the held-out pairs."""
+    work = _work_folder(plan.folder)
+    make_once(
+        work / f"decided-{plan.corpus_key[:16]}",
+        work / f"decided-{plan.corpus_key[:16]}.claim",
+        lambda: _decide_all(plan, tasks),
+    )
+
+
+def _decide_all(plan: Plan, tasks: Sequence[_Task]) -> None:
+    dropped: dict[str, Counter[str]] = {task.name: Counter() for task in tasks}
+    keys = {task.name: _loaded(task.reading, "ids") for task in tasks}
+    kept = {name: np.ones(len(key), dtype=bool) for name, key in keys.items()}
+    if plan.settings.heldout_fraction:
+        _write_all_heldout(plan, tasks)
+        heldout = np.unique(np.concatenate([_loaded(task.reading, "heldout") for task in tasks]))
+        for task in tasks:
+            secret = is_among(keys[task.name], heldout) | is_among(_loaded(task.reading, "contents"), heldout)
+            kept[task.name] = _drop({"heldout": secret.any(axis=1)}, dropped[task.name])
+    if plan.settings.deduplicate:
+        for together in _grouped(tasks, lambda task: [task.group]).values():
+            names = [task.name for task, _ in together]
+            rows = [_as_one(keys[name][kept[name]]) for name in names]
+            for name, first in zip(names, _first_of(rows), strict=True):
+                dropped[name]["duplicate"] += int((~first).sum())
+                kept[name][kept[name]] = first
+    new = _new_sentences(tasks, keys, kept) if plan.settings.mono_from_bitext else {}
+    for task in tasks:
+        _save(
+            task.keeping,
+            kept=kept[task.name],
+            new=new.get(task.name, np.empty(0, dtype=bool)),
+            dropped=_as_bytes(dropped[task.name]),
+        )
+    write_atomically(_work_folder(plan.folder) / f"decided-{plan.corpus_key[:16]}", "")
+
+
+def _grouped(
+    tasks: Iterable[_Task], names: Callable[[_Task], Sequence[T]]
+) -> dict[T, list[tuple[_Task, int]]]:
+    """Tasks by each of their names, with its number."""
+    groups: dict[T, list[tuple[_Task, int]]] = defaultdict(list)
+    for task in tasks:
+        for number, name in enumerate(names(task)):
+            groups[name].append((task, number))
+    return groups
+
+
+def _new_sentences(
+    tasks: Sequence[_Task], keys: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Which sides of the pairs kept come for the first time in their language, bool (kept, 2) by source."""
+    found = {task.name: np.zeros((int(kept[task.name].sum()), 2), dtype=bool) for task in tasks}
+    # Text of one language comes first, whatever the order: it is not left out for being in a bitext as well.
+    ordered = sorted(tasks, key=lambda task: len(task.languages))
+    for together in _grouped(ordered, lambda task: task.languages).values():
+        rows = [keys[task.name][kept[task.name], side] for task, side in together]
+        for (task, side), first in zip(together, _first_of(rows), strict=True):
+            found[task.name][:, side] = first
+    return found
+
+
+def _as_one(hashes: np.ndarray) -> np.ndarray:
+    """One hash of each row of hashes, which tells source from target."""
+    return hash64(*hashes.T) if hashes.shape[1] > 1 else hashes[:, 0]
+
+
+def _first_of(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Which values come for the first time, in arrays that follow each other, bool of their shapes."""
+    together = np.concatenate(parts)
+    first = np.zeros(len(together), dtype=bool)
+    first[np.unique(together, return_index=True)[1]] = True
+    return np.split(first, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def _write_all_heldout(plan: Plan, tasks: Sequence[_Task]) -> None:
+    encoder = _load_exact(tasks[0].tokenizer_file)
+    pairs = _grouped((task for task in tasks if len(task.languages) == 2), lambda task: [task.group[1]])
+    for pair, together in pairs.items():
+        found = [
+            Candidate(key, tuple(sides), *texts)
+            for task, _ in together
+            for key, sides, *texts in _loaded_json(task.reading, "candidates")
+        ]
+        _write_heldout(plan, encoder, pair, choose_distinct(found, plan.settings.heldout_max_pairs))
+
+
+def _write_heldout(plan: Plan, encoder: TextEncoder, pair: str, chosen: Sequence[Candidate]) -> None:
+    folder = plan.folder / "heldout"
+    texts = [(candidate.source, candidate.target) for candidate in chosen]
+    if not texts:
+        logger.warning("pair %s has no held-out sentences; raise heldout_fraction to evaluate on it", pair)
+    with ExitStack() as stack:
+        writer = _PairWriter(stack, folder / pair)
+        writer.extend(_encode(encoder, texts))
+    write_atomically(folder / f"{pair}.tsv", "".join(f"{_cell(a)}\t{_cell(b)}\n" for a, b in texts))
+    write_atomically(folder / f"{pair}.json", json.dumps(writer.entry(f"heldout/{pair}", Counter())))
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"[\t\r\n]+", " ", text)
+
+
+# ----------------------------------------------------------------------------------------------- the shards
+
+
+def _write_unit(task: _Task) -> None:
+    """Write the shards of one source: what is kept of its usable rows."""
+    with claimed(task.claim("write")) as mine:
+        if not mine or task.is_written():
+            return
+        for path in task.finished_file.parent.glob(f"{task.name}.*.partial"):
+            path.unlink()  # of a job that was killed
+        dropped = Counter(_loaded_json(task.reading, "dropped")) + Counter(
+            _loaded_json(task.keeping, "dropped")
+        )
+        write = _write_pairs if len(task.languages) == 2 else _write_blocks
+        write_atomically(task.finished_file, json.dumps(write(task, dropped)))
+        for prefix in task.raw_stores:
+            for path in shard_files(prefix):
+                path.unlink(missing_ok=True)
+
+
+def _kept_rows(task: _Task) -> Iterator[Sides]:
+    """The rows kept of each side, some thousands at a time."""
+    stores = [TokenStore([prefix]) for prefix in task.raw_stores]
+    numbers = np.flatnonzero(_loaded(task.keeping, "kept"))
+    for start in range(0, len(numbers), _ROWS):
+        yield tuple(PackedRows(*store.gather(numbers[start : start + _ROWS])) for store in stores)
+
+
+def _write_pairs(task: _Task, dropped: Counter[str]) -> dict[str, dict[str, Any]]:
+    _, pair = task.group
+    shard = f"bitext/{pair}/{task.name}"
+    languages = task.languages if task.settings.mono_from_bitext else ()
+    mono_shards = [f"mono/{language}/{task.name}" for language in languages]
+    new, position = _loaded(task.keeping, "new"), 0
+    with ExitStack() as stack:
+        writer = _PairWriter(stack, task.folder / shard)
+        blocks = [_block_writer(task, stack, mono_shard) for mono_shard in mono_shards]
+        for sides in _kept_rows(task):
+            writer.extend(sides)
+            for number, block_writer in enumerate(blocks):
+                block_writer.extend(sides[number].take(new[position : position + len(sides[0]), number]))
+            position += len(sides[0])
+        for block_writer in blocks:
+            block_writer.flush()
+    mono = [block.entry(mono_shard, Counter()) for block, mono_shard in zip(blocks, mono_shards, strict=True)]
+    return {"bitext": {pair: writer.entry(shard, dropped)}, "mono": dict(zip(languages, mono, strict=True))}
+
+
+def _write_blocks(task: _Task, dropped: Counter[str]) -> dict[str, dict[str, Any]]:
+    _, language = task.group
+    shard = f"mono/{language}/{task.name}"
+    with ExitStack() as stack:
+        blocks = _block_writer(task, stack, shard)
+        for (sentences,) in _kept_rows(task):
+            blocks.extend(sentences)
+        blocks.flush()
+    return {"bitext": {}, "mono": {language: blocks.entry(shard, dropped)}}
+
+
+def _block_writer(task: _Task, stack: ExitStack, shard: str) -> _BlockWriter:
+    return _BlockWriter(stack, task.folder / shard, task.special, task.settings.max_length)
 
 
 # ----------------------------------------------------------------------------------------------- the manifest
@@ -720,8 +869,7 @@ def _finish(plan: Plan, tasks: Sequence[_Task]) -> None:
         "bitext": bitext,
         "heldout": _heldout_entries(plan, bitext),
     }
-    _write_atomically(plan.folder / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    _remove_leftovers(plan, manifest)
+    write_atomically(plan.folder / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _merge(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -767,13 +915,28 @@ def _heldout_entries(plan: Plan, pairs: Iterable[str]) -> dict[str, Any]:
     return {pair: entry for pair, entry in entries.items() if entry["num_examples"]}
 
 
-def _remove_leftovers(plan: Plan, manifest: Mapping[str, Any]) -> None:
-    """Remove working files, and shards of unfinished runs that had other sources or settings."""
-    shutil.rmtree(_work_folder(plan), ignore_errors=True)
-    groups = [manifest["mono"], manifest["bitext"]]
-    used = {Path(shard).name for group in groups for entry in group.values() for shard in entry["shards"]}
+def _remove_leftovers(folder: Path) -> None:
+    """Remove working files, and what unfinished runs left in a complete folder; leave other files alone."""
+    manifest = read_manifest(folder)
+    shards = {
+        Path(shard).name
+        for group in (manifest["mono"], manifest["bitext"])
+        for entry in group.values()
+        for shard in entry["shards"]
+    }
+    work = _work_folder(folder)
+    leftovers = [path for path in work.glob("*") if _WORK_FILE.fullmatch(path.name)]
+    leftovers += folder.glob(f"{MANIFEST_NAME}.*.partial")
     for kind in ("mono", "bitext"):
-        for path in (plan.folder / kind).glob("*/*"):
+        for path in (folder / kind).glob("*/*"):
             match = _SHARD_FILE.fullmatch(path.name)
-            if match and match["shard"] not in used:
-                path.unlink(missing_ok=True)
+            if match and (path.name.endswith(".partial") or match["shard"] not in shards):
+                leftovers.append(path)
+    for path in (folder / "heldout").glob("*"):
+        match = _HELDOUT_FILE.fullmatch(path.name)
+        if match and (match["partial"] or match["pair"] not in manifest["bitext"]):
+            leftovers.append(path)
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or it holds files of somebody else
+        work.rmdir()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from modeling_infoxlm.data.ragged import PackedRows, sums_of_runs
+from modeling_infoxlm.data.ragged import PackedRows, concatenate_ranges, sums_of_runs
 from modeling_infoxlm.data.sampling import hash64, uniform
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MODEL_FILE_NAME = "sentencepiece.bpe.model"
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
+_BLANK = f"{_SPACE}\u0120 "  # and how byte-level BPE does
 _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3  # kinds of pieces in a SentencePiece model
 _SHIFT = 0.002  # of scores; far above what float32 rounds away in a word, far below most differences
 _CHECKED_FIRST, _CHECKED_EVERY = 100, 500
@@ -195,6 +196,33 @@ class SentencePieceEncoder:
             if space in everything:
                 odd |= np.fromiter((space in text for text in texts), bool, len(texts))
         return odd
+
+
+class RowHashes:
+    """64 bits for each sequence of ids, equal for equal ones: a sum over products of id and place."""
+
+    def __init__(self, vocab_size: int) -> None:
+        """Draw a number for each id."""
+        self._ids = hash64("id", np.arange(vocab_size))
+        self._places = np.empty(0, dtype=np.uint64)
+
+    def __call__(self, rows: PackedRows) -> np.ndarray:
+        """Hashes of n sequences, uint64 (n,)."""
+        longest = int(rows.lengths.max(initial=0))
+        if longest > len(self._places):
+            self._places = hash64("place", np.arange(2 * longest))
+        places = concatenate_ranges(np.zeros_like(rows.lengths), rows.lengths)
+        products = self._ids[rows.tokens] * self._places[places]
+        return sums_of_runs(products.view(np.int64), rows.lengths).view(np.uint64)
+
+
+def find_known(tokenizer: Tokenizer, special_ids: Sequence[int]) -> np.ndarray:
+    """Which ids stand for a known piece of text: not special, not unknown, not only a space; bool (V,)."""
+    known = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
+    for piece, number in tokenizer.get_vocab().items():
+        known[number] = bool(piece.strip(_BLANK))
+    known[[number for number in special_ids if number < len(known)]] = False
+    return known
 
 
 class CheckedEncoder:

@@ -7,7 +7,12 @@ import json
 import lzma
 import os
 import shutil
+import socket
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +21,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
 
-from modeling_infoxlm.data import plan, shards
+from modeling_infoxlm.data import claims, plan, shards
 from modeling_infoxlm.data import prepare as prepare_module
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.prepare import PrepareSettings, prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
+from modeling_infoxlm.provenance import DiskFullError
 
 WriteLines = Callable[[str, Iterable[str]], Path]
 
@@ -259,6 +265,70 @@ def test_nothing_held_out_is_trained_on(
     )
 
 
+# What the letter tokenizer drops or merges: spaces, and all letters that it does not know.
+SAME_TO_THE_MODEL = {
+    "double space": lambda text: text.replace(" ", "  "),
+    "no-break space": lambda text: text.replace(" ", "\u00a0"),
+    "line separator": lambda text: text.replace(" ", "\u2028 "),
+    "an unknown letter": lambda text: f"{text} \u0e01",
+    "capitals": str.upper,
+}
+
+
+@pytest.mark.parametrize("kind", SAME_TO_THE_MODEL)
+def test_what_is_held_out_is_not_trained_on_in_another_spelling(
+    run: Callable[..., Corpus], write_lines: WriteLines, letter_tokenizer: XLMRobertaTokenizer, kind: str
+) -> None:
+    change = SAME_TO_THE_MODEL[kind]
+    english = [f"{text} \u0e02" if kind == "an unknown letter" else text for text in numbered("word", 100)]
+    paths = [
+        write_lines("en-de.tsv", (f"{text}\tde {number}" for number, text in enumerate(english))),
+        write_lines("en-fr.tsv", (f"{change(text)}\tfr {n}" for n, text in enumerate(numbered("word", 100)))),
+    ]
+    corpus = run(paths, [write_lines("en.txt", map(change, numbered("word", 100)))], heldout_fraction=0.2)
+    held = {tuple(corpus.heldout["en-de"].source[i].tolist()) for i in range(len(corpus.heldout["en-de"]))}
+    assert 10 < len(held) < 40
+    for entry in (corpus.manifest["bitext"]["en-fr"], corpus.manifest["mono"]["en"]):
+        assert entry["dropped"]["heldout"] >= len(held)
+    trained = corpus.bitext["en-fr"].source
+    assert not held & {tuple(trained[i].tolist()) for i in range(len(trained))}
+
+
+def test_duplicates_and_identical_sides_are_told_by_ids_within_and_across_files(
+    run: Callable[..., Corpus], write_lines: WriteLines
+) -> None:
+    one = write_lines("a.en-de.tsv", ["one two\teins", "one  two\teins", "x \u0e01\tx  \u0e02", "b\tc"])
+    two = write_lines("b.en-de.tsv", ["b\u00a0\tc", "one\u3000two\teins", "new\tneu"])
+    mono = [write_lines("a.de.txt", ["ein Satz", "eins"]), write_lines("b.de.txt", ["ein  Satz", "zwei"])]
+    corpus = run([one, two], mono, mono_from_bitext=True)
+    assert corpus.manifest["bitext"]["en-de"]["dropped"] == {"duplicate": 3, "identical_sides": 1}
+    assert corpus.manifest["mono"]["de"]["dropped"] == {"duplicate": 1}
+    assert corpus.manifest["bitext"]["en-de"]["num_examples"] == 3
+    assert corpus.manifest["mono"]["de"]["num_sentences"] == 3 + 2  # "eins" of a pair stands in a.de.txt
+    everything = run([one, two], mono, deduplicate=False, output_dir=corpus.folder.with_name("all"))
+    assert everything.manifest["bitext"]["en-de"]["num_examples"] == 6
+
+
+def test_a_script_that_the_tokenizer_does_not_know_is_dropped_and_warned_of(
+    run: Callable[..., Corpus], write_lines: WriteLines, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ["one\teins", "\u0e01\u0e02 \u0e03\t\U00012000", "one \u0e01\tein \u0e01", "two\t\u0e01"]
+    corpus = run([write_lines("en-th.tsv", lines)], [write_lines("th.txt", ["a", "\u0e01 \u0e02"])])
+    assert corpus.manifest["bitext"]["en-th"]["dropped"] == {"unknown": 2}
+    assert corpus.manifest["mono"]["th"]["dropped"] == {"unknown": 1}
+    assert "en-th.tsv: 20% of the tokens are <unk>" in caplog.text
+    caplog.clear()
+    run([write_lines("en-de.tsv", ["one\teins"])], output_dir=corpus.folder.with_name("known"))
+    assert "<unk>" not in caplog.text
+
+
+def test_a_file_whose_name_is_no_text(run: Callable[..., Corpus], tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.en-de.tsv")
+    path.write_text("one\teins\n")
+    assert run([path]).manifest["sources"][0]["files"][0]["path"].endswith("\\xff.en-de.tsv")
+    assert len(run([path]).bitext["en-de"]) == 1
+
+
 def test_heldout_ids_and_text_agree_and_are_limited(
     run: Callable[..., Corpus], multiway: list[Path], letter_tokenizer: XLMRobertaTokenizer
 ) -> None:
@@ -315,7 +385,7 @@ def test_a_complete_folder_is_opened_and_not_touched(
     run: Callable[..., Corpus], multiway: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = contents(run(multiway).folder)
-    monkeypatch.setattr(prepare_module, "_prepare_unit", None)
+    monkeypatch.setattr(prepare_module, "_read_unit", None)
     monkeypatch.setattr(plan, "_sha256", None)  # unchanged size and time: not even read again
     assert contents(run(multiway).folder) == before
     monkeypatch.undo()
@@ -325,39 +395,75 @@ def test_a_complete_folder_is_opened_and_not_touched(
     assert contents(run(moved[::-1]).folder) == before
 
 
-def failing_on(name: str, error: BaseException, calls: list[str]) -> Callable[[Any], None]:
-    original = prepare_module._prepare_unit
+def failing_on(patch: pytest.MonkeyPatch, step: str, name: str) -> list[str]:
+    """Let a step fail at one file; returns the files that it is called for."""
+    original, calls = getattr(prepare_module, step), list[str]()
 
-    def prepare_unit(task: Any) -> None:
+    def failing(task: Any) -> None:
         calls.append(Path(task.unit.source.locations[0]).name)
         if calls[-1] == name:
-            raise error
+            raise KeyboardInterrupt
         original(task)
 
-    return prepare_unit
+    patch.setattr(prepare_module, step, failing)
+    return calls
 
 
+@pytest.mark.parametrize("step", ["_read_unit", "_write_unit"])
 def test_a_killed_run_redoes_only_what_was_unfinished(
-    run: Callable[..., Corpus], multiway: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Corpus],
+    multiway: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     options: dict[str, Any] = {"heldout_fraction": 0.2, "mono_from_bitext": True}
     straight = run(multiway, **options, output_dir=tmp_path / "straight")
-    first: list[str] = []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module, "_prepare_unit", failing_on("en-sw.tsv", KeyboardInterrupt(), first))
+        first = failing_on(patch, step, "en-sw.tsv")
         run(multiway, **options)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    left = tmp_path / "out/bitext/en-sw/half-0123456789abcdef.source.tokens.partial"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"by kill -9")
-    second: list[str] = []
+    for name in (
+        "bitext/en-sw/half-0123456789abcdef.source.tokens.0123abcd.partial",
+        "bitext/en-sw/half-0123456789abcdef.source.tokens.partial",
+        "heldout/en-de.tsv.4711.partial",
+        "heldout/en-it.source.tokens",
+        "manifest.json.4711.partial",
+        "work/half-0123456789abcdef.scan.npz",
+    ):
+        left = tmp_path / "out" / name
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"by kill -9")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_prepare_unit", failing_on("", KeyboardInterrupt(), second))
-        patch.setattr(prepare_module, "_scan_unit", None)  # what was selected is known already
+        second = failing_on(patch, step, "")
+        if step == "_write_unit":
+            patch.setattr(prepare_module, "_read_source", None)  # what was read is known already
+        patch.setattr(plan, "_sha256", None)
         resumed = run(multiway, **options)
     assert sorted([*first[:-1], *second]) == sorted(path.name for path in multiway)
     assert first[-1] == "en-sw.tsv" and "en-sw.tsv" in second
     assert contents(resumed.folder) == contents(straight.folder)
+
+
+def test_leftovers_of_a_kill_behind_the_manifest_go_and_files_of_the_user_stay(
+    run: Callable[..., Corpus], multiway: list[Path]
+) -> None:
+    corpus = run(multiway)
+    before = contents(corpus.folder)
+    names = [
+        "work/en-de.tsv-0123456789abcdef.npz",
+        "manifest.json.4711.partial",
+        "heldout/en-de.tsv.1.partial",
+    ]
+    for name in [*names, "work/mine.txt", "heldout/notes.txt", "bitext/en-de/notes.json"]:
+        (corpus.folder / name).parent.mkdir(exist_ok=True)
+        (corpus.folder / name).write_text("x")
+    run(multiway)
+    assert contents(corpus.folder).keys() - before.keys() == {
+        "work/mine.txt",
+        "heldout/notes.txt",
+        "bitext/en-de/notes.json",
+    }
 
 
 def test_a_full_disk_removes_the_shard_keeps_the_rest_and_says_what_to_do(
@@ -370,10 +476,11 @@ def test_a_full_disk_removes_the_shard_keeps_the_rest_and_says_what_to_do(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(path)
 
-    with monkeypatch.context() as patch, pytest.raises(DataError) as error:
+    with monkeypatch.context() as patch, pytest.raises(DiskFullError) as error:
         patch.setattr(shards, "fsync_file", full)
         run(multiway)
-    assert "no space left in" in str(error.value) and "run the same command again" in str(error.value)
+    assert f"{tmp_path}/out cannot be written" in str(error.value)
+    assert "run the same command again" in str(error.value)
     assert not [name for name in contents(tmp_path / "out") if "en-sw" in name or name.endswith(".partial")]
     assert sorted(run(multiway).bitext) == ["en-de", "en-fr", "en-sw", "fr-de"]
 
@@ -382,7 +489,7 @@ def test_unfinished_folder_takes_other_settings_and_leaves_no_orphans(
     run: Callable[..., Corpus], multiway: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module, "_prepare_unit", failing_on("fr-de.tsv", KeyboardInterrupt(), []))
+        failing_on(patch, "_write_unit", "fr-de.tsv")
         run(multiway)
     own = tmp_path / "out/bitext/en-de/notes.json"
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -415,6 +522,77 @@ def test_parts_make_the_same_corpus(
     assert part(0) is not None  # all is done by now
     with pytest.raises(DataError, match=r"shard_index 3 is not in 0\.\.2"):
         part(3)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_jobs_at_once_share_the_work_and_read_nothing_twice(
+    run: Callable[..., Corpus],
+    multiway: list[Path],
+    tmp_path: Path,
+    letter_tokenizer: XLMRobertaTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: bool,
+) -> None:
+    whole = run(multiway, heldout_fraction=0.2)
+    calls: list[str] = []
+
+    def counted(module: Any, name: str, key: Callable[[Any], str]) -> None:
+        original = getattr(module, name)
+
+        def counting(*args: Any) -> Any:
+            calls.append(f"{name} {key(args[0])}")
+            time.sleep(0.05)  # so that jobs meet
+            return original(*args)
+
+        monkeypatch.setattr(module, name, counting)
+
+    counted(plan, "_sha256", lambda location: Path(location).name)
+    counted(prepare_module, "_read_source", lambda task: Path(task.unit.source.locations[0]).name)
+    counted(prepare_module, "_decide_all", lambda plan: "all")
+    counted(prepare_module, "_write_pairs", lambda task: Path(task.unit.source.locations[0]).name)
+    jobs = 4
+    start = threading.Barrier(jobs)
+
+    def job(index: int) -> Corpus | None:
+        start.wait()
+        options: dict[str, Any] = {
+            "tokenizer": letter_tokenizer,
+            "output_dir": tmp_path / "shared",
+            "settings": PrepareSettings(heldout_fraction=0.2),
+        }
+        sources = parse_bitext_sources(map(str, multiway))
+        if parts:
+            return prepare_part(sources, **options, shard_index=index, num_shards=jobs)
+        return prepare(sources, **options)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        corpora = list(pool.map(job, range(jobs)))
+    assert any(corpora) if parts else all(corpora)
+    assert contents(tmp_path / "shared") == contents(whole.folder)
+    files = [path.name for path in multiway]
+    steps = [f"{name} {file}" for name in ("_sha256", "_read_source", "_write_pairs") for file in files]
+    assert sorted(calls) == sorted([*steps, "_decide_all all"])
+
+
+def test_a_claim_of_a_dead_job_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = tmp_path / "x.claim"
+    with claims.claimed(claim) as mine, claims.claimed(claim) as again:
+        assert mine and not again
+        assert not claims.Watch().is_free(claim)  # this process lives
+    assert claims.Watch().is_free(claim) and not claim.exists()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    claim.write_text(f"{socket.gethostname()} {ended.pid}")  # by kill -9
+    assert claims.Watch().is_free(claim) and not list(tmp_path.iterdir())
+    claim.write_text("another-machine 1")
+    watch = claims.Watch()
+    assert not watch.is_free(claim)
+    monkeypatch.setattr(claims, "DEAD_AFTER_SECONDS", 0.0)  # no sign of life for that long
+    assert watch.is_free(claim)
+    made = tmp_path / "made"
+    claim.write_text("another-machine 1")
+    claims.make_once(made, claim, lambda: made.write_text("x") and None)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 # --------------------------------------------------------------------------------------------- another corpus
@@ -498,6 +676,16 @@ def test_bad_lines_stop_or_are_counted(run: Callable[..., Corpus], tmp_path: Pat
         folder = tmp_path / f"out{fraction}"
         corpus = run([path], on_bad_line="skip", heldout_fraction=fraction, output_dir=folder)
         assert corpus.manifest["bitext"]["en-de"]["dropped"] == {"bad_line": 2}
+
+
+def test_a_file_in_the_place_of_the_folder(
+    run: Callable[..., Corpus], multiway: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("of the user")
+    for folder in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(DataError, match="a file is in its place; give another --output_dir"):
+            run(multiway, output_dir=folder)
+    assert (tmp_path / "out").read_text() == "of the user"
 
 
 def test_nothing_given(run: Callable[..., Corpus]) -> None:

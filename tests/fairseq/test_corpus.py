@@ -338,7 +338,7 @@ def test_the_command_takes_the_folder_first(tmp_path: Path, capsys: pytest.Captu
     argv = [wanted.source_dir, *flags, "--mono", "sw=mlm/train.0", "--bitext", "en-sw=tlm/train.0"]
     assert run_main(convert_fairseq_data_command, argv) == 0
     assert "5 tlm pairs, 10 sentences" in capsys.readouterr().out
-    assert json.loads((tmp_path / "corpus/manifest.json").read_text())["format_version"] == 1
+    assert json.loads((tmp_path / "corpus/manifest.json").read_text())["format_version"] == 2
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
