@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.batches import JointDataset
@@ -55,7 +56,8 @@ def pretrain(argv: list[str]) -> None:
     configure_process()
     output_dir = Path(args.output_dir)
     identity = run_identity(model_args, data_args, contrast_args, args)
-    with args.main_process_first(desc="preparing the data"):
+    # Not the first of each machine: their disk may be shared, and one process is to overwrite and to prepare.
+    with args.main_process_first(local=False, desc="preparing the data"):
         # The other ranks come later: what they find is this run's already.
         overwrite = args.overwrite_output_dir and args.should_save
         finished = not overwrite and is_finished(output_dir, identity)
@@ -64,6 +66,8 @@ def pretrain(argv: list[str]) -> None:
             write_run_record(output_dir, argv=argv, identity=identity, details={})
         tokenizer = find_tokenizer(model_args, data_args, output_dir)
         corpus = open_or_prepare(data_args, tokenizer, output_dir)
+    # The same for all, whatever a disk shared by machines showed them: one that goes on alone waits for ever.
+    finished, checkpoint = broadcast_object_list([finished, checkpoint])
     if finished:
         print(f"{output_dir}: this run is finished; --overwrite_output_dir true starts it anew.")
         push_run(args)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -468,3 +470,43 @@ def test_no_text_at_all(out: Path, refusal: Callable[..., str]) -> None:
     assert refusal(flags(out, None)).startswith(
         "a model from scratch needs a tokenizer: give --tokenizer_name"
     )
+
+
+def test_one_process_of_the_job_prepares_and_overwrites_on_a_shared_disk(fitted: Path, out: Path) -> None:
+    """Two machines, so two processes with LOCAL_RANK 0, and a finished run in the folder that they share."""
+    text = fitted.parent / "text" / "en-xx.tsv"
+    shutil.copytree(fitted, out)
+    record = json.loads((out / "run.json").read_text())
+    record["identity"]["max_steps"] = 2  # as if it had been a short one
+    (out / "run.json").write_text(json.dumps(record))
+    port = str(free_port())
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    halves = (
+        "--per_device_train_batch_size 8 --max_steps 2 --save_strategy no --overwrite_output_dir true".split()
+    )
+    command = [sys.executable, str(SCRIPT), *flags(out, text, *FIT, *halves)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        ends = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], ends[0][1][-2000:] + ends[1][1][-2000:]
+    assert json.loads((out / "run.json").read_text())["finished"]
+    assert not checkpoints(out)  # they were the finished run's
+    assert not [path for path in out.rglob("*") if path.suffix in (".partial", ".claim")]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

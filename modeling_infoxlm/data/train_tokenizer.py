@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers import XLMRobertaTokenizer
 
-from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.claims import own_name
+from modeling_infoxlm.data.errors import DataError, make_folder
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
+from modeling_infoxlm.data.shards import fsync_file
 from modeling_infoxlm.data.sources import BitextSource, MonoSource
+from modeling_infoxlm.provenance import writing
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,12 @@ def train_tokenizer(
         The tokenizer.
 
     Raises:
-        DataError: If there is no text, or too little or too varied text for this vocabulary size.
+        DataError: If there is no text, too little or too varied text for this vocabulary size, or a file in
+            the place of the folder.
     """
+    make_folder(Path(output_dir).parent)  # before the work, not after it
+    if Path(output_dir).exists():
+        make_folder(Path(output_dir))
     warn_of_extra_columns(sources, bitext_columns)
     samples = _collect(sources, bitext_columns, max_sentences=max_sentences, seed=seed)
     sentences = _balanced(samples, sampling_alpha=sampling_alpha, max_sentences=max_sentences)
@@ -69,8 +77,25 @@ def train_tokenizer(
     tokenizer = _as_xlm_roberta(model, max_length)
     if len(tokenizer) < vocab_size:
         logger.warning("the text gives only %d of the %d tokens asked for", len(tokenizer), vocab_size)
-    tokenizer.save_pretrained(output_dir)
+    with writing(output_dir):
+        _save(tokenizer, Path(output_dir))
     return tokenizer
+
+
+def _save(tokenizer: XLMRobertaTokenizer, folder: Path) -> None:
+    """Save beside the folder first: a kill or a full disk leaves no half tokenizer in it."""
+    partial = own_name(folder)
+    try:
+        tokenizer.save_pretrained(partial)
+        for path in partial.iterdir():
+            fsync_file(path)
+        if not folder.exists():
+            partial.rename(folder)
+            return
+        for path in partial.iterdir():  # beside files of somebody else, over those of an earlier one
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------- the sample

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.claims import make_once
+from modeling_infoxlm.data.errors import DataError, make_folder
 from modeling_infoxlm.data.plan import tokenizer_sha256
 from modeling_infoxlm.data.prepare import Source, prepare
 from modeling_infoxlm.data.shards import MANIFEST_NAME, Corpus
@@ -37,24 +38,27 @@ def find_tokenizer(model: ModelArguments, data: DataArguments, output_dir: Path)
     if model.tokenizer_name is not None or model.model_name_or_path is not None:
         return load_tokenizer(model)
     folder = output_dir / "tokenizer"
-    if not (folder / "tokenizer.json").is_file():
-        sources = parse_sources(data)
-        if not sources:
-            raise DataError(
-                "a model from scratch needs a tokenizer: "
-                "give --tokenizer_name, or --bitext_files to train one from."
-            )
-        partial = output_dir / "tokenizer.partial"  # a kill while it is saved leaves no half tokenizer
-        train_tokenizer(
-            sources,
-            partial,
-            vocab_size=data.tokenizer_vocab_size,
-            max_length=data.max_seq_length,
-            bitext_columns=data.prepare_settings().bitext_columns,
-        )
-        partial.rename(folder)
+    # Machines without a disk in common come here each with all their processes at once.
+    make_folder(output_dir)
+    make_once(folder, output_dir / "tokenizer.claim", lambda: _train_tokenizer(data, folder))
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
+
+
+def _train_tokenizer(data: DataArguments, folder: Path) -> None:
+    sources = parse_sources(data)
+    if not sources:
+        raise DataError(
+            "a model from scratch needs a tokenizer: "
+            "give --tokenizer_name, or --bitext_files to train one from."
+        )
+    train_tokenizer(
+        sources,
+        folder,
+        vocab_size=data.tokenizer_vocab_size,
+        max_length=data.max_seq_length,
+        bitext_columns=data.prepare_settings().bitext_columns,
+    )
 
 
 def open_or_prepare(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, output_dir: Path) -> Corpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from modeling_infoxlm.data import train_tokenizer as module
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
+from modeling_infoxlm.provenance import DiskFullError
 
 WORDS = "the house stands on a green hill and every morning light falls through its old windows".split()
 WORTE = "das Haus steht auf einem grünen Hügel und jeden Morgen fällt Licht durch seine alten Fenster".split()
@@ -108,6 +110,36 @@ def test_too_little_text(
     blank = write_lines("fr.txt", ["", " "])
     with pytest.raises(DataError, match="no text to train a tokenizer on"):
         train_tokenizer(parse_mono_sources([str(blank)]), tmp_path / "t", vocab_size=60)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(
+    pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_collect", None)
+    for folder in (pair_file, pair_file / "deeper"):
+        with pytest.raises(DataError, match="a file is in its place; give another --output_dir"):
+            train_tokenizer(parse_bitext_sources([str(pair_file)]), folder, vocab_size=60)
+
+
+def test_a_full_disk_leaves_no_half_tokenizer(
+    pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = parse_bitext_sources([str(pair_file)])
+    train_tokenizer(sources, tmp_path / "old", vocab_size=60)
+    before = (tmp_path / "old/tokenizer.json").read_bytes()
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fsync_file", full)
+        for name in ("old", "new"):
+            with pytest.raises(DiskFullError, match=f"{name} cannot be written: .*the same command"):
+                train_tokenizer(sources, tmp_path / name, vocab_size=50)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["en-de.tsv", "old"]
+    assert (tmp_path / "old/tokenizer.json").read_bytes() == before
+    assert len(train_tokenizer(sources, tmp_path / "old", vocab_size=50)) == 50
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "old")) == 50
 
 
 def test_bad_lines_are_passed_over(pair_file: Path, tmp_path: Path) -> None:
