@@ -119,9 +119,9 @@ def test_jobs_that_prepare_one_folder_together(
 def test_prepare_without_text_or_tokenizer(
     text: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["prepare", "--bitext_files", str(text), "--output_dir", str(tmp_path / "corpus")]) == 1
+    assert cli.main(["prepare", "--bitext_files", str(text), "--output_dir", str(tmp_path / "corpus")]) == 2
     assert "error: no tokenizer: give --model_name_or_path" in capsys.readouterr().err
-    assert cli.main(["prepare", "--tokenizer_name", str(tokenizer), "--output_dir", str(tmp_path / "c")]) == 1
+    assert cli.main(["prepare", "--tokenizer_name", str(tokenizer), "--output_dir", str(tmp_path / "c")]) == 2
     assert "error: nothing to prepare: no bitext and no mono" in capsys.readouterr().err
 
 

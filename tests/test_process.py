@@ -26,8 +26,9 @@ def test_done_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_usage_error_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main(raising(UsageError("layer must be in 0..2,\n found 9.")), []) == 2
+@pytest.mark.parametrize("kind", [UsageError, DataError])
+def test_a_usage_error_is_one_line_and_2(capsys: pytest.CaptureFixture[str], kind: type[Exception]) -> None:
+    assert run_main(raising(kind("layer must be in 0..2,\n found 9.")), []) == 2
     assert capsys.readouterr().err == "error: layer must be in 0..2, found 9.\n"
 
 
@@ -44,7 +45,6 @@ def test_debug_is_taken_out_of_the_arguments() -> None:
             ValueError("xlco_layer is 9 but\n  the model has 2 layers."),
             "xlco_layer is 9 but the model has 2 layers.",
         ),
-        (DataError("a.tsv is empty."), "a.tsv is empty."),
         (FileNotFoundError(2, "No such file or directory", "a"), "[Errno 2] No such file or directory: 'a'"),
         (ValueError(), "ValueError"),
     ],

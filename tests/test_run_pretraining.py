@@ -262,9 +262,9 @@ def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> 
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line on standard error of a command that ends with 1 (or, a usage error, with 2)."""
+    """The one line on standard error of a command that ends with 2 for its input (or, a failure, with 1)."""
 
-    def run(argv: list[str], *, code: int = 1) -> str:
+    def run(argv: list[str], *, code: int = 2) -> str:
         capsys.readouterr()
         try:
             found = run_pretraining.main(argv)
@@ -283,7 +283,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_another_run_in_the_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     assert run_pretraining.main(flags(out, text)) == 0
     before = load_file(out / "model.safetensors")
-    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"))
+    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"), code=1)
     assert f"{out} holds a different run: learning_rate was 0.005, is now 0.001 (and 1 more: seed)" in message
     after = load_file(out / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -293,7 +293,7 @@ def test_another_run_in_the_folder(text: Path, out: Path, refusal: Callable[...,
 def test_a_folder_of_something_else(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("x")
-    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text))
+    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text), code=1)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
@@ -383,13 +383,13 @@ def test_source_files_that_changed(text: Path, out: Path, refusal: Callable[...,
 
 
 def test_sequences_longer_than_the_positions(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--max_position_embeddings", "34"))
+    message = refusal(flags(out, text, "--max_position_embeddings", "34"), code=1)
     assert "sequences of up to 64 tokens, the model positions for 32" in message
     assert "--max_seq_length 32" in message
 
 
 def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--xlco_layer", "3"))
+    message = refusal(flags(out, text, "--xlco_layer", "3"), code=1)
     assert (
         message == "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1 for the last."
     )
@@ -398,13 +398,13 @@ def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: 
 def test_layer_of_the_evaluation_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     """Found before the first step, not hours later at the first evaluation."""
     heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 5 --eval_layer 3".split()
-    message = refusal(flags(out, text, *heldout))
+    message = refusal(flags(out, text, *heldout), code=1)
     assert "3" in message and "2" in message and "layer" in message
     assert not checkpoints(out)
 
 
 def test_evaluation_without_heldout_pairs(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--eval_strategy", "steps", "--eval_steps", "3"))
+    message = refusal(flags(out, text, "--eval_strategy", "steps", "--eval_steps", "3"), code=1)
     assert message.startswith(f"eval_strategy is steps but {out / 'data'} holds out no pair; prepare it with")
 
 
@@ -414,20 +414,20 @@ def test_objective_without_its_text(text: Path, out: Path, refusal: Callable[...
 
 
 def test_queue_of_no_size(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    assert refusal(flags(out, text, "--queue_size", "0"), code=2) == "queue_size must be at least 1, found 0."
+    assert refusal(flags(out, text, "--queue_size", "0")) == "queue_size must be at least 1, found 0."
     assert not out.exists()
 
 
 def test_unknown_key_in_a_recipe(text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("xlco_temprature: 0.1\n")
-    message = refusal(["--config", str(recipe), *flags(out, text)], code=2)
+    message = refusal(["--config", str(recipe), *flags(out, text)])
     assert message == f"recipe {recipe}: unknown key xlco_temprature; did you mean xlco_temperature?"
     assert not out.exists()
 
 
 def test_no_steps(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--max_steps", "0"), code=2)
+    message = refusal(flags(out, text, "--max_steps", "0"))
     assert message == "max_steps must be at least 1, found 0."
 
 
@@ -441,9 +441,9 @@ def test_full_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare._PairWriter, "extend", full)
-        message = refusal(flags(out, text))
-    assert message.startswith(f"no space left in {out / 'data'}: the shard being written has been removed")
-    assert not list(out.rglob("*.partial")) and not list((out / "data").rglob("*.tokens"))
+        message = refusal(flags(out, text), code=1)
+    assert message.startswith(f"{out / 'data'} cannot be written: its disk is full")
+    assert not list(out.rglob("*.partial")) and not list((out / "data" / "bitext").rglob("*.tokens"))
     assert run_pretraining.main(flags(out, text)) == 0
 
 
@@ -452,7 +452,7 @@ def test_a_wrong_flag_is_mended_in_the_same_folder_without_preparing_again(
     text: Path, out: Path, refusal: Callable[..., str], wrong: list[str]
 ) -> None:
     """Nothing was trained, so there is no other run to protect; hours of preparation must not be lost."""
-    refusal(flags(out, text, *wrong))
+    refusal(flags(out, text, *wrong), code=1)
     before = (out / "data" / "manifest.json").stat().st_mtime_ns
     assert run_pretraining.main(flags(out, text)) == 0
     assert (out / "data" / "manifest.json").stat().st_mtime_ns == before
