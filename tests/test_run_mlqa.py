@@ -281,6 +281,8 @@ def test_a_tokenizer_that_does_not_fit(
         (["--model_name_or_path", "no/such/folder"], "no/such/folder cannot be loaded"),
         (["--test_files", "nothing.de.json"], "nothing.de.json is no file, and no folder or glob"),
         (["--n_best_size", "0"], "n_best_size must be at least 1, found 0"),
+        (["--null_score_diff_threshold", "1"], "needs --version_2_with_negative true"),
+        (["--eval_steps", "5"], "eval_steps 5.0 is not supported: there is no selection on a dev set"),
         (["--doc_strid", "3"], "unknown flag --doc_strid; did you mean --doc_stride?"),
     ],
 )

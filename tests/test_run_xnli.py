@@ -334,6 +334,8 @@ def test_a_tokenizer_that_does_not_fit(
         (["--model_name_or_path", "no/such/folder"], "no/such/folder cannot be loaded"),
         (["--train_file", "nothing.tsv"], "--train_file: no file matches nothing.tsv"),
         (["--dataset_name", "facebook/xnli"], "give either --dataset_name or files"),
+        (["--metric_for_best_model", "accuracy/sw"], "give one of accuracy, accuracy/en, accuracy/de, acc"),
+        (["--dataset_revision", "main"], "dataset_revision is of --dataset_name, which is not given"),
         (["--test_spilt", "dev"], "unknown flag --test_spilt; did you mean --test_split?"),
     ],
 )

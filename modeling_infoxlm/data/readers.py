@@ -490,7 +490,11 @@ def _read_pair_file(
         fields, take = _TsvFields(columns), itemgetter(*columns)
         return _parse_lines(path, lambda line: take(fields(line)), on_bad_line)
     if kind == "jsonl":
-        return _parse_lines(path, lambda line: _pair_fields(from_json(line), languages), on_bad_line)
+        return _parse_lines(
+            path,
+            lambda line: _pair_fields(from_json(line), languages) if line.strip() else ("", ""),
+            on_bad_line,
+        )
     records = parquet_records(path, ("translation", *languages))
     return _parse_records(records, lambda record: _pair_fields(record, languages), on_bad_line)
 
@@ -500,8 +504,11 @@ def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterat
     lines = zip_longest(*(raw_lines(path) for path in paths))
     for first, second in lines:
         if first is None or second is None:
-            number = (first or second)[0]
-            counts = [number - 1, number + sum(1 for _ in lines)]
+            number, line = first or second
+            left = [bool(line.strip()), *(bool((one or other)[1].strip()) for one, other in lines)]
+            if not any(left):
+                return  # a blank line at the end of one of the files
+            counts = [number - 1, number - 1 + len(left)]
             raise _unequal_lines(source, counts if first is None else counts[::-1])
         texts = []
         for path, (number, line) in zip(paths, (first, second), strict=True):
@@ -566,5 +573,7 @@ def _read_mono_file(path: Path, language: str, on_bad_line: BadLineHandler) -> I
         fields = _TsvFields((-1,))
         return _parse_lines(path, lambda line: fields(line)[-1], on_bad_line)
     if kind == "jsonl":
-        return _parse_lines(path, lambda line: _text_field(from_json(line)), on_bad_line)
+        return _parse_lines(
+            path, lambda line: _text_field(from_json(line)) if line.strip() else "", on_bad_line
+        )
     return _parse_records(parquet_records(path, ("text",)), _text_field, on_bad_line)

@@ -312,5 +312,6 @@ def _pair_of(row: Mapping[str, Any], place: str) -> tuple[str, str]:
 
 
 def _sides_of(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    aligned = list(pairs)
+    # A blank line is no pair: it would be found beside every other one.
+    aligned = [pair for pair in pairs if any(side.strip() for side in pair)]
     return [source for source, _ in aligned], [target for _, target in aligned]

@@ -65,7 +65,12 @@ from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.process import Interrupted, UsageError
 from modeling_infoxlm.provenance import RUN_FILE
-from modeling_infoxlm.training.arguments import ReleaseArguments
+from modeling_infoxlm.training.arguments import (
+    BYPASSED,
+    ReleaseArguments,
+    refuse_bypassed,
+    settle_precision,
+)
 from modeling_infoxlm.training.run_record import (
     OutputFolderError,
     changed_flags,
@@ -91,8 +96,48 @@ _TRAINER_STATE = "trainer_state.json"
 _COMPUTED = (
     "seed data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs "
     "max_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm bf16 fp16 "
-    "label_smoothing_factor eval_strategy eval_steps load_best_model_at_end do_train do_predict"
+    "label_smoothing_factor eval_strategy eval_steps eval_delay eval_on_start load_best_model_at_end "
+    "metric_for_best_model greater_is_better neftune_noise_alpha do_train do_predict"
 ).split()
+
+
+_BY_TOKENS = "prediction takes batches of so many tokens, which no score depends on"
+_OWN_SCORES = "dev and test sets are scored by the task's own metrics"
+_IN_ORDER = "rows of like length are batched together, in an order that --seed or --data_seed defines"
+_ONE_DEVICE = "fine-tuning runs on one device"
+# Arguments of transformers that fine-tuning goes around; see `BYPASSED` for those that no program has.
+_BYPASSED = {
+    name: BYPASSED[name]
+    for name in (
+        "bf16_full_eval fp16_full_eval use_liger_kernel liger_kernel_config use_cache optim_target_modules "
+        "save_only_model enable_jit_checkpoint ignore_data_skip restore_callback_states_from_checkpoint "
+        "resume_from_checkpoint"
+    ).split()
+} | {
+    "per_device_eval_batch_size": _BY_TOKENS,
+    "auto_find_batch_size": "the batch defines the run; give a smaller one and --gradient_accumulation_steps",
+    "prediction_loss_only": _OWN_SCORES,
+    "eval_do_concat_batches": _OWN_SCORES,
+    "eval_use_gather_object": _OWN_SCORES,
+    "eval_accumulation_steps": _OWN_SCORES,
+    "include_for_metrics": _OWN_SCORES,
+    "batch_eval_metrics": _OWN_SCORES,
+    "do_eval": "dev sets are scored as --eval_strategy says",
+    "label_names": "the task knows its labels",
+    "remove_unused_columns": "batches hold what the model takes",
+    "dataloader_drop_last": "every row is learnt from once in an epoch",
+    "dataloader_in_order": _IN_ORDER,
+    "dataloader_persistent_workers": "the rows are at hand",
+    "dataloader_prefetch_factor": "the rows are at hand",
+    "dataloader_multiprocessing_context": "the rows are at hand",
+    "train_sampling_strategy": _IN_ORDER,
+    "length_column_name": _IN_ORDER,
+    "average_tokens_across_devices": _ONE_DEVICE,
+    "parallelism_config": _ONE_DEVICE,
+    "fsdp": _ONE_DEVICE,
+    "fsdp_config": _ONE_DEVICE,
+    "deepspeed": _ONE_DEVICE,
+}
 
 
 @dataclass
@@ -127,6 +172,13 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
             "The last step is always scored."
         },
     )
+    save_strategy: str = field(
+        default="",
+        metadata={
+            "help": "When checkpoints are written. Unset: as eval_strategy. no: only at steps that are the "
+            "best so far, if one is chosen."
+        },
+    )
     save_steps: float = field(
         default=0, metadata={"help": "Steps between checkpoints, a multiple of eval_steps. 0: eval_steps."}
     )
@@ -138,7 +190,7 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
     )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Has no effect: batches hold what the model takes."}
+        default=False, metadata={"help": "Must stay off: batches hold what the model takes."}
     )
     do_train: bool = field(
         default=True, metadata={"help": "Fine-tune. false: the model already is, only predict."}
@@ -150,20 +202,33 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
 
     def __post_init__(self) -> None:
         """Settle what follows from other arguments."""
+        refuse_bypassed(self, _BYPASSED)
         if not self.do_train:
             self.eval_strategy = "no"
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
-        else:
-            self.save_strategy = self.eval_strategy
+        self._settle_saving()
         if not self.save_steps:
             self.save_steps = self.eval_steps or 5000
         # With 1 the Trainer removes the newest checkpoint when it stops, and there is nothing to go on from.
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise ValueError(f"save_total_limit must be at least 2, found {self.save_total_limit}.")
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # else the base class refuses bf16, which CPUs have too
+        settle_precision(self)
         super().__post_init__()
+
+    def _settle_saving(self) -> None:
+        """Which step is taken must not depend on what is saved: the best one always is."""
+        if not self.load_best_model_at_end:
+            self.save_strategy = self.save_strategy or "steps"
+        elif self.save_strategy in ("", self.eval_strategy):
+            self.save_strategy = self.eval_strategy
+        elif self.save_strategy in ("no", "best"):
+            self.save_strategy = "best"
+        else:
+            raise ValueError(
+                f"save_strategy is {self.save_strategy} and eval_strategy {self.eval_strategy}; make them "
+                "the same, or give --load_best_model_at_end false."
+            )
 
 
 # ------------------------------------------------------------------------------------------------- the model
@@ -563,6 +628,12 @@ class FineTuner(SafeTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Save a step that is the best so far, whatever `save_steps` says: else another would be taken."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best and self.args.load_best_model_at_end
+        return is_best
 
     @property
     def selected_step(self) -> int:

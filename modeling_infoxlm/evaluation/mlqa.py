@@ -46,6 +46,7 @@ from modeling_infoxlm.evaluation.squad_files import (
 )
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import write_json
+from modeling_infoxlm.training.arguments import refuse_bypassed
 
 PREDICTIONS = "predictions"  # folders beside the model
 N_BEST = "nbest_predictions"
@@ -135,6 +136,8 @@ class MLQAArguments:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name} must be at least {low}, found {value}.")
+        if self.null_score_diff_threshold and not self.version_2_with_negative:
+            raise ValueError("null_score_diff_threshold needs --version_2_with_negative true.")
 
     @property
     def windows(self) -> WindowSettings:
@@ -162,6 +165,9 @@ class MLQATrainingArguments(FineTuningArguments):
 
     def __post_init__(self) -> None:
         """Refuse what is not done."""
+        no_dev = "there is no selection on a dev set"
+        names = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "greater_is_better")
+        refuse_bypassed(self, dict.fromkeys(names, no_dev))
         if str(self.eval_strategy) != "no":
             raise ValueError(f"eval_strategy must be no for question answering, found {self.eval_strategy}.")
         if self.label_smoothing_factor:  # over which of the tokens?

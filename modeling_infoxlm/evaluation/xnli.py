@@ -153,6 +153,8 @@ class XNLIArguments:
         files = self.data_dir or self.train_file or self.validation_files or self.test_files
         if bool(files) == bool(self.dataset_name):
             raise ValueError("give either --dataset_name or files (--data_dir, --test_files, ...).")
+        if self.dataset_revision and not self.dataset_name:
+            raise ValueError("dataset_revision is of --dataset_name, which is not given.")
 
 
 @dataclass
@@ -442,6 +444,12 @@ class XNLIRun:
         if not args.do_train:
             head.check_trained()
         label_columns(head.model.config)
+        scored = ["accuracy", *(f"accuracy/{language}" for language in data.dev)]
+        chosen = (args.metric_for_best_model or "").removeprefix("eval_")
+        if data.dev and args.load_best_model_at_end and chosen not in scored:
+            raise UsageError(
+                f"metric_for_best_model is {args.metric_for_best_model}; give one of {', '.join(scored)}."
+            )
         self.head, self.data, self.task, self.args, self.cache_dir = head, data, task, args, cache_dir
 
     def train(self, checkpoint: str | None) -> TrainingRecord:

@@ -321,6 +321,17 @@ def test_unequal_line_counts_name_both_counts_and_files(
     assert f"but {num_target:,} target lines ({tmp_path}/x.fr)" in str(error.value)
 
 
+def test_blank_lines_at_the_end_of_a_file_do_no_harm(tmp_path: Path) -> None:
+    """An editor or a script adds one; `prepare` counts the blank pairs of JSON lines as empty."""
+    (tmp_path / "x.en").write_text("a\nb\n")
+    (tmp_path / "x.fr").write_text("c\nd\n\n \n")
+    assert pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr") == [("a", "c"), ("b", "d")]
+    (tmp_path / "en-fr.jsonl").write_text('{"en": "a", "fr": "c"}\n\n')
+    assert pairs_of(f"{tmp_path}/en-fr.jsonl") == [("a", "c"), ("", "")]
+    (tmp_path / "fr.jsonl").write_text('{"text": "c"}\n\n')
+    assert sentences_of(f"{tmp_path}/fr.jsonl") == ["c", ""]
+
+
 def test_invalid_utf8_names_file_and_line_or_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

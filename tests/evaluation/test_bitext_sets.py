@@ -56,6 +56,14 @@ def test_tatoeba_folder_whichever_side_is_named_first(tatoeba: Path) -> None:
     assert record.files["fr-en.fr"] == file_sha256(tatoeba / "fr-en.fr")
 
 
+def test_blank_pairs_are_left_out(tatoeba: Path) -> None:
+    """A blank line at the end would be found beside every other one."""
+    for name in ("fr-en.fr", "fr-en.en", "en-de.de"):
+        with open(tatoeba / name, "a") as file:
+            file.write("\n")
+    assert_german_and_french(load_folder(tatoeba)[0])
+
+
 def test_tatoeba_as_laser_names_it(tmp_path: Path) -> None:
     folder = write(
         tmp_path, tatoeba__deu_0_eng__deu=GERMAN, tatoeba__deu_0_eng__eng=ENGLISH,

@@ -22,9 +22,11 @@ from modeling_infoxlm.evaluation.finetuning import (
     HeadModel,
     HeadModelArguments,
     LengthBuckets,
+    Selection,
     cached_rows,
     collate,
     draw,
+    fine_tune,
     finish_run,
     forward_batches,
     load_head_model,
@@ -322,6 +324,34 @@ def test_accumulation_changes_neither_loss_nor_gradient(
     assert max((whole[name] - cut[name]).abs().max().item() for name in whole) < 1e-6
 
 
+@pytest.mark.parametrize("saving", [{}, {"save_steps": 4}, {"save_strategy": "no"}])
+def test_the_step_that_is_taken_does_not_depend_on_what_is_saved(
+    folders: dict[str, Path], rows: Dataset, tmp_path: Path, saving: dict[str, Any]
+) -> None:
+    head = load(folders["infoxlm"])
+    args = arguments(
+        tmp_path / "out",
+        max_steps=4,
+        eval_steps=1,
+        metric_for_best_model="accuracy",
+        report_to="none",
+        **saving,
+    )
+    weights, scores = [], iter([1.0, 3.0, 2.0, 0.0])
+
+    def score(model: Any, rows: Dataset) -> dict[str, float]:
+        weights.append(model.classifier.out_proj.weight.detach().clone())
+        return {"accuracy": next(scores)}
+
+    selection = Selection(rows, score)
+    record = fine_tune(head, args, rows=rows, label_names=("labels",), selection=selection, checkpoint=None)
+    assert record.selected_step == 2 and len(weights) == 4
+    assert torch.equal(head.model.classifier.out_proj.weight, weights[1])
+    kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert "checkpoint-2" in kept
+    assert "save_strategy" not in saving or kept == ["checkpoint-1", "checkpoint-2"]  # the best so far
+
+
 # ---------------------------------------------------------------------------- the run
 
 
@@ -399,6 +429,7 @@ def test_the_identity_changes_with_what_is_computed(folders: dict[str, Path], tm
     same = [{"logging_steps": 7}, {"save_total_limit": 5}, {"overwrite_output_dir": True}]
     assert all(identity(**options) == identity() for options in same)
     other = [{"learning_rate": 1.0}, {"seed": 3}, {"per_device_train_batch_size": 4}, {"eval_steps": 7}]
+    other += [{"metric_for_best_model": "accuracy/en"}, {"neftune_noise_alpha": 5.0}]
     assert all(identity(**options) != identity() for options in other)
     assert identity({"train-en.tsv": "ab"}) != identity()
     assert identity(gradient_accumulation_steps=2)["batch_size"] == 64
@@ -411,5 +442,16 @@ def test_arguments_settle_what_follows(tmp_path: Path) -> None:
     epochs = arguments(tmp_path, eval_strategy="epoch")
     assert epochs.load_best_model_at_end and epochs.save_strategy == "epoch"
     assert FineTuningArguments(output_dir=str(tmp_path), bf16=True).bf16  # on a CPU too
+    for refused in (
+        {"save_strategy": "epoch"},
+        {"per_device_eval_batch_size": 3},
+        {"dataloader_drop_last": True},
+        {"do_eval": True},
+        {"resume_from_checkpoint": "x"},
+        {"save_only_model": True},
+        {"fp16": True},
+    ):
+        with pytest.raises(ValueError, match=next(iter(refused))):  # each would be accepted and do nothing
+            arguments(tmp_path, **refused)
     with pytest.raises(ValueError, match="save_total_limit must be at least 2, found 1"):
         arguments(tmp_path, save_total_limit=1)
