@@ -1,11 +1,12 @@
 """Result files: one schema for every task, so that each number has a file that says how it came to be.
 
 {"schema": "infoxlm-result-1", "task": "tatoeba", "metric": "accuracy", "unit": "percent",
- "dataset": {"name": ..., "sha256": ..., "files": {file: sha256}},
+ "dataset": {"name": ..., "sha256": ..., "files": {file: sha256}, "revision": null, "repo_id": null},
  "model": {"name_or_path": ..., "revision": ..., "sha256": ..., "model_type": ..., "num_parameters": ...},
  "settings": {"layer": 7, ...}, "seed": null,
  "scores": {"de": {"accuracy": {"value": 95.1, "low": 93.7, "high": 96.4, "count": 1000}}},
  "summary": {"mean": ...}, "details": {...},
+ "identity": {"lr_scheduler_type": ..., "files": [sha256, ...], ...},
  "command": [...], "commit": ..., "python": ..., "machine": ..., "versions": {...}}
 """
 
