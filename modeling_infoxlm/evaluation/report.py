@@ -486,9 +486,33 @@ def _notes(
         )
     if any(file.content["details"].get("selected_on_test") for file in files):
         notes.append("Some checkpoints were selected on the very data that is reported here.")
+    first_rows = [str(file.number) for file in files if _is_of_first_rows(file.content)]
+    if first_rows:
+        notes.append(
+            f"File {', '.join(first_rows)}: scores, or those of mixed languages, are of the first rows of "
+            "each set, which are of one genre or of few articles; now rows are drawn from all of it."
+        )
+    by_mlqa = [
+        str(file.number)
+        for file in files
+        if file.content["task"] in ("xquad", "tydiqa")
+        and file.content["settings"].get("scoring_rules", "mlqa") == "mlqa"
+    ]
+    if by_mlqa:
+        notes.append(
+            f"File {', '.join(by_mlqa)}: scored by MLQA's rules, the literature by SQuAD's; do not compare."
+        )
     if any(len(group) > 1 for group in runs.values()):
         notes.append("Several runs: mean ± standard deviation over the seeds.")
     return notes
+
+
+def _is_of_first_rows(content: Mapping[str, Any]) -> bool:
+    """Whether a result is of a part of the data that was not drawn: it would say so in its settings."""
+    settings, details = content["settings"], content["details"]
+    is_part = settings.get("max_predict_samples") or settings.get("max_eval_samples")
+    is_old = _MIXED_NLI in details and "mixed_max_samples" not in settings
+    return "samples" not in settings and bool(is_part or is_old)
 
 
 # ------------------------------------------------------------------------------------------------- published

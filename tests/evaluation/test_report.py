@@ -655,3 +655,28 @@ def test_names_in_a_file_stay_text_in_the_report(tmp_path: Path) -> None:
     assert not [line for line in lines if line.startswith("# Heading")]
     outside = [re.sub(r"`[^`]*`", "", line.replace("\\`", "")) for line in lines]
     assert not [line for line in outside if "<script" in line or "[x](" in line.replace("\\[x\\]", "")]
+
+
+@pytest.mark.parametrize(
+    "changes, note",
+    [
+        (
+            {"settings": {"max_predict_samples": 120}},
+            "File 1: scores, or those of mixed languages, are of the f",
+        ),
+        (
+            {"details": {"mixed_languages": {"languages": ["en"], "matrix": [[80.0]]}}},
+            "File 1: scores, or those",
+        ),
+        ({"task": "xquad"}, "File 1: scored by MLQA's rules, the literature by SQuAD's; do not compare."),
+    ],
+)
+def test_what_was_measured_otherwise_before_is_said(
+    tmp_path: Path, changes: dict[str, Any], note: str
+) -> None:
+    (old,) = sections_of(tmp_path / "old", content(accuracy(en=80.0), **changes))
+    assert any(found.startswith(note) for found in old.notes)
+    new = {"samples": "drawn", "mixed_max_samples": 100, "scoring_rules": "squad"}
+    settings = {**changes.get("settings", {}), **new}
+    (fresh,) = sections_of(tmp_path / "new", content(accuracy(en=80.0), **{**changes, "settings": settings}))
+    assert not any(found.startswith("File") for found in fresh.notes)
