@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import torch
@@ -121,6 +122,7 @@ def _run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
         logging.getLogger(client).setLevel(logging.WARNING)
     try:
         with writing(_output_of(argv)):
+            _refuse_file_as_folder(argv)
             main(arguments)
         leave_process_group()
     except (KeyboardInterrupt, Interrupted) as interruption:
@@ -140,8 +142,20 @@ def _run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     return OK
 
 
+def _flags(argv: Sequence[str]) -> dict[str, str]:
+    flags = dict(argument.partition("=")[::2] for argument in argv if "=" in argument)
+    return flags | dict(zip(argv, argv[1:], strict=False))
+
+
+def _refuse_file_as_folder(argv: Sequence[str]) -> None:
+    """Before the work, whose result could not be written."""
+    folder = Path(_flags(argv).get("--output_dir") or ".")
+    nearest = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} exists and is not a folder; choose another output folder.")
+
+
 def _output_of(argv: Sequence[str]) -> str:
     """What a command writes to, for a failure that does not name its place."""
-    flags = dict(argument.partition("=")[::2] for argument in argv if "=" in argument)
-    flags |= dict(zip(argv, argv[1:], strict=False))
+    flags = _flags(argv)
     return flags.get("--output_dir") or flags.get("--output") or "the output"

@@ -32,6 +32,20 @@ def test_a_usage_error_is_one_line_and_2(capsys: pytest.CaptureFixture[str], kin
     assert capsys.readouterr().err == "error: layer must be in 0..2, found 9.\n"
 
 
+@pytest.mark.parametrize("place", ["file", "file/deeper"])
+@pytest.mark.parametrize("form", ["--output_dir={}", "--output_dir {}"])
+def test_a_file_in_the_place_of_the_output_folder_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str, form: str
+) -> None:
+    (tmp_path / "file").write_text("of the user")
+    argv = form.format(tmp_path / place).split()
+    assert run_main(raising(AssertionError("the work")), argv) == 2
+    line = f"error: {tmp_path}/file exists and is not a folder; choose another output folder.\n"
+    assert capsys.readouterr() == ("", line)
+    done: list[list[str]] = []
+    assert run_main(done.append, ["--output_dir", str(tmp_path / "new")]) == 0 and len(done) == 1
+
+
 def test_debug_is_taken_out_of_the_arguments() -> None:
     seen: list[str] = []
     run_main(seen.extend, ["--seed", "1", "--debug", "--max_steps", "2"])
