@@ -12,7 +12,6 @@ after a kill.
 import sys
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from modeling_infoxlm.config_file import parse_args_with_config
@@ -24,7 +23,7 @@ from modeling_infoxlm.evaluation.heldout import (
     with_start,
 )
 from modeling_infoxlm.hub.push import push_run
-from modeling_infoxlm.process import Interrupted, configure_process, run_main
+from modeling_infoxlm.process import Interrupted, UsageError, configure_process, run_main
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -32,7 +31,13 @@ from modeling_infoxlm.training.arguments import (
     PretrainingArguments,
 )
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
-from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_vectors
+from modeling_infoxlm.training.model_setup import (
+    build_model,
+    check_lengths,
+    evaluation_vectors,
+    load_tokenizer,
+)
+from modeling_infoxlm.training.plan_checks import check_model, check_plan
 from modeling_infoxlm.training.run_record import (
     changed_flags,
     find_checkpoint,
@@ -56,6 +61,13 @@ def pretrain(argv: list[str]) -> None:
     configure_process()
     output_dir = Path(args.output_dir)
     identity = run_identity(model_args, data_args, contrast_args, args)
+    # All that can be refused is, before an earlier run is overwritten and before text is read for hours.
+    check_plan(data_args, args)
+    named = model_args.tokenizer_name is not None or model_args.model_name_or_path is not None
+    if named:
+        tokenizer = load_tokenizer(model_args)
+        model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
+        check_model(model, data_args, contrast_args, args)
     # Not the first of each machine: their disk may be shared, and one process is to overwrite and to prepare.
     with args.main_process_first(local=False, desc="preparing the data"):
         # The other ranks come later: what they find is this run's already.
@@ -64,7 +76,10 @@ def pretrain(argv: list[str]) -> None:
         checkpoint = find_checkpoint(output_dir, identity, overwrite=overwrite)
         if args.should_save and not finished:
             write_run_record(output_dir, argv=argv, identity=identity, details={})
-        tokenizer = find_tokenizer(model_args, data_args, output_dir)
+        if not named:
+            tokenizer = find_tokenizer(model_args, data_args, output_dir)
+            model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
+            check_model(model, data_args, contrast_args, args)
         corpus = open_or_prepare(data_args, tokenizer, output_dir)
     # The same for all, whatever a disk shared by machines showed them: one that goes on alone waits for ever.
     finished, checkpoint = broadcast_object_list([finished, checkpoint])
@@ -73,14 +88,13 @@ def pretrain(argv: list[str]) -> None:
         push_run(args)
         return
 
-    model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
     check_lengths(model, corpus.max_length)
     settings = data_args.stream_settings(seed=args.seed)
     items = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     train_dataset = JointDataset(corpus, settings, items)
     evaluator = eval_dataset = heldout_vectors = None
     if not corpus.heldout and args.eval_strategy != "no":
-        raise ValueError(
+        raise UsageError(
             f"eval_strategy is {args.eval_strategy.value} but {corpus.folder} holds out no pair; "
             "prepare it with --heldout_fraction above 0, or give --eval_strategy no."
         )
@@ -111,7 +125,7 @@ def pretrain(argv: list[str]) -> None:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         evaluator=evaluator,
-        matmul_peak=matmul_peak(args.device, torch.bfloat16 if args.bf16 else torch.float32),
+        matmul_peak=matmul_peak(args.device, args.product_dtype),
         processing_class=tokenizer,
         callbacks=[stop],
     )

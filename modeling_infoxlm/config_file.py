@@ -209,7 +209,7 @@ _BELOW_1 = (
     "label_smoothing_factor"
 ).split()
 _OF_ANY_SIGN = "null_score_diff_threshold threshold".split()
-_LOWEST = {"xlco_temperature": LOWEST_TEMPERATURE, "xlco_layer": -1}
+_LOWEST = {"xlco_temperature": LOWEST_TEMPERATURE, "xlco_layer": -1, "eval_layer": -1}
 LARGEST_SEED = 2**32 - 1  # numpy's
 LARGEST_INT = 2**53  # up to here an int is the same number as a float
 _LIMITS = {

@@ -22,6 +22,7 @@ import run_pretraining
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
+from modeling_infoxlm.training import plan_checks
 from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
@@ -200,8 +201,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     straight = tmp_path / "straight"
     assert run_pretraining.main(flags(straight, text, "--hidden_dropout_prob", "0.1")) == 0
     results = [json.loads((folder / "train_results.json").read_text()) for folder in (out, straight)]
-    for name in ("train_loss", "total_flos"):
-        assert results[0][name] == results[1][name]
+    assert results[0]["train_loss"] == results[1]["train_loss"]
+    for name in ("total_flos", "num_input_tokens_seen"):
+        assert state(out)[name] == state(straight)[name]
     resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, straight))
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -230,7 +232,7 @@ def test_overwriting_starts_anew(text: Path, out: Path) -> None:
 
 
 def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> None:
-    argv = flags(out, text, "--max_steps", "60", "--save_steps", "20")
+    argv = flags(out, text, "--max_steps", "60", "--save_steps", "20", "--stop_on_collapse", "0")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *argv],
@@ -283,7 +285,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_another_run_in_the_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     assert run_pretraining.main(flags(out, text)) == 0
     before = load_file(out / "model.safetensors")
-    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"), code=1)
+    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"), code=2)
     assert f"{out} holds a different run: learning_rate was 0.005, is now 0.001 (and 1 more: seed)" in message
     after = load_file(out / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -293,7 +295,7 @@ def test_another_run_in_the_folder(text: Path, out: Path, refusal: Callable[...,
 def test_a_folder_of_something_else(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("x")
-    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text), code=1)
+    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text), code=2)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
@@ -383,13 +385,13 @@ def test_source_files_that_changed(text: Path, out: Path, refusal: Callable[...,
 
 
 def test_sequences_longer_than_the_positions(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--max_position_embeddings", "34"), code=1)
+    message = refusal(flags(out, text, "--max_position_embeddings", "34"), code=2)
     assert "sequences of up to 64 tokens, the model positions for 32" in message
     assert "--max_seq_length 32" in message
 
 
 def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--xlco_layer", "3"), code=1)
+    message = refusal(flags(out, text, "--xlco_layer", "3"), code=2)
     assert (
         message == "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1 for the last."
     )
@@ -398,19 +400,31 @@ def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: 
 def test_layer_of_the_evaluation_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     """Found before the first step, not hours later at the first evaluation."""
     heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 5 --eval_layer 3".split()
-    message = refusal(flags(out, text, *heldout), code=1)
+    message = refusal(flags(out, text, *heldout), code=2)
     assert "3" in message and "2" in message and "layer" in message
     assert not checkpoints(out)
 
 
 def test_evaluation_without_heldout_pairs(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--eval_strategy", "steps", "--eval_steps", "3"), code=1)
+    evaluated = ("--eval_strategy", "steps", "--eval_steps", "3")
+    message = refusal(flags(out, text, *evaluated), code=2)
+    assert message == (
+        "eval_strategy is steps but heldout_fraction is 0, so no pair would be held out; "
+        "give --heldout_fraction above 0, or --eval_strategy no."
+    )
+    assert not out.exists()
+    assert run_pretraining.main(flags(out, text, "--max_steps", "1")) == 0
+    prepared = ["--prepared_data", str(out / "data"), "--tokenizer_name", str(out / "tokenizer")]
+    message = refusal(flags(out.with_name("b"), None, *prepared, "--mono_from_bitext", "false", *evaluated))
     assert message.startswith(f"eval_strategy is steps but {out / 'data'} holds out no pair; prepare it with")
 
 
 def test_objective_without_its_text(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--mono_from_bitext", "false"))
-    assert message.startswith("objective mlm needs monolingual text, but the prepared corpus has none")
+    message = refusal(flags(out, text, "--mono_from_bitext", "false"), code=2)
+    assert message.startswith("objective mlm needs monolingual text, but there is none; give --mono_files")
+    message = refusal(flags(out, None, "--mono_files", f"en={text}", "--mono_from_bitext", "false"), code=2)
+    assert message.startswith("objective tlm needs translated text, but there is none; give --bitext_files")
+    assert not out.exists()
 
 
 def test_queue_of_no_size(text: Path, out: Path, refusal: Callable[..., str]) -> None:
@@ -448,14 +462,37 @@ def test_full_disk(
 
 
 @pytest.mark.parametrize("wrong", [["--xlco_layer", "3"], ["--max_position_embeddings", "34"]])
-def test_a_wrong_flag_is_mended_in_the_same_folder_without_preparing_again(
+def test_a_wrong_flag_is_mended_in_the_same_folder(
     text: Path, out: Path, refusal: Callable[..., str], wrong: list[str]
 ) -> None:
-    """Nothing was trained, so there is no other run to protect; hours of preparation must not be lost."""
-    refusal(flags(out, text, *wrong), code=1)
-    before = (out / "data" / "manifest.json").stat().st_mtime_ns
+    """It is refused before hours of preparation, and nothing was trained that would have to be protected."""
+    refusal(flags(out, text, *wrong), code=2)
+    assert not (out / "data").exists()
     assert run_pretraining.main(flags(out, text)) == 0
-    assert (out / "data" / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--tokenizer_name", "./nowhere"], "nowhere"),
+        (["--eval_layer", "3"], "eval_layer is 3 but the model has 2 layers"),
+        (["--recompute_layers", "3"], "recompute_layers is 3 but the model has 2 layers"),
+        (["--momentum_state", "nowhere"], "nowhere/momentum_state.safetensors is missing"),
+        (["--report_to", "wandb"], "report_to names wandb, which is not installed: pip install wandb."),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "lr_scheduler_type"),
+        (["--optim", "lion_8bit"], "optim"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_run_is_overwritten_and_text_is_prepared(
+    text: Path, fitted: Path, tmp_path: Path, refusal: Callable[..., str], wrong: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(plan_checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    before = sorted(path for path in fitted.rglob("*"))
+    named = ["--tokenizer_name", str(fitted / "tokenizer"), "--heldout_fraction", "0.4"]
+    argv = flags(fitted, text, "--overwrite_output_dir", "true", *named, *wrong)
+    assert message in refusal(argv, code=2)
+    assert sorted(path for path in fitted.rglob("*")) == before
 
 
 def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(

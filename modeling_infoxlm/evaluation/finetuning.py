@@ -17,7 +17,6 @@ Shapes: N rows, B rows of a batch, T tokens of the longest.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -763,8 +762,6 @@ def open_run(
     if not overwrite and is_finished(folder, identity):
         return OpenedRun(checkpoint=None, finished=True)
     is_run = (folder / RUN_FILE).is_file()
-    if is_run:
-        _remove_broken_checkpoints(folder)
     try:
         checkpoint = find_checkpoint(folder, identity, overwrite=overwrite)
     except OutputFolderError as error:
@@ -793,13 +790,3 @@ def finish_run(
         "finished": True,
     }
     write_run_record(Path(str(args.output_dir)), argv=argv, identity=identity, details=details)
-
-
-def _remove_broken_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill cut short: the Trainer writes its state last."""
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            json.loads((checkpoint / _TRAINER_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning("%s was not completely written and is removed.", checkpoint)
-            shutil.rmtree(checkpoint)

@@ -113,7 +113,9 @@ def load_whole_model(
 
 
 def check_encoder(name_or_path: str | Path, model: Any, missing: Sequence[str]) -> None:
-    """Refuse a checkpoint whose encoder would be random; a pooler may be, which nothing here reads.
+    """Refuse a checkpoint whose encoder would be random, or whose weights are no numbers.
+
+    A pooler may be random: nothing here reads it.
 
     Args:
         name_or_path: What was loaded.
@@ -129,6 +131,12 @@ def check_encoder(name_or_path: str | Path, model: Any, missing: Sequence[str]) 
         raise UsageError(
             f"{name_or_path} lacks {len(lost)} weights of the encoder, such as {lost[0]}; "
             f"is it a checkpoint of another architecture than its {_CONFIG} says?"
+        )
+    broken = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise UsageError(
+            f"{name_or_path} has NaN or infinite weights in {len(broken)} tensors, such as {broken[0]}: "
+            "the run that wrote it has diverged, or the file is damaged; take an earlier checkpoint."
         )
 
 

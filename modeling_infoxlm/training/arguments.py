@@ -661,6 +661,11 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
             )
         self._warn_of_endless_warmup()
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Type in which matrix products are made."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
     def _check_moments(self) -> None:
         optimizer = str(getattr(self.optim, "value", self.optim))
         if self.moments_dtype == "bfloat16" and (

@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.training.arguments import parse_layers
 
 
@@ -21,18 +22,28 @@ def recompute_layers(model: InfoXLMForPreTraining, layers: str) -> None:
     Raises:
         ValueError: If the text is none of these, or the model has no such layer.
     """
-    first, last = parse_layers(layers)
-    count = model.config.num_hidden_layers
-    last = count if last is None else last
-    if last > count:
-        raise ValueError(
-            f"recompute_layers is {layers} but the model has {count} layers; "
-            f"give layers from 1 to {count}, or all."
-        )
+    first, last = check_layers(model, layers)
     for layer in _layers(model)[first - 1 : last]:
         layer.gradient_checkpointing = True
         # The reentrant form would lose the gradients of a layer whose input needs none.
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def check_layers(model: InfoXLMForPreTraining, layers: str) -> tuple[int, int]:
+    """First and last layer of such a text; refuses those that the model does not have.
+
+    Raises:
+        UsageError: With the number of its layers.
+    """
+    first, last = parse_layers(layers)
+    count = model.config.num_hidden_layers
+    last = count if last is None else last
+    if last > count:
+        raise UsageError(
+            f"recompute_layers is {layers} but the model has {count} layers; "
+            f"give layers from 1 to {count}, or all."
+        )
+    return first, last
 
 
 def compile_layers(model: InfoXLMForPreTraining, **options: Any) -> None:

@@ -56,7 +56,10 @@ def build_model(
     # Checkpoints of XLM-R come with a dropout of 0.1, which would stay on while training.
     overrides = {**contrast.config_overrides(), **arguments.dropout_overrides()}
     if arguments.model_name_or_path is None:
-        model = InfoXLMForPreTraining(_scratch_config(arguments, tokenizer, overrides))
+        try:
+            model = InfoXLMForPreTraining(_scratch_config(arguments, tokenizer, overrides))
+        except ValueError as error:  # a layer that it does not have, a width that its heads do not divide
+            raise UsageError(str(error)) from error
     else:
         # Checkpoints may be stored in half precision; the masters of training are fp32.
         model, report = load_whole_model(
@@ -80,13 +83,13 @@ def check_lengths(model: InfoXLMForPreTraining, max_length: int) -> None:
     """Refuse data whose sequences are longer than the model's positions.
 
     Raises:
-        ValueError: With both lengths.
+        UsageError: With both lengths.
     """
     if max_length > max_sequence_length(model.config):
-        raise ValueError(
-            f"the prepared data has sequences of up to {max_length} tokens, "
+        raise UsageError(
+            f"the data has sequences of up to {max_length} tokens, "
             f"the model positions for {max_sequence_length(model.config)}; "
-            f"prepare it anew with --max_seq_length {max_sequence_length(model.config)}."
+            f"prepare it with --max_seq_length {max_sequence_length(model.config)}."
         )
 
 
@@ -96,11 +99,11 @@ def evaluation_vectors(
     """Layer and pooling of held-out retrieval: those asked for, else what `sentence_vectors` takes by itself.
 
     Raises:
-        ValueError: If the model has no such layer.
+        UsageError: If the model has no such layer.
     """
     depth = model.config.num_hidden_layers
     if eval_layer is not None and eval_layer > depth:
-        raise ValueError(
+        raise UsageError(
             f"eval_layer is {eval_layer} but the model has {depth} layers; "
             f"give one from 0 (embeddings) to {depth}, or {LAST_LAYER} for the last."
         )

@@ -1,6 +1,8 @@
 """`run.json`: what a run is and how it came to be; and the check that a folder holds no other run."""
 
 import json
+import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -9,7 +11,8 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_infoxlm.provenance import RUN_FILE, describe_program, write_json
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.provenance import RUN_FILE, TRAINER_STATE, describe_program, write_json
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -18,6 +21,8 @@ from modeling_infoxlm.training.arguments import (
     default_of,
 )
 
+logger = logging.getLogger(__name__)
+
 _SHAPING_TOKENIZER = {
     "tokenizer_vocab_size",
     "bitext_files",
@@ -25,7 +30,8 @@ _SHAPING_TOKENIZER = {
     "bitext_columns",
     "max_seq_length",
 }
-_RUN_FOLDERS = ("data", "tokenizer", ".saving", ".pushing")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_PREPARED = ("bitext", "mono", "heldout", "work", "manifest.json")  # of the folder `data` this alone is ours
 # Of the end of a run: a new one would else be published with them.
 _RESULTS = ("model*.safetensors", "model*.safetensors.index.json", "*_results.json", "trainer_state.json")
 # Training arguments that change what is computed; others
@@ -38,7 +44,7 @@ _COMPUTED = (
 ).split()
 
 
-class OutputFolderError(ValueError):
+class OutputFolderError(UsageError):
     """The output folder holds something that this run would mix with or destroy."""
 
 
@@ -92,21 +98,23 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
     if overwrite:
         _remove_run(output_dir)
         return None
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+    if not output_dir.is_dir():
         return None
     record = output_dir / RUN_FILE
+    # A kill while the record was written, the first file of a run, leaves a part of it alone.
+    if not {path.name for path in output_dir.iterdir()} - {f"{RUN_FILE}.partial"}:
+        return None
     if not record.is_file():
         raise OutputFolderError(
             f"{output_dir} is not empty and holds no {RUN_FILE} of a run; give another --output_dir, "
             "or --overwrite_output_dir true."
         )
-    found = json.loads(record.read_text(encoding="utf-8"))["identity"]
+    found = _read_record(output_dir)["identity"]
     expected = json.loads(json.dumps(dict(identity), default=str))
     differing = [
         name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)
     ]
-    checkpoint = get_last_checkpoint(str(output_dir))
-    trained = checkpoint is not None or (output_dir / "model.safetensors").is_file()
+    trained = bool(_checkpoints(output_dir)) or (output_dir / "model.safetensors").is_file()
     if differing and trained:
         name = differing[0]
         more = f" (and {len(differing) - 1} more: {', '.join(differing[1:6])})" if len(differing) > 1 else ""
@@ -115,10 +123,11 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
             f"{name} was {found.get(name)!r}, is now {expected.get(name)!r}{more}. "
             "Give another --output_dir, or --overwrite_output_dir true to start anew."
         )
-    if set(differing) & _SHAPING_TOKENIZER and (output_dir / "tokenizer").is_dir():
+    if set(differing) & _SHAPING_TOKENIZER and _trained_tokenizer(found):
         # Nothing was trained yet: what a mended command asks for is made anew. Prepared data guards itself.
-        shutil.rmtree(output_dir / "tokenizer")
-    return checkpoint
+        shutil.rmtree(output_dir / "tokenizer", ignore_errors=True)
+    _remove_broken_checkpoints(output_dir)  # only now: those of another run are not ours to judge
+    return get_last_checkpoint(str(output_dir))
 
 
 def step_of(checkpoint: str) -> int:
@@ -133,29 +142,76 @@ def hub_name(name_or_path: str | None) -> str | None:
 
 def is_finished(output_dir: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very run, trained to its end and measured."""
-    path = output_dir / RUN_FILE
-    if not path.is_file():
+    if not (output_dir / RUN_FILE).is_file():
         return False
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = _read_record(output_dir)
     expected = json.loads(json.dumps(dict(identity), default=str))
     return bool(record.get("finished")) and record["identity"] == expected
 
 
+def _read_record(output_dir: Path) -> dict[str, Any]:
+    """`run.json` of a run.
+
+    Raises:
+        OutputFolderError: If it cannot be read, or is no record.
+    """
+    path = output_dir / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OutputFolderError(f"{path} cannot be read ({error}); give another --output_dir.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+        raise OutputFolderError(f"{path} is no record of a run; give another --output_dir.")
+    return record
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    return [
+        path for path in sorted(output_dir.iterdir()) if _CHECKPOINT.fullmatch(path.name) and path.is_dir()
+    ]
+
+
+def _remove_broken_checkpoints(output_dir: Path) -> None:
+    """Remove checkpoints of this run that a kill cut short: the Trainer writes its state last."""
+    for checkpoint in _checkpoints(output_dir):
+        try:
+            json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning("%s was not completely written and is removed.", checkpoint)
+            shutil.rmtree(checkpoint)
+
+
+def _trained_tokenizer(identity: Mapping[str, Any]) -> bool:
+    """Whether the folder `tokenizer` of a run was made by it: one that was named may lie there too."""
+    return identity.get("tokenizer_name") is None and identity.get("model_name_or_path") is None
+
+
 def _remove_run(output_dir: Path) -> None:
     """Remove what an earlier run wrote; its checkpoints would else be taken for this one's."""
-    checkpoints = list(output_dir.glob("checkpoint-*"))
-    if (output_dir / RUN_FILE).is_file():
-        for path in [
-            *checkpoints,
-            *(output_dir / name for name in _RUN_FOLDERS if (output_dir / name).exists()),
-        ]:
+    if not output_dir.is_dir():
+        return
+    checkpoints = _checkpoints(output_dir)
+    if not (output_dir / RUN_FILE).is_file():
+        if checkpoints:
+            raise OutputFolderError(
+                f"{output_dir} holds {checkpoints[0].name} but no {RUN_FILE}, so nobody knows of which run; "
+                "remove it, or give another --output_dir."
+            )
+        return
+    identity = _read_record(output_dir)["identity"]
+    written = [*checkpoints, *(output_dir / name for name in (".saving", ".pushing"))]
+    if _trained_tokenizer(identity):
+        written.append(output_dir / "tokenizer")
+    if identity.get("prepared_data") is None:
+        written += [output_dir / "data" / name for name in _PREPARED]
+    written += [path for pattern in _RESULTS for path in output_dir.glob(pattern)]
+    for path in [
+        *written,
+        output_dir / RUN_FILE,
+    ]:  # last: a kill leaves what can be overwritten
+        if path.is_dir():
             shutil.rmtree(path)
-        for pattern in _RESULTS:
-            for path in output_dir.glob(pattern):
-                path.unlink()
-        (output_dir / RUN_FILE).unlink()
-    elif checkpoints:
-        raise OutputFolderError(
-            f"{output_dir} holds {checkpoints[0].name} but no {RUN_FILE}, so nobody knows of which run; "
-            "remove it, or give another --output_dir."
-        )
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent != output_dir and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()  # `data`, once nothing of anybody is left in it

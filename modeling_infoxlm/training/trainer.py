@@ -117,6 +117,7 @@ class InfoXLMTrainer(SafeTrainer):
         self._batch_keys: list[Tensor] = []  # of the batch under way, one tensor a micro-batch
         self._new_keys: list[Tensor] = []  # waiting to be enqueued, one tensor a batch
         self._num_negatives = 0  # queued keys that the batch under way meets
+        self._eval_loader: DataLoader | None = None
         self._staging: str | None = None
         self._announced = False
         self._speed = Speedometer()
@@ -273,23 +274,10 @@ class InfoXLMTrainer(SafeTrainer):
         if resume_from_checkpoint is not None:
             self._load_momentum_state(Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME)
         elif self.queue is not None and self.contrast.momentum_state is not None:
-            self._take_over_contrast(Path(self.contrast.momentum_state) / MOMENTUM_STATE_NAME)
+            take_over_contrast(Path(self.contrast.momentum_state), *self._contrast_state())
         elif self.queue is not None and self.contrast.queue_prefill:
             self._prefill_queue()
         return prepared
-
-    def _take_over_contrast(self, path: Path) -> None:
-        """Start with the momentum encoder and the queue of another run."""
-        if not path.is_file():
-            raise UsageError(f"{path} is missing; --momentum_state needs a folder that holds it.")
-        check_state_file(path)
-        state = load_file(path)
-        encoder, queue = self._contrast_state()
-        try:
-            encoder.load_state_dict(_with_prefix(state, "momentum."))
-        except RuntimeError as error:  # other names or shapes
-            raise ValueError(f"{path} is of another architecture than the model: {error}") from error
-        queue.load_state_dict(_with_prefix(state, "queue."))
 
     def _prefill_queue(self) -> None:
         """Fill the queue before step 1, as the released code does, with examples the run does not meet."""
@@ -331,9 +319,11 @@ class InfoXLMTrainer(SafeTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of the held-out dataset, in order."""
-        return self._dataloader(
-            cast(JointDataset, eval_dataset or self.eval_dataset), self.args.eval_batch_size
-        )
+        dataset = cast(JointDataset, eval_dataset or self.eval_dataset)
+        # One for all evaluations: accelerate keeps every loader, and a loader its persistent workers.
+        if self._eval_loader is None or self._eval_loader.dataset is not dataset:
+            self._eval_loader = self._dataloader(dataset, self.args.eval_batch_size)
+        return self._eval_loader
 
     def _dataloader(self, dataset: JointDataset, batch_size: int) -> DataLoader:
         loader = DataLoader(
@@ -530,6 +520,26 @@ class InfoXLMTrainer(SafeTrainer):
         self._speed = Speedometer()
 
 
+def take_over_contrast(folder: Path, encoder: MomentumEncoder, queue: KeyQueue) -> None:
+    """Load the momentum encoder and the queue that another run has left in a folder.
+
+    Raises:
+        UsageError: If they are not there, or are of another architecture or queue size.
+    """
+    path = folder / MOMENTUM_STATE_NAME
+    if not path.is_file():
+        raise UsageError(f"{path} is missing; --momentum_state needs a folder that holds it.")
+    check_state_file(path)
+    state = load_file(path)
+    try:
+        encoder.load_state_dict(_with_prefix(state, "momentum."))
+        queue.load_state_dict(_with_prefix(state, "queue."))
+    except RuntimeError as error:  # other names or shapes
+        raise UsageError(f"{path} is of another architecture than the model: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
 class _AfterOptimizerStep(TrainerCallback):
     """Tells the trainer when the optimiser has stepped and when training begins."""
 
@@ -567,10 +577,10 @@ def _publish(staged: Path, final: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if final.exists():  # the same step saved once more
-        shutil.rmtree(final)
+    if final.exists():  # the same step saved once more: set aside, so that a kill leaves one of them
+        final.rename(staged.with_name("replaced"))
     staged.rename(final)
-    staged.parent.rmdir()
+    shutil.rmtree(staged.parent)
 
 
 def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -498,3 +499,11 @@ def test_a_number_out_of_range_is_named_with_its_place(tmp_path, capsys, flag, v
     assert error.value.code == 2
     where = f"recipe {recipe}: " if in_recipe else ""
     assert capsys.readouterr().err.partition("error: ")[2] == f"{where}{message}\n"
+
+
+def test_the_share_of_the_peak_is_of_the_peak_of_what_is_computed_in(pretraining):
+    args = pretraining()
+    assert args.product_dtype == torch.float32
+    args.fp16 = True  # refused here for want of a GPU
+    assert args.product_dtype == torch.float16
+    assert pretraining(bf16=True).product_dtype == torch.bfloat16

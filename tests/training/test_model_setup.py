@@ -133,6 +133,18 @@ def test_tokenizer_larger_than_the_model(tokenizer: PreTrainedTokenizerBase, tmp
         build(tokenizer, model_name_or_path=str(tmp_path))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(
+    tokenizer: PreTrainedTokenizerBase, checkpoint: Path, tmp_path: Path, value: float
+) -> None:
+    stored = InfoXLMForPreTraining.from_pretrained(checkpoint)
+    with torch.no_grad():
+        stored.roberta.encoder.layer[1].output.dense.bias[3] = value
+    stored.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has NaN or infinite weights in 1 tensors, such as roberta.encoder"):
+        build(tokenizer, model_name_or_path=str(tmp_path))
+
+
 def test_layer_of_the_contrast_beyond_the_model(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
     beyond = ContrastArguments(xlco_layer=3)
     for arguments in ({}, {"model_name_or_path": str(checkpoint)}):

@@ -38,6 +38,7 @@ def write_trained(folder: Path, identity: dict[str, Any]) -> None:
     """A folder whose run has got as far as a checkpoint."""
     write(folder, identity)
     (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def test_the_same_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, IDENTITY)
     for step in (5, 20, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert find_checkpoint(tmp_path, IDENTITY, overwrite=False) == str(tmp_path / "checkpoint-100")
 
 
@@ -128,7 +130,7 @@ def test_overwriting_removes_all_of_the_old_run_and_nothing_else(tmp_path: Path)
     write(tmp_path, IDENTITY)
     for name in ("checkpoint-5", "checkpoint-900", "data", "tokenizer", ".saving", "figures"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text("old")
+        (tmp_path / name / "manifest.json").write_text("old")
     for name in ("model.safetensors", "eval_results.json", "trainer_state.json"):
         (tmp_path / name).write_text("old")  # a push of the new run would take it for its own
     (tmp_path / "notes.txt").write_text("keep")
@@ -183,3 +185,73 @@ def test_finished_is_said_of_the_same_run_alone(tmp_path: Path) -> None:
     write(tmp_path, IDENTITY, finished=True)
     assert is_finished(tmp_path, IDENTITY)
     assert not is_finished(tmp_path, {**IDENTITY, "seed": 99})
+
+
+# ---------------------------------------------------------------------------- what may be removed
+
+
+def test_broken_checkpoints_are_removed_of_this_run_alone(tmp_path: Path) -> None:
+    write_trained(tmp_path, IDENTITY)
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "checkpoint-notes").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputFolderError, match="holds a different run: seed was 1, is now 2"):
+        find_checkpoint(tmp_path, {**IDENTITY, "seed": 2}, overwrite=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert find_checkpoint(tmp_path, IDENTITY, overwrite=False) == str(tmp_path / "checkpoint-5")
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "checkpoint-5", "checkpoint-notes"}
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_still_another_run(tmp_path: Path) -> None:
+    write(tmp_path, IDENTITY)
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(OutputFolderError, match="holds a different run"):
+        find_checkpoint(tmp_path, {**IDENTITY, "seed": 2}, overwrite=False)
+    assert (tmp_path / "checkpoint-5").is_dir()
+
+
+def test_a_kill_while_the_record_is_written_leaves_the_folder_to_its_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json.partial").write_text('{"identi')
+    assert find_checkpoint(tmp_path, IDENTITY, overwrite=False) is None
+    write(tmp_path, IDENTITY)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    (tmp_path / "run.json").rename(tmp_path / "run.json.partial")
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(OutputFolderError, match="holds no run.json"):
+        find_checkpoint(tmp_path, IDENTITY, overwrite=False)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 3}', "[" * 100_000])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_record_that_cannot_be_read_is_named_and_nothing_removed(
+    tmp_path: Path, content: str, overwrite: bool
+) -> None:
+    write_trained(tmp_path, IDENTITY)
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(OutputFolderError, match=f"{tmp_path / 'run.json'} (cannot be read|is no record)"):
+        find_checkpoint(tmp_path, IDENTITY, overwrite=overwrite)
+    assert (tmp_path / "checkpoint-5").is_dir()
+    with pytest.raises(OutputFolderError, match="run.json"):
+        is_finished(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "own, gone",
+    [
+        ({}, {"tokenizer", "data/manifest.json", "data/bitext"}),
+        ({"tokenizer_name": "out/tokenizer", "prepared_data": "out/data"}, set()),
+    ],
+)
+def test_overwriting_removes_what_the_run_made_and_not_what_it_was_given(
+    tmp_path: Path, own: dict[str, str], gone: set[str]
+) -> None:
+    """Text and tokenizer may lie in the output folder; an earlier run was told to read them there."""
+    write_trained(tmp_path, {**IDENTITY, **own})
+    for name in ("tokenizer", "data/bitext", "checkpoint-notes"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("data/manifest.json", "data/en-de.tsv", "checkpoint-1.txt"):
+        (tmp_path / name).write_text("x")
+    kept = {"tokenizer", "data/manifest.json", "data/bitext", "data/en-de.tsv", "checkpoint-notes"} - gone
+    assert find_checkpoint(tmp_path, IDENTITY, overwrite=True) is None
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == kept | {"data", "checkpoint-1.txt"}

@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import math
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -662,6 +663,17 @@ def test_evaluation_while_training_leaves_the_run_what_it_is(make: Callable[...,
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 3
     assert sum("eval_loss" in entry for entry in evaluated.state.log_history) == 3
+
+
+def test_evaluations_share_their_workers(make: Callable[..., InfoXLMTrainer]) -> None:
+    """Each evaluation once made a loader of its own, and accelerate kept them all with their processes."""
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = make(objectives=("mlm",), evaluated=True, **workers)
+    processes = []
+    for _ in range(3):
+        trainer.evaluate()
+        processes.append({process.pid for process in multiprocessing.active_children()})
+    assert processes[0] == processes[1] == processes[2] and len(processes[0]) >= 1
 
 
 def test_evaluation_of_masked_objectives_needs_no_training_before(

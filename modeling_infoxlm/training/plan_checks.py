@@ -1,0 +1,85 @@
+"""What is looked at before a run touches its folder or reads its text: all that would fail hours later."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy
+
+from modeling_infoxlm.key_queue import KeyQueue
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.momentum import MomentumEncoder
+from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.training.arguments import ContrastArguments, DataArguments, PretrainingArguments
+from modeling_infoxlm.training.corpus_setup import parse_sources
+from modeling_infoxlm.training.layers import check_layers
+from modeling_infoxlm.training.model_setup import check_lengths, evaluation_vectors
+from modeling_infoxlm.training.trainer import InfoXLMTrainer, take_over_contrast
+
+
+def check_plan(data: DataArguments, args: PretrainingArguments) -> None:
+    """Refuse what needs no model to be seen: text, objectives, evaluation, optimiser, schedule, reports.
+
+    Raises:
+        DataError: If a named text is missing.
+        UsageError: If anything else cannot be.
+    """
+    if parse_sources(data):  # else a prepared corpus says what it has, as soon as it is opened
+        _check_text(data)
+        if args.eval_strategy != "no" and not data.heldout_fraction:
+            raise UsageError(
+                f"eval_strategy is {IntervalStrategy(args.eval_strategy).value} but heldout_fraction is 0, "
+                "so no pair would be held out; give --heldout_fraction above 0, or --eval_strategy no."
+            )
+    missing = sorted(set(args.report_to or ()) - set(get_available_reporting_integrations()))
+    if missing:
+        raise UsageError(f"report_to names {missing[0]}, which is not installed: pip install {missing[0]}.")
+    try:
+        InfoXLMTrainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(args.max_steps),
+            num_training_steps=args.max_steps,
+            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
+        )
+    except (ImportError, ValueError, TypeError, KeyError) as error:  # whatever a library makes of its options
+        raise UsageError(
+            f"optim {args.optim} or lr_scheduler_type {args.lr_scheduler_type} cannot be: {error}"
+        ) from error
+
+
+def check_model(
+    model: InfoXLMForPreTraining, data: DataArguments, contrast: ContrastArguments, args: PretrainingArguments
+) -> None:
+    """Refuse what does not fit the model: lengths, layers, the state that another run has left.
+
+    Raises:
+        UsageError: If it has too few positions or layers, or the state is of another architecture.
+    """
+    if parse_sources(data):
+        check_lengths(model, data.max_seq_length)
+    evaluation_vectors(model, args.eval_layer, args.eval_pooling)
+    if args.recompute_layers is not None:
+        check_layers(model, args.recompute_layers)
+    if contrast.momentum_state is not None and "xlco" in data.objective_names():
+        queue = KeyQueue(contrast.queue_size, model.config.hidden_size)
+        take_over_contrast(Path(contrast.momentum_state), MomentumEncoder(model), queue)
+
+
+def _check_text(data: DataArguments) -> None:
+    objectives = data.objective_names()
+    if "mlm" in objectives and not (data.mono_files or data.mono_from_bitext):
+        raise UsageError(
+            "objective mlm needs monolingual text, but there is none; give --mono_files or "
+            "--mono_from_bitext true, or leave mlm out of --objectives."
+        )
+    for name in ("tlm", "xlco"):
+        if name in objectives and not data.bitext_files:
+            raise UsageError(
+                f"objective {name} needs translated text, but there is none; give --bitext_files, "
+                f"or leave {name} out of --objectives."
+            )
