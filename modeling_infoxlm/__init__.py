@@ -4,7 +4,7 @@ Importing this package registers the models with transformers' auto classes.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
@@ -66,6 +66,18 @@ _LAZY = {
     "save_as_xlm_roberta": "hub.as_xlm_roberta",
 }
 
+if TYPE_CHECKING:
+    from .data.batches import JointDataset, PretrainingCollator, StreamSettings
+    from .data.shards import Corpus
+    from .hub.as_infoxlm import save_as_infoxlm
+    from .hub.as_onnx import save_as_onnx
+    from .hub.as_sentence_transformer import save_as_sentence_transformer
+    from .hub.as_xlm_roberta import save_as_xlm_roberta
+    from .key_queue import KeyQueue
+    from .momentum import MomentumEncoder
+    from .training.arguments import ContrastArguments, PretrainingArguments
+    from .training.trainer import InfoXLMTrainer
+
 
 def __getattr__(name: str) -> Any:
     """Import a public name of a submodule when it is first asked for."""
@@ -80,6 +92,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "ContrastArguments",
+    "Corpus",
     "InfoXLMConfig",
     "InfoXLMForMaskedLM",
     "InfoXLMForMultipleChoice",
@@ -89,5 +103,16 @@ __all__ = [
     "InfoXLMForTokenClassification",
     "InfoXLMModel",
     "InfoXLMPreTrainedModel",
+    "InfoXLMTrainer",
+    "JointDataset",
+    "KeyQueue",
+    "MomentumEncoder",
+    "PretrainingArguments",
+    "PretrainingCollator",
+    "StreamSettings",
     "__version__",
+    "save_as_infoxlm",
+    "save_as_onnx",
+    "save_as_sentence_transformer",
+    "save_as_xlm_roberta",
 ]

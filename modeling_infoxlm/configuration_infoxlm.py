@@ -1,5 +1,6 @@
 """Configuration of InfoXLM models: XLM-R's architecture plus what defines the cross-lingual contrast."""
 
+import sys
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -54,6 +55,7 @@ class InfoXLMConfig(XLMRobertaConfig):
     max_position_embeddings: int = 514
     type_vocab_size: int = 1
     layer_norm_eps: float = 1e-5
+    tokenizer_class: str | None = "XLMRobertaTokenizer"  # of a folder that does not say so itself
     xlco_layer: int | None = None
     xlco_pooling: str = "cls"
     xlco_use_projection: bool = True
@@ -66,6 +68,18 @@ class InfoXLMConfig(XLMRobertaConfig):
         """Offer every class of this package to the auto classes of a folder with custom code."""
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; written, shown, and asked for by what adapts a model to its type.
+
+        A model of pre-training is named as its masked LM too, which its folder also is: SparseEncoder takes
+        the vocabulary's scores where it finds that name, and else puts random weights on the encoder.
+        """
+        fields: dict[str, Any] = super().to_dict()
+        if fields.get("architectures") == ["InfoXLMForPreTraining"]:
+            fields["architectures"] = ["InfoXLMForPreTraining", "InfoXLMForMaskedLM"]
+        _offer_adapter_targets(self.model_type)
+        return fields
 
     @classmethod
     def get_config_dict(
@@ -104,6 +118,18 @@ class InfoXLMConfig(XLMRobertaConfig):
                 f"give a layer from 1 to {self.num_hidden_layers}, or {LAST_LAYER} for the last."
             )
         return self.num_hidden_layers if layer == LAST_LAYER else layer
+
+
+def _offer_adapter_targets(model_type: str) -> None:
+    """Name to peft, if that is in use, XLM-R's default targets of adapters as InfoXLM's.
+
+    peft has tables by model type, into which it looks with the dictionary of a configuration. It need not be
+    imported before this file, nor at all.
+    """
+    constants = sys.modules.get("peft.utils.constants")
+    for table in [] if constants is None else vars(constants).values():
+        if isinstance(table, dict) and XLMRobertaConfig.model_type in table:
+            table.setdefault(model_type, table[XLMRobertaConfig.model_type])
 
 
 __all__ = ["InfoXLMConfig"]

@@ -54,6 +54,13 @@ class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
     config: InfoXLMConfig
     config_class = InfoXLMConfig
 
+    def _own_encoder(self, config: InfoXLMConfig, **options: Any) -> "InfoXLMModel":
+        """Our encoder, for the place of the one that the constructor of an XLM-R head has built."""
+        # The flag of old configurations is gone once it has been followed, there by the encoder that goes.
+        if any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+            config.gradient_checkpointing = True
+        return InfoXLMModel(config, **options)
+
 
 class InfoXLMLayer(XLMRobertaLayer):
     """XLM-R layer that also runs over packed rows, and can go on with selected rows alone."""
@@ -130,6 +137,9 @@ class InfoXLMModel(XLMRobertaModel, InfoXLMPreTrainedModel):
         attention_mask: Tensor | None = None,
         layer: int | None = None,
         pooling: str | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        special_tokens_mask: Tensor | None = None,
     ) -> Tensor:
         """Sentence vectors of any layer, not normalised; runs no layer above it and no padding.
 
@@ -142,6 +152,8 @@ class InfoXLMModel(XLMRobertaModel, InfoXLMPreTrainedModel):
                 `config.resolved_xlco_layer()`.
             pooling: `"mean"` over all tokens, `<s>` and `</s>` included, or `"cls"` for the vector of `<s>`;
                 None is `config.xlco_pooling`.
+            token_type_ids: Not used: XLM-R has one type. Accepted, as some tokenizers give it.
+            special_tokens_mask: Not used: `<s>` and `</s>` are part of the mean.
 
         Returns:
             (B, D), fp32 for mean pooling.
@@ -361,7 +373,7 @@ class InfoXLMForMaskedLM(XLMRobertaForMaskedLM, InfoXLMPreTrainedModel):
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
-        self.roberta = InfoXLMModel(config)
+        self.roberta = self._own_encoder(config)
         self.post_init()
 
 
@@ -375,7 +387,7 @@ class InfoXLMForSequenceClassification(XLMRobertaForSequenceClassification, Info
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
-        self.roberta = InfoXLMModel(config)
+        self.roberta = self._own_encoder(config)
         self.post_init()
 
 
@@ -387,7 +399,7 @@ class InfoXLMForQuestionAnswering(XLMRobertaForQuestionAnswering, InfoXLMPreTrai
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
-        self.roberta = InfoXLMModel(config)
+        self.roberta = self._own_encoder(config)
         self.post_init()
 
 
@@ -401,7 +413,7 @@ class InfoXLMForTokenClassification(XLMRobertaForTokenClassification, InfoXLMPre
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
-        self.roberta = InfoXLMModel(config)
+        self.roberta = self._own_encoder(config)
         self.post_init()
 
 
@@ -415,7 +427,7 @@ class InfoXLMForMultipleChoice(XLMRobertaForMultipleChoice, InfoXLMPreTrainedMod
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
-        self.roberta = InfoXLMModel(config, add_pooling_layer=True)
+        self.roberta = self._own_encoder(config, add_pooling_layer=True)
         self.post_init()
 
 

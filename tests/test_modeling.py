@@ -1,5 +1,6 @@
 """Our model classes against plain XLM-R: joint and padded forward, sentence vectors, loading, saving."""
 
+import ast
 import json
 import os
 import subprocess
@@ -315,6 +316,17 @@ def test_sentence_vectors_equal_a_hand_computation(
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_what_else_a_tokenizer_gives_changes_no_sentence_vector(reference: XLMRobertaForMaskedLM) -> None:
+    model = pretraining_model(reference)
+    tokens = pad(random_sequences([5, 9]))
+    more = {name: torch.zeros_like(tokens["input_ids"]) for name in ("token_type_ids", "special_tokens_mask")}
+    torch.testing.assert_close(
+        model.sentence_vectors(**tokens, **more), model.sentence_vectors(**tokens), rtol=0, atol=0
+    )
+    with pytest.raises(TypeError, match="mask_of_attention"):
+        model.sentence_vectors(**tokens, mask_of_attention=tokens["attention_mask"])
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_no_sentence_vector(reference: XLMRobertaForMaskedLM, pooling: str) -> None:
     model, padded = base_model(reference), pad(random_sequences(SENTENCES))
@@ -435,6 +447,15 @@ CLASSES: dict[str, tuple[str, set[str]]] = {
     "InfoXLMForTokenClassification": ("AutoModelForTokenClassification", CLASSIFIER),
     "InfoXLMForMultipleChoice": ("AutoModelForMultipleChoice", CLASSIFIER | POOLER),
 }
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_checkpointing_of_an_old_configuration_reaches_every_layer(name: str) -> None:
+    """XLM-R's constructor follows the flag and removes it, on an encoder that ours takes the place of."""
+    config = InfoXLMConfig(**{**TINY, "num_hidden_layers": 2, "xlco_layer": 1}, gradient_checkpointing=True)
+    model = getattr(modeling_infoxlm, name)(config)
+    assert [layer.gradient_checkpointing for layer in model.base_model.encoder.layer] == [True, True]
+    assert "gradient_checkpointing" not in model.config.to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -582,6 +603,25 @@ def test_a_layer_beyond_the_checkpoint_is_refused(folders: dict[str, Path]) -> N
         InfoXLMForPreTraining.from_pretrained(folders["ours"], xlco_layer=9)
 
 
+def test_a_model_of_pretraining_is_named_as_a_masked_lm_too(folders: dict[str, Path]) -> None:
+    """Or SparseEncoder would put a random autoencoder on the encoder; see `test_as_sentence_transformer`."""
+    named = json.loads((folders["ours"] / "config.json").read_text())["architectures"]
+    assert named == ["InfoXLMForPreTraining", "InfoXLMForMaskedLM"]
+    again, _ = load("InfoXLMForPreTraining", folders["ours"])
+    assert again.config.to_dict()["architectures"] == named
+
+
+@pytest.mark.parametrize("kind", ["LoraConfig", "LoHaConfig"])
+def test_adapters_have_the_default_targets_of_xlm_r(kind: str) -> None:
+    """peft has a table for each kind of adapter."""
+    peft = pytest.importorskip("peft")
+    adapt = getattr(peft, kind)
+    ours = peft.get_peft_model(InfoXLMForMaskedLM(InfoXLMConfig(**TINY)), adapt())
+    theirs = peft.get_peft_model(xlm_roberta(), adapt())
+    assert ours.base_model.targeted_module_names == theirs.base_model.targeted_module_names
+    assert len(ours.base_model.targeted_module_names) == 2 * NUM_LAYERS
+
+
 def test_only_safetensors_are_written(folders: dict[str, Path]) -> None:
     assert not [path for path in folders["ours"].iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
@@ -659,11 +699,22 @@ def test_a_saved_folder_loads_without_the_package(
 
 
 def test_public_names_of_submodules_are_found_at_the_top() -> None:
+    """At run time, by `import *`, and by type checkers, which see the imports that are never run."""
     import modeling_infoxlm
     from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
     assert modeling_infoxlm.InfoXLMTrainer is InfoXLMTrainer
     for name in dir(modeling_infoxlm):
         assert getattr(modeling_infoxlm, name) is not None
+    assert set(modeling_infoxlm._LAZY) < set(modeling_infoxlm.__all__)
+    tree = ast.parse(Path(str(modeling_infoxlm.__file__)).read_text())
+    (never_run,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.name: imported.module
+        for imported in never_run.body
+        if isinstance(imported, ast.ImportFrom)
+        for alias in imported.names
+    }
+    assert typed == modeling_infoxlm._LAZY
     with pytest.raises(AttributeError, match="no attribute 'InfoXLMTrainr'"):
         _ = modeling_infoxlm.InfoXLMTrainr

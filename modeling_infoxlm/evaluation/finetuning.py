@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader
@@ -44,7 +43,6 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from modeling_infoxlm.evaluation.encoders import (
     EncoderArguments,
@@ -643,8 +641,7 @@ class FineTuner(SafeTrainer):
     def restore(self, state: TrainerState) -> None:
         """Take over the state of a completed training, and the weights that it selected."""
         self.state = state
-        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.selected_step}"
-        load_model(self.model, folder / SAFE_WEIGHTS_NAME)
+        self._load_from_checkpoint(f"{self.args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{self.selected_step}")
 
 
 def fine_tune(

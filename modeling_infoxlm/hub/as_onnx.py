@@ -106,6 +106,23 @@ def _export(model: PreTrainedModel, folder: Path) -> None:
     config = OnnxConfig(dynamic=True, dynamic_shapes=open_dimensions)
     with _quiet():
         OnnxExporter().export(model, inputs, config=config).save_pretrained(folder)
+    _name_axes(folder / MODEL_FILE)
+
+
+def _name_axes(path: Path) -> None:
+    """Call the open axes what they are; the exporter numbers them, and those of each input anew."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    names: dict[str, str] = {}
+    for given in model.graph.input:
+        batch, *choices, length = (axis.dim_param for axis in given.type.tensor_type.shape.dim)
+        names |= {batch: "batch_size", **dict.fromkeys(choices, "num_choices"), length: "sequence_length"}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in names:
+                axis.dim_param = names[axis.dim_param]
+    onnx.save(model, path)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def _model_class(name_or_path: str | Path, config: dict[str, Any]) -> type[InfoX
         raise UsageError(
             f"{name_or_path} is of model type {model_type!r}; expected one of {', '.join(MODEL_TYPES)}."
         )
-    if len(architectures) != 1 or architectures[0] not in _CLASSES:
+    if not architectures or architectures[0] not in _CLASSES:
         raise UsageError(
             f"config.json of {name_or_path} names the architectures {architectures}; "
             f"expected one of {', '.join(_CLASSES)}."

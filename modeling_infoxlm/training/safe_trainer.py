@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy, TrainOutput, speed_metrics
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
 from modeling_infoxlm.hub.publish import TrainingPublisher
@@ -51,6 +53,9 @@ class SafeTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.run_name is None:
+            # Trackers draw a name otherwise, and the evaluation after the training becomes a run of its own.
+            self.args.run_name = Path(str(self.args.output_dir)).resolve().name
         self._log_state = _LogState(self)
         self.add_callback(self._log_state)
         self._began = 0.0  # when the run would have begun without its breaks
@@ -66,6 +71,34 @@ class SafeTrainer(Trainer):
     def _plain_model(self) -> Any:
         """The model without what accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        if not self._load_added_adapter(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        if not self._load_added_adapter(Path(str(self.state.best_model_checkpoint))):
+            super()._load_best_model()
+
+    def _load_added_adapter(self, checkpoint: Path) -> bool:
+        """Load the weights of an adapter that `model.add_adapter` has put in, if there is one.
+
+        A checkpoint of such a model holds its adapter alone; the Trainer knows only peft's own wrappers.
+        """
+        model = self._plain_model()
+        if not getattr(model, "_hf_peft_config_loaded", False):
+            return False
+        from peft import set_peft_model_state_dict
+
+        # transformers writes the names that they have in peft's wrapper.
+        stored = load_file(checkpoint / ADAPTER_SAFE_WEIGHTS_NAME)
+        weights = {name.removeprefix("base_model.model."): value for name, value in stored.items()}
+        report: Any = set_peft_model_state_dict(model, weights, model.active_adapters()[0])
+        if report.unexpected_keys:
+            raise ValueError(
+                f"{checkpoint} holds another adapter than the model has: {', '.join(report.unexpected_keys)}."
+            )
+        return True
 
     # --- state ----------------------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer
-from transformers import XLMRobertaTokenizer
+from transformers import AutoTokenizer, XLMRobertaTokenizer
 
+from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data import tokenise
 from modeling_infoxlm.data.plan import plain_text_encoder
 from modeling_infoxlm.data.prepare import prepare
@@ -207,6 +208,16 @@ def test_equal_ids_for_traps_with_xlmr(xlmr: tuple[SentencePieceEncoder, Countin
     fast, exact = xlmr
     assert_equal_ids(fast, exact, TRAPS)
     assert_equal_ids(fast, exact, [f"{one}{two}" for one in TRAPS for two in TRAPS if len(one + two) < 500])
+
+
+@pytest.mark.parametrize("file", [MODEL_FILE_NAME, "tokenizer.json"])
+def test_a_folder_of_infoxlm_needs_no_more_than_one_file(trained: Path, tmp_path: Path, file: str) -> None:
+    """Without tokenizer_config.json AutoTokenizer takes XLM-R's tokenizer, with its special tokens."""
+    InfoXLMConfig().save_pretrained(tmp_path)
+    shutil.copy(trained / file, tmp_path)
+    whole, found = XLMRobertaTokenizer.from_pretrained(trained), AutoTokenizer.from_pretrained(tmp_path)
+    assert found.all_special_tokens == whole.all_special_tokens and found.mask_token_id == whole.mask_token_id
+    assert found(TRAPS)["input_ids"] == whole(TRAPS)["input_ids"]
 
 
 # --- which models serve -------------------------------------------------------------------------------------

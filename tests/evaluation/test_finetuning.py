@@ -352,6 +352,43 @@ def test_the_step_that_is_taken_does_not_depend_on_what_is_saved(
     assert "save_strategy" not in saving or kept == ["checkpoint-1", "checkpoint-2"]  # the best so far
 
 
+def test_an_adapter_is_tuned_with_its_head_and_found_again(
+    folders: dict[str, Path], rows: Dataset, tmp_path: Path
+) -> None:
+    """LoRA on a classification of sentence pairs, as XNLI is; the second call finds the training complete."""
+    peft = pytest.importorskip("peft")
+
+    def tuned(checkpoint: Path | None) -> dict[str, torch.Tensor]:
+        head = load(folders["infoxlm"])
+        model = peft.get_peft_model(head.model, peft.LoraConfig(task_type="SEQ_CLS", r=2))
+        args = arguments(
+            tmp_path / "out",
+            eval_strategy="no",
+            save_steps=2,
+            max_steps=2,
+            report_to="none",
+        )
+        fine_tune(
+            replace(head, model=model),
+            args,
+            rows=rows,
+            label_names=["labels"],
+            selection=None,
+            checkpoint=None if checkpoint is None else str(checkpoint),
+        )
+        return model.state_dict()
+
+    trained, start = tuned(None), load(folders["infoxlm"]).model.state_dict()
+    for name, value in trained.items():
+        own = name.removeprefix("base_model.model.").replace("base_layer.", "")
+        assert own not in start or torch.equal(value, start[own]), name
+    head = "base_model.model.classifier.modules_to_save.default.dense.weight"
+    assert not torch.equal(trained[head], start["classifier.dense.weight"])
+    again = tuned(tmp_path / "out" / "checkpoint-2")
+    assert all(torch.equal(value, again[name]) for name, value in trained.items())
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 100_000
+
+
 # ---------------------------------------------------------------------------- the run
 
 

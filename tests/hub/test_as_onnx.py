@@ -66,6 +66,11 @@ def run(folder: Path, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    for given in session.get_inputs():
+        batch_size, *choices, sequence_length = given.shape
+        assert (batch_size, sequence_length) == ("batch_size", "sequence_length"), given.name
+        assert choices in ([], ["num_choices"])
+    assert {output.shape[0] for output in session.get_outputs()} == {"batch_size"}
     names = [output.name for output in session.get_outputs()]
     inputs = {given.name: batch[given.name].numpy() for given in session.get_inputs()}
     found = session.run(names, inputs)

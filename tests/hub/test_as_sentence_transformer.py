@@ -15,6 +15,7 @@ from tiny_heads import CLASSES, save_checkpoint, trained_model
 from tiny_run import tiny_model
 from transformers import XLMRobertaModel
 
+from modeling_infoxlm import InfoXLMForMaskedLM
 from modeling_infoxlm.hub.as_sentence_transformer import save_as_sentence_transformer
 from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
 from modeling_infoxlm.process import UsageError
@@ -230,3 +231,16 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     record = read_record(release)
     assert record is not None and (record.layer, record.pooling, record.normalize) == (1, "cls", True)
+
+
+def test_sparse_vectors_of_a_model_of_pretraining_are_scores_of_its_vocabulary(tmp_path: Path) -> None:
+    sparse = pytest.importorskip("sentence_transformers.sparse_encoder")
+    model = trained_model("ForPreTraining")
+    model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    encoder = sparse.SparseEncoder(str(tmp_path), device="cpu")
+    found = encoder.encode(TEXTS[:1], convert_to_sparse_tensor=False)
+    tokens = word_tokenizer()(TEXTS[0], return_tensors="pt")
+    with torch.no_grad():
+        logits = InfoXLMForMaskedLM.from_pretrained(tmp_path)(**tokens).logits
+    torch.testing.assert_close(found, logits.relu().log1p().amax(dim=1), rtol=1e-4, atol=1e-5)
