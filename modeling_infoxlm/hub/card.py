@@ -57,7 +57,7 @@ def write_card(release: Path, repo_id: str, *, license: str | None = None) -> No
         license: Licence of the model; None leaves it open.
     """
     path = release / CARD_NAME
-    if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+    if path.is_file() and MARKER.encode() not in path.read_bytes():  # which need not be UTF-8
         return
     card = build_card(release, repo_id, license=license)
     with writing(path):

@@ -368,6 +368,9 @@ def _size_problems(config: Mapping[str, Any]) -> list[str]:
     """Sizes of a configuration of XLM-R or ours that no model can have."""
     if config.get("model_type") not in MODEL_TYPES:
         return []
+    named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        return [f"{_CONFIG}: architectures must be a list of names, found {named!r}"]
     sizes = {name: config[name] for name in (*_SIZES, "num_hidden_layers") if name in config}
     wrong = [
         f"{_CONFIG}: {name} must be a number of at least {least}, found {value!r}"

@@ -150,7 +150,7 @@ def _is_hidden(path: Path) -> bool:
 def _keep_own_card(source: Path, folder: Path) -> None:
     """A card that people wrote goes with the model; one of ours is written anew."""
     card = source / CARD_NAME
-    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
+    if card.is_file() and MARKER.encode() not in card.read_bytes():
         shutil.copyfile(card, folder / CARD_NAME)
 
 

@@ -154,6 +154,7 @@ def test_no_encoder_is_random_in_silence(model: Path) -> None:
         ({"vocab_size": 10**9}, "vocab_size 1,000,000,000, its weights"),
         ({"hidden_size": "x"}, "hidden_size must be a number of at least 1, found 'x'"),
         ({"num_attention_heads": 0}, "num_attention_heads must be a number of at least 1"),
+        ({"architectures": 1.5}, "architectures must be a list of names, found 1.5"),
         ({"num_attention_heads": 3}, "hidden_size 16 cannot be divided among 3 heads"),
     ],
 )
