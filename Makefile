@@ -8,13 +8,21 @@ INSTALLED := $(VENV)/.installed
 
 SCRIPTS := run_mlqa.py run_pretraining.py run_tatoeba.py run_xnli.py
 
-.PHONY: help setup demo demo-compare test audit bench clean
+# What is resolved by `make newest`: everything that a Python of ours may be asked to install.
+EXTRAS := test,eval,st,onnx,plots,tracking,peft,gpu,demo,docs
+# What meets other libraries most closely: tried in each other set of versions.
+CLIENT_TESTS := tests/test_modeling.py tests/test_packed.py tests/training/test_trainer.py tests/faults \
+	tests/hub/test_export.py tests/evaluation/test_finetuning.py
+
+.PHONY: help setup demo demo-compare test test-pins newest audit bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          pre-train a small encoder on real sentence pairs and show what it learnt (minutes)"
 	@echo "make demo-compare  the same, with an MLM+TLM-only run beside it"
 	@echo "make test          lint, format check, types, import rules, security, tests"
+	@echo "make test-pins     the tests that other libraries can break, in the versions of PINS=constraints-oldest.txt"
+	@echo "make newest        resolve the newest versions anew, into constraints-newest.txt (needs the network)"
 	@echo "make audit         look for known vulnerabilities in the pinned versions (needs the network)"
 	@echo "make bench         measure speed and memory against plain transformers; writes docs/results/speed.md"
 	@echo "make setup         only the virtual environment in $(VENV)"
@@ -29,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first: its build is then chosen by the pin alone, before anything else asks for a newer one.
 	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,eval,st,onnx,plots,tracking]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,eval,st,onnx,plots,tracking,peft]'
 	touch $@
 
 demo: setup
@@ -46,6 +54,21 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive modeling_infoxlm benchmarks $(SCRIPTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Only what differs from $(VENV) is installed, in front of it: seconds, where a whole environment takes minutes.
+PINS ?= constraints-newest.txt
+test-pins: setup
+	$(PYTHON) -m venv --clear $(VENV)/pins
+	printf '%s\n' "$(CURDIR)" "$$($(CURDIR)/$(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+		> $$(echo $(VENV)/pins/lib/python3*/site-packages)/shared.pth
+	$(VENV)/pins/bin/python -m pip install --quiet --no-deps --requirement $(PINS)
+	OMP_NUM_THREADS=1 $(VENV)/pins/bin/python -m pytest -n 2 $(CLIENT_TESTS)
+
+# torch stays as it is: its builds are large, and which one is right depends on the machine.
+newest: setup
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report $(VENV)/newest.json \
+		"$$(grep '^torch==' constraints.txt)" '.[$(EXTRAS)]' pip-audit
+	$(BIN)/python .ci/pins.py $(VENV)/newest.json > constraints-newest.txt
 
 # pip-audit is needed for nothing else, and asks the network about each version.
 audit: setup
