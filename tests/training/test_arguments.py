@@ -68,6 +68,7 @@ def test_recipe_parses_and_every_value_arrives(path, tmp_path):
 
 def test_there_are_the_recipes_that_the_documentation_names():
     assert [path.stem for path in RECIPES] == [
+        "align_encoder",
         "continue_xlmr_base",
         "demo",
         "infoxlm_base",
@@ -351,8 +352,7 @@ def test_warmup_longer_than_the_run_warns_and_shares_do_not(pretraining, recwarn
 # ---------------------------------------------------------------------------- every argument of transformers
 
 ACTING = """
-    do_train
-output_dir per_device_train_batch_size max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
+do_train output_dir per_device_train_batch_size max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
 warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon gradient_accumulation_steps
 max_grad_norm bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
 gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps logging_first_step
