@@ -196,5 +196,7 @@ def test_export_in_a_type_that_is_none_is_a_usage_error(
 def test_export_of_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "nowhere"
     assert cli.main(["export", str(missing), "--output_dir", str(tmp_path / "release")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: there is no folder {missing}; give a checkpoint")
+    assert capsys.readouterr().err.startswith(
+        f"error: {missing} cannot be loaded: there is no folder {missing}; "
+    )
     assert not (tmp_path / "release").exists()

@@ -8,7 +8,6 @@ import json
 import logging
 import lzma
 import os
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +113,7 @@ CHINESE = "今天天气很好我们去公园\t我们去公园今天\n" * 20
         ("a.txt.gz", gzip.compress(TEXT.encode("utf-16")), "holds UTF-16 text"),
         ("a.txt", b"PK\x03\x04" + bytes(99), "is a zip archive"),
         ("a.txt", b"PAR1" + bytes(99), "is a Parquet table"),
-        ("a.txt", pickle.dumps([TEXT]), "is a Python pickle"),
+        ("a.txt", b"\x80\x04\x95" + bytes(99), "is a Python pickle"),
         ("a.txt", b"SQLite format 3\x00" + bytes(99), "is an SQLite database"),
         ("a.txt", TEXT.replace("\n", "\r").encode(), "is text whose lines end in CR alone"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),

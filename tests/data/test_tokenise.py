@@ -285,7 +285,9 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 def prepare_examples(tokenizer_folder: Path, output: Path) -> dict[str, bytes]:
     """Prepare bitext and traps as monolingual text; returns the shards."""
     trap_file = output.with_name("traps.en.txt")
-    lines = [" ".join(text.split()) for text in TRAPS] + DECOMPOSED
+    lines = [
+        " ".join(text.replace("\x00", "").split()) for text in TRAPS
+    ] + DECOMPOSED  # prepare refuses a null
     trap_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     bitext = parse_bitext_sources([str(EXAMPLES / "en-hi.tsv.xz")])
     tokenizer = XLMRobertaTokenizer.from_pretrained(tokenizer_folder)
