@@ -138,7 +138,7 @@ def pretrain(argv: list[str]) -> None:
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     if evaluator is not None:
-        results = with_start(trainer.evaluate(), trainer.state.log_history)
+        results = with_start(trainer.evaluate_end(), trainer.state.log_history)
         trainer.save_metrics("eval", results)
         if args.should_log:
             print(*describe_change(results, layer=evaluator.layer, pooling=evaluator.pooling), sep="\n")

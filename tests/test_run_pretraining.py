@@ -130,12 +130,21 @@ def test_the_run_says_what_it_was(fitted: Path) -> None:
 
 
 def test_heldout_pairs_are_evaluated_from_the_start_to_the_end(
-    text: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps = []
+    evaluate = InfoXLMTrainer.evaluate
+    monkeypatch.setattr(
+        InfoXLMTrainer,
+        "evaluate",
+        lambda self, **options: (steps.append(self.state.global_step), evaluate(self, **options))[1],
+    )
     heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 3 --eval_max_pairs 10".split()
     assert run_pretraining.main(flags(out, text, *heldout)) == 0
+    assert steps == [0, 3, 6]  # the end only once
     evaluated = [entry for entry in state(out)["log_history"] if "eval_loss" in entry]
     assert [entry["step"] for entry in evaluated] == [3, 6]
+    assert json.loads((out / "eval_results.json").read_text())["eval_loss"] == evaluated[-1]["eval_loss"]
     results = json.loads((out / "all_results.json").read_text())
     for name in ("eval_loss/mlm", "eval_loss/tlm", "eval_loss/xlco", "eval_retrieval/en-xx", "train_loss"):
         assert name in results

@@ -417,6 +417,13 @@ class InfoXLMTrainer(SafeTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def evaluate_end(self) -> dict[str, float]:
+        """`evaluate()` of the model as trained; what the last step has measured already is taken from the log."""
+        for entry in reversed(self.state.log_history):
+            if entry["step"] == self.state.global_step and "eval_loss" in entry:
+                return {name: value for name, value in entry.items() if name != "step"}
+        return self.evaluate()
+
     def _heldout_losses(
         self, model: InfoXLMForPreTraining, batches: Iterator[dict[str, Any]] | DataLoader
     ) -> dict[str, float]:
