@@ -418,7 +418,7 @@ class InfoXLMTrainer(SafeTrainer):
         return metrics
 
     def evaluate_end(self) -> dict[str, float]:
-        """`evaluate()` of the model as trained; what the last step has measured already is taken from the log."""
+        """`evaluate()` of the model as trained; from the log if the last step was evaluated."""
         for entry in reversed(self.state.log_history):
             if entry["step"] == self.state.global_step and "eval_loss" in entry:
                 return {name: value for name, value in entry.items() if name != "step"}
