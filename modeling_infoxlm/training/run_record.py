@@ -11,7 +11,9 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_infoxlm.data.plan import differences
 from modeling_infoxlm.data.prepare import remove_prepared
+from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import RUN_FILE, TRAINER_STATE, describe_program, write_json
 from modeling_infoxlm.training.arguments import (
@@ -36,13 +38,13 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _INPUTS = ("model_name_or_path", "config_name", "tokenizer_name", "momentum_state", "prepared_data")
 # Of the end of a run: a new one would else be published with them.
 _RESULTS = ("model*.safetensors", "model*.safetensors.index.json", "*_results.json", "trainer_state.json")
-# Training arguments that change what is computed; others
+# Training arguments that change what is computed, or what its end is compared with; others
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
     "seed learning_rate lr_scheduler_type warmup_steps max_steps "
     "optim adam_beta1 adam_beta2 adam_epsilon weight_decay weight_decay_on_all max_grad_norm "
     "moments_dtype lr_scheduler_kwargs optim_args bf16 fp16 "
-    "mlm_weight tlm_weight xlco_weight loss_normalization"
+    "mlm_weight tlm_weight xlco_weight loss_normalization eval_layer eval_pooling eval_max_pairs"
 ).split()
 
 
@@ -58,7 +60,18 @@ def run_identity(
     identity = {**asdict(model), **asdict(data), **asdict(contrast), "total_train_batch_size": batch}
     for name in ("token", "cache_dir", "preprocessing_num_workers"):
         del identity[name]
+    if "xlco" in data.objective_names() and _depends_on_pass(model, contrast):
+        identity["pairs_together"] = args.per_device_train_batch_size * args.world_size
     return identity | {name: getattr(args, name) for name in _COMPUTED}
+
+
+def _depends_on_pass(model: ModelArguments, contrast: ContrastArguments) -> bool:
+    """Whether a pair's loss depends on the others of its pass, so that accumulating is another contrast."""
+    # What is unset is the checkpoint's, which may be so.
+    unset = None if model.model_name_or_path is None and model.config_name is None else True
+    settings = (contrast.xlco_in_batch_negatives, contrast.xlco_symmetric)
+    together = any(unset if value is None else value for value in settings)
+    return together or contrast.xlco_enqueue == "microbatch"
 
 
 def changed_flags(*arguments: Any) -> list[str]:
@@ -131,6 +144,24 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
         shutil.rmtree(output_dir / "tokenizer", ignore_errors=True)
     _remove_broken_checkpoints(output_dir)  # only now: those of another run are not ours to judge
     return get_last_checkpoint(str(output_dir))
+
+
+def check_corpus(output_dir: Path, corpus: Corpus) -> None:
+    """Check that a run which goes on reads the text that it has read so far.
+
+    Args:
+        output_dir: Folder of the run, whose record is of its last start.
+        corpus: What it would go on with.
+
+    Raises:
+        OutputFolderError: If text, tokenizer or settings of the corpus are others.
+    """
+    found = differences(_read_record(output_dir).get("corpus", corpus.manifest), corpus.manifest)
+    if found:
+        raise OutputFolderError(
+            f"{output_dir} was trained on another corpus than {corpus.folder} is now: {'; '.join(found)}. "
+            "Prepare that one again, or give another --output_dir."
+        )
 
 
 def step_of(checkpoint: str) -> int:

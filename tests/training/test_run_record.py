@@ -72,6 +72,45 @@ def test_a_batch_may_be_cut_up_otherwise(tmp_path: Path) -> None:
     assert identity(tmp_path, per_device_train_batch_size=4) != whole
 
 
+@pytest.mark.parametrize(
+    ("contrast", "model", "same"),
+    [
+        ({}, {}, True),
+        ({"xlco_in_batch_negatives": True}, {}, False),
+        ({"xlco_symmetric": True}, {}, False),
+        ({"xlco_enqueue": "microbatch"}, {}, False),
+        ({}, {"model_name_or_path": "m"}, False),  # the checkpoint's own contrast may be any
+        ({"xlco_in_batch_negatives": False, "xlco_symmetric": False}, {"model_name_or_path": "m"}, True),
+    ],
+)
+def test_pairs_that_are_contrasted_with_each_other_stay_together(
+    tmp_path: Path, contrast: dict[str, Any], model: dict[str, str], same: bool
+) -> None:
+    """With in-batch negatives 4 pairs twice are another loss than 8 pairs once."""
+    found = [
+        run_identity(
+            ModelArguments(**model),
+            DataArguments(),
+            ContrastArguments(**contrast),
+            PretrainingArguments(
+                output_dir=str(tmp_path),
+                use_cpu=True,
+                report_to="none",
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=8 // size,
+            ),
+        )
+        for size in (8, 4)
+    ]
+    assert (found[0] == found[1]) is same
+
+
+def test_the_end_of_a_run_is_measured_as_its_start_was(tmp_path: Path) -> None:
+    plain = identity(tmp_path)
+    for change in ({"eval_layer": 1}, {"eval_pooling": "mean"}, {"eval_max_pairs": 7}):
+        assert identity(tmp_path, **change) != plain, change
+
+
 def test_identity_survives_the_file(tmp_path: Path) -> None:
     """Tuples and paths are read back as something else; they must still compare equal."""
     found = {**identity(tmp_path), "columns": (0, 1), "path": tmp_path}
