@@ -9,6 +9,7 @@ Every entry of a recipe is a flag of the same name; flags override. Run the same
 after a kill.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from modeling_infoxlm.training.model_setup import (
 from modeling_infoxlm.training.plan_checks import check_model, check_plan
 from modeling_infoxlm.training.run_record import (
     changed_flags,
+    check_corpus,
     find_checkpoint,
     hub_name,
     is_finished,
@@ -51,7 +53,7 @@ from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import matmul_peak
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
-EVAL_BATCHES = 8  # of each rank, for held-out losses
+HELDOUT_ITEMS = 64  # for held-out losses, at least: they are of whole global batches
 
 
 def pretrain(argv: list[str]) -> None:
@@ -74,13 +76,16 @@ def pretrain(argv: list[str]) -> None:
         overwrite = args.overwrite_output_dir and args.should_save
         finished = not overwrite and is_finished(output_dir, identity)
         checkpoint = find_checkpoint(output_dir, identity, overwrite=overwrite)
-        if args.should_save and not finished:
+        # That of a run which goes on tells what text it was trained on.
+        if args.should_save and not finished and checkpoint is None:
             write_run_record(output_dir, argv=argv, identity=identity, details={})
         if not named:
             tokenizer = find_tokenizer(model_args, data_args, output_dir)
             model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
             check_model(model, data_args, contrast_args, args)
         corpus = open_or_prepare(data_args, tokenizer, output_dir)
+        if checkpoint is not None:
+            check_corpus(output_dir, corpus)
     # The same for all, whatever a disk shared by machines showed them: one that goes on alone waits for ever.
     finished, checkpoint = broadcast_object_list([finished, checkpoint])
     if finished:
@@ -90,8 +95,8 @@ def pretrain(argv: list[str]) -> None:
 
     check_lengths(model, corpus.max_length)
     settings = data_args.stream_settings(seed=args.seed)
-    items = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    train_dataset = JointDataset(corpus, settings, items)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    train_dataset = JointDataset(corpus, settings, args.max_steps * batch)
     evaluator = eval_dataset = heldout_vectors = None
     if not corpus.heldout and args.eval_strategy != "no":
         raise UsageError(
@@ -102,9 +107,9 @@ def pretrain(argv: list[str]) -> None:
         layer, pooling = evaluation_vectors(model, args.eval_layer, args.eval_pooling)
         evaluator = HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=args.eval_max_pairs)
         heldout_vectors = {"layer": layer, "pooling": pooling}
-        eval_dataset = JointDataset(
-            heldout_corpus(corpus), settings, args.eval_batch_size * EVAL_BATCHES * args.world_size
-        )
+        # The same ones however the batch is cut: a resumed run is compared with its start.
+        eval_items = math.ceil(HELDOUT_ITEMS / batch) * batch
+        eval_dataset = JointDataset(heldout_corpus(corpus), settings, eval_items)
     details = {
         "corpus": corpus.manifest,
         "streams": train_dataset.describe(),

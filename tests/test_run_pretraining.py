@@ -159,6 +159,22 @@ def test_heldout_pairs_are_evaluated_from_the_start_to_the_end(
     assert shown in capsys.readouterr().out
 
 
+def test_start_and_end_are_of_the_same_heldout_examples_however_the_batch_is_cut(
+    text: Path, out: Path
+) -> None:
+    """A resumed run may have another number of processes, or room for other batches, than at its start."""
+    argv = flags(out, text, "--heldout_fraction", "0.4", "--max_steps", "1", "--xlco_pooling", "mean")
+    starts = []
+    for cut in ("8 1 8", "2 4 2", "4 2 6"):
+        size, accumulated, evaluated = cut.split()
+        argv += ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulated]
+        argv += ["--per_device_eval_batch_size", evaluated, "--overwrite_output_dir", "true"]
+        assert run_pretraining.main(argv) == 0
+        starts.append(state(out)["log_history"][0])
+    assert "eval_xlco/in_batch_accuracy" in starts[0] and "eval_loss/tlm" in starts[0]
+    assert all(start == pytest.approx(starts[0], abs=1e-5) for start in starts[1:])
+
+
 def test_minus_one_is_the_last_layer_of_contrast_and_evaluation(text: Path, out: Path) -> None:
     flags_of_last = "--xlco_layer -1 --eval_layer -1 --heldout_fraction 0.4 --max_steps 1".split()
     assert run_pretraining.main(flags(out, text, *flags_of_last)) == 0
@@ -391,6 +407,26 @@ def test_source_files_that_changed(text: Path, out: Path, refusal: Callable[...,
     write_pairs(text, PAIRS[:-1])
     message = refusal(flags(out, text))
     assert message.startswith(f"{out / 'data'} was prepared differently:") and str(text) in message
+
+
+def test_a_corpus_that_changed_within_a_run(
+    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was given or made by the run: the rest of it would be trained on other text."""
+    prepared = tmp_path / "prepared"
+    argv = flags(out, text, "--prepared_data", str(prepared))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_pretraining, "StopOnSignal", StopInStep3)
+        assert run_pretraining.main(argv) == 130
+    shutil.move(prepared, tmp_path / "kept")
+    content = text.read_bytes()
+    write_pairs(text, PAIRS[:-1])
+    for _ in range(2):  # the record still tells what the run was trained on
+        message = refusal(argv)
+        assert message.startswith(f"{out} was trained on another corpus than {prepared} is now: source en-xx")
+    shutil.rmtree(prepared)
+    text.write_bytes(content)
+    assert run_pretraining.main(argv) == 0
 
 
 def test_sequences_longer_than_the_positions(text: Path, out: Path, refusal: Callable[..., str]) -> None:

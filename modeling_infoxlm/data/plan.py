@@ -394,17 +394,18 @@ def is_complete(plan: Plan) -> bool:
     """
     if not (plan.folder / MANIFEST_NAME).exists():
         return False
-    differences = _differences(read_manifest(plan.folder), plan.description)
-    if differences:
+    found = differences(read_manifest(plan.folder), plan.description)
+    if found:
         raise DataError(
-            f"{plan.folder} was prepared differently: {'; '.join(differences)}. "
+            f"{plan.folder} was prepared differently: {'; '.join(found)}. "
             "Choose another folder, or delete this one to prepare it anew."
         )
     logger.info("%s is already prepared", plan.folder)
     return True
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """In what two corpora differ, given their manifests; where their files lie does not matter."""
     before, now = found["tokenizer"], wanted["tokenizer"]
     differences = []
     if {**before, "name": None} != {**now, "name": None}:

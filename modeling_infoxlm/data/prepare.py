@@ -21,7 +21,7 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
@@ -924,6 +924,26 @@ def _remove_leftovers(folder: Path) -> None:
         for entry in group.values()
         for shard in entry["shards"]
     }
+    _remove_files(folder, shards, manifest["bitext"])
+
+
+def remove_prepared(folder: Path) -> None:
+    """Remove a corpus, complete or not, and nothing that `prepare` did not write.
+
+    Args:
+        folder: Its folder; a link to one is left alone, for who made it keeps the corpus elsewhere.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: what a kill leaves is no corpus
+    _remove_files(folder, shards=(), pairs=())
+    for empty in (*folder.glob("*/*"), *folder.glob("*"), folder):
+        with suppress(OSError):  # a file, or it holds files of somebody else
+            empty.rmdir()
+
+
+def _remove_files(folder: Path, shards: Container[str], pairs: Container[str]) -> None:
+    """Remove working files, and all shards and held-out pairs but those named."""
     work = _work_folder(folder)
     leftovers = [path for path in work.glob("*") if _WORK_FILE.fullmatch(path.name)]
     leftovers += folder.glob(f"{MANIFEST_NAME}.*.partial")
@@ -934,7 +954,7 @@ def _remove_leftovers(folder: Path) -> None:
                 leftovers.append(path)
     for path in (folder / "heldout").glob("*"):
         match = _HELDOUT_FILE.fullmatch(path.name)
-        if match and (match["partial"] or match["pair"] not in manifest["bitext"]):
+        if match and (match["partial"] or match["pair"] not in pairs):
             leftovers.append(path)
     for path in leftovers:
         path.unlink(missing_ok=True)

@@ -11,6 +11,9 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_infoxlm.data.plan import differences
+from modeling_infoxlm.data.prepare import remove_prepared
+from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import RUN_FILE, TRAINER_STATE, describe_program, write_json
 from modeling_infoxlm.training.arguments import (
@@ -31,16 +34,17 @@ _SHAPING_TOKENIZER = {
     "max_seq_length",
 }
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-_PREPARED = ("bitext", "mono", "heldout", "work", "manifest.json")  # of the folder `data` this alone is ours
+# What a run starts from, by the flags that name it.
+_INPUTS = ("model_name_or_path", "config_name", "tokenizer_name", "momentum_state", "prepared_data")
 # Of the end of a run: a new one would else be published with them.
 _RESULTS = ("model*.safetensors", "model*.safetensors.index.json", "*_results.json", "trainer_state.json")
-# Training arguments that change what is computed; others
+# Training arguments that change what is computed, or what its end is compared with; others
 # (workers, logging, where to push) may differ on resumption.
 _COMPUTED = (
     "seed learning_rate lr_scheduler_type warmup_steps max_steps "
     "optim adam_beta1 adam_beta2 adam_epsilon weight_decay weight_decay_on_all max_grad_norm "
     "moments_dtype lr_scheduler_kwargs optim_args bf16 fp16 "
-    "mlm_weight tlm_weight xlco_weight loss_normalization"
+    "mlm_weight tlm_weight xlco_weight loss_normalization eval_layer eval_pooling eval_max_pairs"
 ).split()
 
 
@@ -56,7 +60,18 @@ def run_identity(
     identity = {**asdict(model), **asdict(data), **asdict(contrast), "total_train_batch_size": batch}
     for name in ("token", "cache_dir", "preprocessing_num_workers"):
         del identity[name]
+    if "xlco" in data.objective_names() and _depends_on_pass(model, contrast):
+        identity["pairs_together"] = args.per_device_train_batch_size * args.world_size
     return identity | {name: getattr(args, name) for name in _COMPUTED}
+
+
+def _depends_on_pass(model: ModelArguments, contrast: ContrastArguments) -> bool:
+    """Whether a pair's loss depends on the others of its pass, so that accumulating is another contrast."""
+    # What is unset is the checkpoint's, which may be so.
+    unset = None if model.model_name_or_path is None and model.config_name is None else True
+    settings = (contrast.xlco_in_batch_negatives, contrast.xlco_symmetric)
+    together = any(unset if value is None else value for value in settings)
+    return together or contrast.xlco_enqueue == "microbatch"
 
 
 def changed_flags(*arguments: Any) -> list[str]:
@@ -93,10 +108,11 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
         overwrite: Start anew: an earlier run in the folder is removed, other files are left alone.
 
     Raises:
-        OutputFolderError: If the folder holds a different run, or files of something else.
+        OutputFolderError: If the folder holds a different run, or files of something else; or what is to be
+            overwritten is read by this run.
     """
     if overwrite:
-        _remove_run(output_dir)
+        _remove_run(output_dir, identity)
         return None
     if not output_dir.is_dir():
         return None
@@ -128,6 +144,24 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
         shutil.rmtree(output_dir / "tokenizer", ignore_errors=True)
     _remove_broken_checkpoints(output_dir)  # only now: those of another run are not ours to judge
     return get_last_checkpoint(str(output_dir))
+
+
+def check_corpus(output_dir: Path, corpus: Corpus) -> None:
+    """Check that a run which goes on reads the text that it has read so far.
+
+    Args:
+        output_dir: Folder of the run, whose record is of its last start.
+        corpus: What it would go on with.
+
+    Raises:
+        OutputFolderError: If text, tokenizer or settings of the corpus are others.
+    """
+    found = differences(_read_record(output_dir).get("corpus", corpus.manifest), corpus.manifest)
+    if found:
+        raise OutputFolderError(
+            f"{output_dir} was trained on another corpus than {corpus.folder} is now: {'; '.join(found)}. "
+            "Prepare that one again, or give another --output_dir."
+        )
 
 
 def step_of(checkpoint: str) -> int:
@@ -186,32 +220,45 @@ def _trained_tokenizer(identity: Mapping[str, Any]) -> bool:
     return identity.get("tokenizer_name") is None and identity.get("model_name_or_path") is None
 
 
-def _remove_run(output_dir: Path) -> None:
+def _remove_run(output_dir: Path, new: Mapping[str, Any]) -> None:
     """Remove what an earlier run wrote; its checkpoints would else be taken for this one's."""
     if not output_dir.is_dir():
         return
     checkpoints = _checkpoints(output_dir)
-    if not (output_dir / RUN_FILE).is_file():
-        if checkpoints:
-            raise OutputFolderError(
-                f"{output_dir} holds {checkpoints[0].name} but no {RUN_FILE}, so nobody knows of which run; "
-                "remove it, or give another --output_dir."
-            )
+    is_run = (output_dir / RUN_FILE).is_file()
+    if checkpoints and not is_run:
+        raise OutputFolderError(
+            f"{output_dir} holds {checkpoints[0].name} but no {RUN_FILE}, so nobody knows of which run; "
+            "remove it, or give another --output_dir."
+        )
+    identity = _read_record(output_dir)["identity"] if is_run else {}
+    prepared = output_dir / "data" if identity.get("prepared_data", "") is None else None
+    tokenizer = output_dir / "tokenizer" if is_run and _trained_tokenizer(identity) else None
+    _refuse_own_inputs(output_dir, [*checkpoints, *filter(None, (prepared, tokenizer))], new)
+    if not is_run:
         return
-    identity = _read_record(output_dir)["identity"]
+    if prepared is not None:
+        remove_prepared(prepared)
     written = [*checkpoints, *(output_dir / name for name in (".saving", ".pushing"))]
-    if _trained_tokenizer(identity):
-        written.append(output_dir / "tokenizer")
-    if identity.get("prepared_data") is None:
-        written += [output_dir / "data" / name for name in _PREPARED]
+    if tokenizer is not None and not tokenizer.is_symlink():  # nor did the run make what a link points at
+        written.append(tokenizer)
     written += [path for pattern in _RESULTS for path in output_dir.glob(pattern)]
-    for path in [
-        *written,
-        output_dir / RUN_FILE,
-    ]:  # last: a kill leaves what can be overwritten
-        if path.is_dir():
+    for path in [*written, output_dir / RUN_FILE]:  # last: a kill leaves what can be overwritten
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-        if path.parent != output_dir and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()  # `data`, once nothing of anybody is left in it
+
+
+def _refuse_own_inputs(output_dir: Path, removed: Sequence[Path], new: Mapping[str, Any]) -> None:
+    """Refuse to remove or replace what the new run starts from: a kill would leave neither."""
+    for flag in _INPUTS:
+        if new.get(flag) is None:
+            continue
+        path = Path(new[flag]).resolve()
+        replaced = flag != "prepared_data" and path == output_dir.resolve()
+        if replaced or {path, *path.parents} & {place.resolve() for place in removed}:
+            raise OutputFolderError(
+                f"{flag} {new[flag]} lies in {output_dir}, whose run is to be overwritten; "
+                "copy it elsewhere, or give another --output_dir."
+            )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -322,8 +323,18 @@ class InfoXLMTrainer(SafeTrainer):
         dataset = cast(JointDataset, eval_dataset or self.eval_dataset)
         # One for all evaluations: accelerate keeps every loader, and a loader its persistent workers.
         if self._eval_loader is None or self._eval_loader.dataset is not dataset:
-            self._eval_loader = self._dataloader(dataset, self.args.eval_batch_size)
+            self._eval_loader = self._dataloader(dataset, self._eval_batch_size)
         return self._eval_loader
+
+    @property
+    def _eval_batch_size(self) -> int:
+        """Examples that a rank evaluates at a time: at most as asked for, and some make up a global batch."""
+        return math.gcd(self.args.eval_batch_size, self._batch_of_rank)
+
+    @property
+    def _batch_of_rank(self) -> int:
+        """Examples of a global batch that are one rank's."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps
 
     def _dataloader(self, dataset: JointDataset, batch_size: int) -> DataLoader:
         loader = DataLoader(
@@ -429,7 +440,9 @@ class InfoXLMTrainer(SafeTrainer):
     ) -> dict[str, float]:
         meter = LossMeter(model.config.vocab_size)
         hidden = not self.args.should_log
-        for batch in tqdm(batches, "held-out losses", delay=2, leave=False, disable=hidden):
+        passes = self._batch_of_rank // self._eval_batch_size  # of a global batch, as in training
+        progress = tqdm(batches, "held-out losses", delay=2, leave=False, disable=hidden)
+        for number, batch in enumerate(progress, start=1):
             batch = cast(dict[str, Any], self._prepare_inputs(batch))
             keys = negatives = None
             with self.accelerator.autocast():
@@ -437,7 +450,9 @@ class InfoXLMTrainer(SafeTrainer):
                     encoder, queue = self._contrast_state()
                     keys, negatives = encoder.encode(batch["xlco"]["key"]), queue.negatives()
                 meter.add(model(batch, keys=keys, negatives=negatives))
-            meter.end_batch(self.accelerator)
+            if number % passes == 0:
+                meter.end_batch(self.accelerator)
+        meter.end_batch(self.accelerator)  # of what is left over
         logs = meter.pop(self.accelerator)
         names = ("loss/", "information/", "xlco/accuracy", "xlco/in_batch_accuracy")
         logs = {name: value for name, value in logs.items() if name.startswith(names)}

@@ -22,6 +22,7 @@ from modeling_infoxlm.training.run_record import (
 )
 
 IDENTITY = {"seed": 1, "xlco_layer": 8, "bitext_files": ["a.tsv"], "queue_size": 64, "optim": "adamw"}
+IDENTITY |= {"prepared_data": None}
 
 
 def identity(tmp_path: Path, *, token: str | None = None, **training: Any) -> dict[str, Any]:
@@ -69,6 +70,45 @@ def test_a_batch_may_be_cut_up_otherwise(tmp_path: Path) -> None:
     halves = identity(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     assert halves == whole and whole["total_train_batch_size"] == 8
     assert identity(tmp_path, per_device_train_batch_size=4) != whole
+
+
+@pytest.mark.parametrize(
+    ("contrast", "model", "same"),
+    [
+        ({}, {}, True),
+        ({"xlco_in_batch_negatives": True}, {}, False),
+        ({"xlco_symmetric": True}, {}, False),
+        ({"xlco_enqueue": "microbatch"}, {}, False),
+        ({}, {"model_name_or_path": "m"}, False),  # the checkpoint's own contrast may be any
+        ({"xlco_in_batch_negatives": False, "xlco_symmetric": False}, {"model_name_or_path": "m"}, True),
+    ],
+)
+def test_pairs_that_are_contrasted_with_each_other_stay_together(
+    tmp_path: Path, contrast: dict[str, Any], model: dict[str, str], same: bool
+) -> None:
+    """With in-batch negatives 4 pairs twice are another loss than 8 pairs once."""
+    found = [
+        run_identity(
+            ModelArguments(**model),
+            DataArguments(),
+            ContrastArguments(**contrast),
+            PretrainingArguments(
+                output_dir=str(tmp_path),
+                use_cpu=True,
+                report_to="none",
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=8 // size,
+            ),
+        )
+        for size in (8, 4)
+    ]
+    assert (found[0] == found[1]) is same
+
+
+def test_the_end_of_a_run_is_measured_as_its_start_was(tmp_path: Path) -> None:
+    plain = identity(tmp_path)
+    for change in ({"eval_layer": 1}, {"eval_pooling": "mean"}, {"eval_max_pairs": 7}):
+        assert identity(tmp_path, **change) != plain, change
 
 
 def test_identity_survives_the_file(tmp_path: Path) -> None:
@@ -235,10 +275,13 @@ def test_a_record_that_cannot_be_read_is_named_and_nothing_removed(
         is_finished(tmp_path, IDENTITY)
 
 
+SHARD = "en-de.tsv-0123456789abcdef.source.tokens"
+
+
 @pytest.mark.parametrize(
     "own, gone",
     [
-        ({}, {"tokenizer", "data/manifest.json", "data/bitext"}),
+        ({}, {"tokenizer", "data/manifest.json", "data/bitext/en-de", f"data/bitext/en-de/{SHARD}"}),
         ({"tokenizer_name": "out/tokenizer", "prepared_data": "out/data"}, set()),
     ],
 )
@@ -247,11 +290,58 @@ def test_overwriting_removes_what_the_run_made_and_not_what_it_was_given(
 ) -> None:
     """Text and tokenizer may lie in the output folder; an earlier run was told to read them there."""
     write_trained(tmp_path, {**IDENTITY, **own})
-    for name in ("tokenizer", "data/bitext", "checkpoint-notes"):
+    for name in ("tokenizer", "data/bitext/en-de", "checkpoint-notes"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("data/manifest.json", "data/en-de.tsv", "checkpoint-1.txt"):
+    # Text in folders called as ours are: it is what the corpus was made from.
+    texts = {"data/en-de.tsv", "data/bitext/en-de.tsv"}
+    for name in (*texts, "data/manifest.json", f"data/bitext/en-de/{SHARD}", "checkpoint-1.txt"):
         (tmp_path / name).write_text("x")
-    kept = {"tokenizer", "data/manifest.json", "data/bitext", "data/en-de.tsv", "checkpoint-notes"} - gone
+    kept = {"tokenizer", "data/manifest.json", "data/bitext", "data/bitext/en-de", "checkpoint-notes"}
+    kept = (kept | texts | {f"data/bitext/en-de/{SHARD}"}) - gone
     assert find_checkpoint(tmp_path, IDENTITY, overwrite=True) is None
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert found == kept | {"data", "checkpoint-1.txt"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("model_name_or_path", "."),
+        ("model_name_or_path", "checkpoint-5"),
+        ("tokenizer_name", "tokenizer"),
+        ("momentum_state", "checkpoint-5"),
+        ("prepared_data", "data"),
+    ],
+)
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path: Path, flag: str, name: str) -> None:
+    """A kill of the new run would leave neither it nor the weights, text or tokenizer that it was made of."""
+    write_trained(tmp_path, IDENTITY)
+    for folder in ("tokenizer", "data"):
+        (tmp_path / folder).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path.parent / f"{tmp_path.name}-link"):
+        with pytest.raises(OutputFolderError, match=f"{flag} .* lies in .*, whose run is to be overwritten"):
+            find_checkpoint(tmp_path, {**IDENTITY, flag: str(folder / name)}, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert find_checkpoint(tmp_path, {**IDENTITY, flag: f"{tmp_path}-other/{name}"}, overwrite=True) is None
+
+
+def test_a_model_folder_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("of somebody")
+    with pytest.raises(OutputFolderError, match="model_name_or_path"):
+        find_checkpoint(tmp_path, {**IDENTITY, "model_name_or_path": str(tmp_path)}, overwrite=True)
+
+
+def test_overwriting_leaves_what_a_link_points_at(tmp_path: Path) -> None:
+    """A corpus, a tokenizer or checkpoints on another disk."""
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    for name in ("data", "tokenizer", "checkpoint-9"):
+        (elsewhere / name).mkdir(parents=True)
+        (elsewhere / name / "manifest.json").write_text("{}")
+    write_trained(out, IDENTITY)
+    for path in elsewhere.iterdir():
+        (out / path.name).symlink_to(path)
+    assert find_checkpoint(out, IDENTITY, overwrite=True) is None
+    assert sorted(path.name for path in out.iterdir()) == ["data", "tokenizer"]
+    assert len(list(elsewhere.glob("*/manifest.json"))) == 3
