@@ -53,7 +53,7 @@ from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import matmul_peak
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
-HELDOUT_ITEMS = 64  # for held-out losses, at least: they are of whole global batches
+HELDOUT_ITEMS = 256  # for held-out losses, at least: they are of whole global batches
 
 
 def pretrain(argv: list[str]) -> None:
@@ -62,7 +62,6 @@ def pretrain(argv: list[str]) -> None:
     model_args, data_args, contrast_args, args = parse_args_with_config(argument_types, argv)
     configure_process()
     output_dir = Path(args.output_dir)
-    identity = run_identity(model_args, data_args, contrast_args, args)
     # All that can be refused is, before an earlier run is overwritten and before text is read for hours.
     check_plan(data_args, args)
     named = model_args.tokenizer_name is not None or model_args.model_name_or_path is not None
@@ -70,6 +69,8 @@ def pretrain(argv: list[str]) -> None:
         tokenizer = load_tokenizer(model_args)
         model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
         check_model(model, data_args, contrast_args, args)
+    config = model.config if named else None
+    identity = run_identity(model_args, data_args, contrast_args, args, config=config)
     # Not the first of each machine: their disk may be shared, and one process is to overwrite and to prepare.
     with args.main_process_first(local=False, desc="preparing the data"):
         # The other ranks come later: what they find is this run's already.

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data.plan import differences
 from modeling_infoxlm.data.prepare import remove_prepared
 from modeling_infoxlm.data.shards import Corpus
@@ -53,24 +54,36 @@ class OutputFolderError(UsageError):
 
 
 def run_identity(
-    model: ModelArguments, data: DataArguments, contrast: ContrastArguments, args: PretrainingArguments
+    model: ModelArguments,
+    data: DataArguments,
+    contrast: ContrastArguments,
+    args: PretrainingArguments,
+    *,
+    config: InfoXLMConfig | None = None,
 ) -> dict[str, Any]:
-    """Everything that changes what a run computes; two runs with the same are the same run."""
+    """Everything that changes what a run computes; two runs with the same are the same run.
+
+    Args:
+        model: Flags of the model.
+        data: Flags of the data.
+        contrast: Flags of the contrast.
+        args: Training arguments.
+        config: Of the model, where it is known already; flags that are unset are as it says.
+    """
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     identity = {**asdict(model), **asdict(data), **asdict(contrast), "total_train_batch_size": batch}
     for name in ("token", "cache_dir", "preprocessing_num_workers"):
         del identity[name]
-    if "xlco" in data.objective_names() and _depends_on_pass(model, contrast):
+    if "xlco" in data.objective_names() and _depends_on_pass(contrast, config or InfoXLMConfig()):
         identity["pairs_together"] = args.per_device_train_batch_size * args.world_size
     return identity | {name: getattr(args, name) for name in _COMPUTED}
 
 
-def _depends_on_pass(model: ModelArguments, contrast: ContrastArguments) -> bool:
+def _depends_on_pass(contrast: ContrastArguments, config: InfoXLMConfig) -> bool:
     """Whether a pair's loss depends on the others of its pass, so that accumulating is another contrast."""
-    # What is unset is the checkpoint's, which may be so.
-    unset = None if model.model_name_or_path is None and model.config_name is None else True
-    settings = (contrast.xlco_in_batch_negatives, contrast.xlco_symmetric)
-    together = any(unset if value is None else value for value in settings)
+    names = ("xlco_in_batch_negatives", "xlco_symmetric")
+    flags = {name: getattr(contrast, name) for name in names}
+    together = any(getattr(config, name) if flag is None else flag for name, flag in flags.items())
     return together or contrast.xlco_enqueue == "microbatch"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.provenance import PACKAGES
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
@@ -73,23 +74,23 @@ def test_a_batch_may_be_cut_up_otherwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("contrast", "model", "same"),
+    ("contrast", "checkpoint", "same"),
     [
         ({}, {}, True),
         ({"xlco_in_batch_negatives": True}, {}, False),
         ({"xlco_symmetric": True}, {}, False),
         ({"xlco_enqueue": "microbatch"}, {}, False),
-        ({}, {"model_name_or_path": "m"}, False),  # the checkpoint's own contrast may be any
-        ({"xlco_in_batch_negatives": False, "xlco_symmetric": False}, {"model_name_or_path": "m"}, True),
+        ({}, {"xlco_in_batch_negatives": True}, False),  # what is unset is the checkpoint's
+        ({"xlco_in_batch_negatives": False}, {"xlco_in_batch_negatives": True}, True),
     ],
 )
 def test_pairs_that_are_contrasted_with_each_other_stay_together(
-    tmp_path: Path, contrast: dict[str, Any], model: dict[str, str], same: bool
+    tmp_path: Path, contrast: dict[str, Any], checkpoint: dict[str, Any], same: bool
 ) -> None:
     """With in-batch negatives 4 pairs twice are another loss than 8 pairs once."""
     found = [
         run_identity(
-            ModelArguments(**model),
+            ModelArguments(),
             DataArguments(),
             ContrastArguments(**contrast),
             PretrainingArguments(
@@ -99,6 +100,7 @@ def test_pairs_that_are_contrasted_with_each_other_stay_together(
                 per_device_train_batch_size=size,
                 gradient_accumulation_steps=8 // size,
             ),
+            config=InfoXLMConfig(**checkpoint),
         )
         for size in (8, 4)
     ]
