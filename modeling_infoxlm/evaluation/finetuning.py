@@ -311,22 +311,11 @@ def load_head_model(
     model, loading = load_whole_model(auto_class, name, config=config, dtype=torch.float32, **options)
     missing = tuple(sorted(loading["missing_keys"]))
     check_encoder(arguments.model_name_or_path, model, missing)
-    record = describe_model(arguments, model, model_type=config.model_type)
+    record = describe_model(arguments, model, tokenizer, model_type=config.model_type)
     return HeadModel(model, tokenizer, record, missing)
 
 
 # -------------------------------------------------------------------------------------------- tokenised rows
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that decides which ids a fast tokenizer gives a text, hex."""
-    if not tokenizer.is_fast:
-        raise UsageError(
-            f"{type(tokenizer).__name__} is a slow tokenizer; a fast one is needed (a folder with a "
-            "tokenizer.json)."
-        )
-    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.model_input_names)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def cached_rows(

@@ -1,6 +1,7 @@
 """What XNLI and MLQA share: head models of any architecture, cached rows, like-length batches, resumption."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_nli import word_tokenizer, write_encoders
 from tiny_run import VOCAB
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from modeling_infoxlm.evaluation.encoders import EncoderArguments
+from modeling_infoxlm.evaluation.encoders import EncoderArguments, tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning import (
     FineTuner,
     FineTuningArguments,
@@ -31,7 +32,6 @@ from modeling_infoxlm.evaluation.finetuning import (
     forward_batches,
     load_head_model,
     open_run,
-    tokenizer_hash,
 )
 from modeling_infoxlm.evaluation.finetuning import run_identity as identity_of
 from modeling_infoxlm.process import UsageError
@@ -470,6 +470,25 @@ def test_the_identity_changes_with_what_is_computed(folders: dict[str, Path], tm
     assert all(identity(**options) != identity() for options in other)
     assert identity({"train-en.tsv": "ab"}) != identity()
     assert identity(gradient_accumulation_steps=2)["batch_size"] == 64
+
+
+def test_another_tokenizer_or_configuration_is_another_run(tmp_path: Path) -> None:
+    """With the same weights, whose hash alone once told models apart: the first result was taken for both."""
+    folder = write_encoders(tmp_path)["infoxlm"]
+    first = load(folder).record
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert replace(load(copy).record, name_or_path=first.name_or_path) == first
+    word_tokenizer(50).save_pretrained(copy)
+    other_words = load(copy).record
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.3}))
+    other_dropout = load(folder).record
+    assert {record.sha256 for record in (other_words, other_dropout)} == {first.sha256}
+    assert other_words.tokenizer_sha256 != first.tokenizer_sha256
+    assert other_dropout.config_sha256 != first.config_sha256
+    assert replace(other_dropout, config_sha256=first.config_sha256) == first
+    args, task = arguments(tmp_path / "out"), HeadModelArguments()
+    assert identity_of(other_dropout, task, args, {}) != identity_of(first, task, args, {})
 
 
 def test_arguments_settle_what_follows(tmp_path: Path) -> None:
