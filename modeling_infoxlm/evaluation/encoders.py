@@ -19,7 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, check_finite, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
@@ -190,7 +197,7 @@ class Encoder:
             rows = self.tokenizer(window, truncation=True, max_length=self.max_length)["input_ids"]
             lengths = np.array([len(row) for row in rows])
             for members in batches_by_length(lengths, most):
-                batch = self.tokenizer.pad({"input_ids": [rows[i] for i in members]}, return_tensors="pt")
+                batch = pad_rows(self.tokenizer, {"input_ids": [rows[i] for i in members]})
                 yield start + members, {name: part.to(self.model.device) for name, part in batch.items()}
 
 
@@ -209,6 +216,18 @@ def batches_by_length(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndar
         size = max(1, most_tokens // max(1, int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
+
+
+def pad_rows(tokenizer: PreTrainedTokenizerBase, columns: dict[str, list[list[int]]]) -> BatchEncoding:
+    """Pad rows to the longest at their end, with a mask, whatever the tokenizer is set to.
+
+    Scores must not depend on the rows beside: the first state is that of `<s>`, and words and answers are
+    counted from there.
+    """
+    padded: BatchEncoding = tokenizer.pad(
+        columns, padding_side="right", return_attention_mask=True, return_tensors="pt"
+    )
+    return padded
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -50,6 +50,7 @@ from modeling_infoxlm.evaluation.encoders import (
     check_tokenizer,
     describe_model,
     longest_sequence,
+    pad_rows,
     transformer_folder,
 )
 from modeling_infoxlm.evaluation.encoding import (
@@ -369,9 +370,7 @@ def collate(
 ) -> dict[str, Tensor]:
     """Pad rows to the longest: `input_ids` and the like (B, T), and `labels`, (B, K) for K label names."""
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
-    batch = dict(
-        tokenizer.pad({name: [row[name] for row in inputs] for name in inputs[0]}, return_tensors="pt")
-    )
+    batch = dict(pad_rows(tokenizer, {name: [row[name] for row in inputs] for name in inputs[0]}))
     if label_names:
         batch["labels"] = torch.tensor([[row[name] for name in label_names] for row in rows])
     return batch
@@ -581,7 +580,7 @@ class FineTuner(SafeTrainer):
         return batch_loss(
             model(**inputs),
             labels,
-            inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
+            inputs["attention_mask"],
             num_items=num_items_in_batch,
             smoothing=self.args.label_smoothing_factor,
         )

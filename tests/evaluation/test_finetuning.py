@@ -189,6 +189,12 @@ def test_rows_are_padded_to_the_longest() -> None:
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [[2], [0]],
     }
+    left = word_tokenizer()
+    left.padding_side, left.model_input_names = "left", ["input_ids"]  # answers are counted from the left
+    again = collate(rows, left, ("labels",))
+    assert {name: value.tolist() for name, value in again.items()} == {
+        name: value.tolist() for name, value in batch.items()
+    }
     typed = [{"input_ids": [0, 2], "token_type_ids": [0, 1]}, {"input_ids": [0], "token_type_ids": [1]}]
     assert collate(typed, word_tokenizer(token_types=True))["token_type_ids"].tolist() == [[0, 1], [1, 0]]
 
