@@ -14,7 +14,12 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_nli import word_tokenizer, write_encoders
 from tiny_run import VOCAB
-from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning import (
@@ -461,6 +466,16 @@ def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match="fine-tuning runs on one device, found 2"):
         open_run(arguments(tmp_path / "out"), identity={}, argv=[])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_head_for_other_labels_is_told_of(tmp_path: Path) -> None:
+    """Its configuration is in order: the task asks for three labels."""
+    config = AutoConfig.from_pretrained(write_encoders(tmp_path)["plain"], num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "plain")
+    with pytest.raises(
+        UsageError, match="or the task needs: .* where the head is for other labels, give the"
+    ):
+        load(tmp_path / "plain")
 
 
 def test_the_identity_changes_with_what_is_computed(folders: dict[str, Path], tmp_path: Path) -> None:
