@@ -14,7 +14,7 @@ infoxlm mlqa --model_name_or_path out --train_file train.json --test_files MLQA 
 infoxlm report results --output_dir tables
 infoxlm mine en.txt de.txt --model_name_or_path out --output en-de.tsv
 infoxlm information --model_name_or_path out --bitext_files heldout/en-de.tsv --output_dir results
-infoxlm align-words --model_name_or_path out --text_file en-de.txt --output_dir alignment
+infoxlm align-words --model_name_or_path out --pairs_file en-de.txt --output_dir alignment
 """
 
 import importlib

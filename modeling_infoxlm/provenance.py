@@ -192,7 +192,8 @@ _RESULT = {
         "sha256": (str, None),
         "repo_id?": (str, None),
     },
-    "model": {"name_or_path": str, "revision": (str, None), "sha256": (str, None)},
+    "model": {"name_or_path": str, "revision": (str, None), "sha256": (str, None)}
+    | {"config_sha256?": (str, None), "tokenizer_sha256?": (str, None)},
     "settings": {"layer?": (int, None), "pooling?": ("mean", "cls", None)},
     "seed": (int, None),
     "scores": Each(Each(_ESTIMATE), least=1),

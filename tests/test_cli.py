@@ -1,6 +1,7 @@
 """`infoxlm COMMAND`: each command does its work in this process and says what it did."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_every_command_lists_its_flags(command: str, capsys: pytest.CaptureFixtu
     assert error.value.code == 0
     expected = "--model_name_or_path" if command in ("push", "doctor") else "--output"
     assert expected in capsys.readouterr().out
+
+
+def test_the_examples_of_the_help_name_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = [line.split() for line in str(cli.__doc__).splitlines() if line.startswith("infoxlm ")]
+    assert {command for _, command, *_ in examples} == set(cli.COMMANDS)
+    for _, command, *arguments in examples:
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        known = set(re.findall(r"--\w+", capsys.readouterr().out))
+        assert {flag for flag in arguments if flag.startswith("--")} <= known, command
 
 
 def test_unknown_command_is_a_usage_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:

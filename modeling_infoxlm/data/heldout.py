@@ -2,8 +2,9 @@
 
 A pair is held out if its English side (or whichever language is asked for) is selected. All sentences of
 held-out pairs, in all languages, together are the held-out sentences; nothing that has one of them on a side
-is trained on. A sentence is one of them if its text is, but for case, spaces and compatibility characters, or
-if the tokenizer gives it the same ids: then it is the same to the model, whatever the text says.
+is trained on. A sentence is one of them if its text is, but for case, spaces, compatibility and invisible
+characters, or if the tokenizer gives it the same ids: then it is the same to the model, whatever the text
+says.
 
 Shape letters: n pairs.
 """
@@ -11,11 +12,17 @@ Shape letters: n pairs.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+# Soft hyphens, joiners, marks of direction, variation selectors: text of the web is full of them.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,11 @@ class HeldoutRule:
     seed: int
 
     def content_hashes(self, texts: Sequence[str]) -> np.ndarray:
-        """64 bits for each text, equal where only case, spaces and compatibility characters differ."""
+        """64 bits for each text, equal but for case, spaces, compatibility and invisible characters."""
         salt = self.seed.to_bytes(16, "little")
         digests = (
             hashlib.blake2b(
-                " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode(),
+                " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold().split()).encode(),
                 digest_size=8,
                 salt=salt,
             ).digest()

@@ -6,6 +6,8 @@ through its own padded forward pass.
 Shapes: N sentences, T tokens of the longest, D hidden, L layers and the embedding output.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, check_finite, encode_texts
 from modeling_infoxlm.evaluation.results import ModelRecord
@@ -36,6 +45,8 @@ Pooling = Literal["mean", "cls"]
 _PACKED_TYPES = ("xlm-roberta", "infoxlm")
 # Their positions are numbered from pad_token_id + 1, so so many rows of the table are never used.
 _OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta-xl", "mpnet", "xmod", "data2vec-text", "ibert")
+# Fields of a configuration that say where and how it was stored.
+_NOT_COMPUTED = "_name_or_path architectures auto_map dtype tokenizer_class transformers_version".split()
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 _SENTENCES_PER_WINDOW = 32768
 
@@ -186,7 +197,7 @@ class Encoder:
             rows = self.tokenizer(window, truncation=True, max_length=self.max_length)["input_ids"]
             lengths = np.array([len(row) for row in rows])
             for members in batches_by_length(lengths, most):
-                batch = self.tokenizer.pad({"input_ids": [rows[i] for i in members]}, return_tensors="pt")
+                batch = pad_rows(self.tokenizer, {"input_ids": [rows[i] for i in members]})
                 yield start + members, {name: part.to(self.model.device) for name, part in batch.items()}
 
 
@@ -205,6 +216,18 @@ def batches_by_length(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndar
         size = max(1, most_tokens // max(1, int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
+
+
+def pad_rows(tokenizer: PreTrainedTokenizerBase, columns: dict[str, list[list[int]]]) -> BatchEncoding:
+    """Pad rows to the longest at their end, with a mask, whatever the tokenizer is set to.
+
+    Scores must not depend on the rows beside: the first state is that of `<s>`, and words and answers are
+    counted from there.
+    """
+    padded: BatchEncoding = tokenizer.pad(
+        columns, padding_side="right", return_attention_mask=True, return_tensors="pt"
+    )
+    return padded
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
@@ -245,7 +268,7 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
     )
     check_tokenizer(tokenizer, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = describe_model(arguments, model, model_type=config.model_type)
+    record = describe_model(arguments, model, tokenizer, model_type=config.model_type)
     return Encoder(model.to(device).eval(), tokenizer, record, arguments.bf16)
 
 
@@ -286,12 +309,37 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
         )
 
 
-def describe_model(arguments: EncoderArguments, model: PreTrainedModel, *, model_type: str) -> ModelRecord:
-    """Name, revision, hash and size of a loaded model.
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of everything that decides which ids a fast tokenizer gives a text, hex."""
+    if not tokenizer.is_fast:
+        raise UsageError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; a fast one is needed (a folder with a "
+            "tokenizer.json)."
+        )
+    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.model_input_names)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def config_hash(config: Any) -> str:
+    """Hash of the fields of a configuration that change what the model computes, hex."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPUTED}
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def describe_model(
+    arguments: EncoderArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_type: str,
+) -> ModelRecord:
+    """Name, revision, hashes and size of a loaded model.
 
     Args:
         arguments: Which model was asked for.
         model: As it was loaded.
+        tokenizer: What its inputs are made by.
         model_type: The checkpoint's own; plain XLM-R may be loaded as InfoXLM.
     """
     name = str(arguments.model_name_or_path)
@@ -304,4 +352,6 @@ def describe_model(arguments: EncoderArguments, model: PreTrainedModel, *, model
         sha256=hash_weights(folder) if is_folder else None,
         model_type=model_type,
         num_parameters=model.num_parameters(),
+        config_sha256=config_hash(model.config),
+        tokenizer_sha256=tokenizer_hash(tokenizer) if tokenizer.is_fast else None,
     )

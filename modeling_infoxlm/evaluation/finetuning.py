@@ -50,6 +50,7 @@ from modeling_infoxlm.evaluation.encoders import (
     check_tokenizer,
     describe_model,
     longest_sequence,
+    pad_rows,
     transformer_folder,
 )
 from modeling_infoxlm.evaluation.encoding import (
@@ -311,22 +312,11 @@ def load_head_model(
     model, loading = load_whole_model(auto_class, name, config=config, dtype=torch.float32, **options)
     missing = tuple(sorted(loading["missing_keys"]))
     check_encoder(arguments.model_name_or_path, model, missing)
-    record = describe_model(arguments, model, model_type=config.model_type)
+    record = describe_model(arguments, model, tokenizer, model_type=config.model_type)
     return HeadModel(model, tokenizer, record, missing)
 
 
 # -------------------------------------------------------------------------------------------- tokenised rows
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that decides which ids a fast tokenizer gives a text, hex."""
-    if not tokenizer.is_fast:
-        raise UsageError(
-            f"{type(tokenizer).__name__} is a slow tokenizer; a fast one is needed (a folder with a "
-            "tokenizer.json)."
-        )
-    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.model_input_names)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def cached_rows(
@@ -380,9 +370,7 @@ def collate(
 ) -> dict[str, Tensor]:
     """Pad rows to the longest: `input_ids` and the like (B, T), and `labels`, (B, K) for K label names."""
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
-    batch = dict(
-        tokenizer.pad({name: [row[name] for row in inputs] for name in inputs[0]}, return_tensors="pt")
-    )
+    batch = dict(pad_rows(tokenizer, {name: [row[name] for row in inputs] for name in inputs[0]}))
     if label_names:
         batch["labels"] = torch.tensor([[row[name] for name in label_names] for row in rows])
     return batch
@@ -592,7 +580,7 @@ class FineTuner(SafeTrainer):
         return batch_loss(
             model(**inputs),
             labels,
-            inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
+            inputs["attention_mask"],
             num_items=num_items_in_batch,
             smoothing=self.args.label_smoothing_factor,
         )

@@ -52,6 +52,7 @@ from modeling_infoxlm.evaluation.encoders import (
     Pooling,
     batches_by_length,
     load_encoder,
+    pad_rows,
     transformer_folder,
 )
 from modeling_infoxlm.evaluation.encoding import (
@@ -345,7 +346,7 @@ class LanguageModel:
             weight, bias = model.lm_head.output_table()
             return linear_cross_entropy(model.lm_head.transform(hidden), weight, bias, labels)
         sequences = np.split(batch.tokens.astype(np.int64), np.cumsum(batch.lengths)[:-1])
-        padded = self.tokenizer.pad({"input_ids": [ids.tolist() for ids in sequences]}, return_tensors="pt")
+        padded = pad_rows(self.tokenizer, {"input_ids": [ids.tolist() for ids in sequences]})
         padded = padded.to(model.device)
         logits = model(**padded).logits[padded["attention_mask"].bool()]
         return F.cross_entropy(logits[index].float(), labels, reduction="none")

@@ -223,8 +223,14 @@ def read_hub_nli(
         advice = " (give --dataset_revision refs/convert/parquet)" if "script" in str(error) else ""
         raise UsageError(f"--dataset_name {name}, {language} cannot be loaded: {error}{advice}") from error
     rows = NLIRows([], [], [])
-    for number, record in enumerate(loaded, start=1):
-        _append(rows, _canonical(record), f"{name}, {language}, row {number:,}")
+    # What a number says, where the dataset tells it: not all number the labels alike.
+    feature = _canonical(loaded.features).get("label")
+    names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else {}
+    for number, row in enumerate(loaded, start=1):
+        record = _canonical(row)
+        if names:
+            record["label"] = names.get(record["label"], record["label"])
+        _append(rows, record, f"{name}, {language}, row {number:,}")
     return _checked(rows, name, language)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from modeling_infoxlm.evaluation.finetuning import TEXTS_PER_CALL, cached_rows, tokenizer_hash
+from modeling_infoxlm.evaluation.encoders import tokenizer_hash
+from modeling_infoxlm.evaluation.finetuning import TEXTS_PER_CALL, cached_rows
 from modeling_infoxlm.evaluation.squad_files import Question
 from modeling_infoxlm.process import UsageError
 

@@ -205,7 +205,11 @@ class ResultFile:
         computed = {name: value for name, value in identity.items() if name not in _NO_OTHER_EXPERIMENT}
         if "files" in identity:
             computed["files"] = hashlib.sha256("".join(identity["files"]).encode()).hexdigest()[:_HASH_SHOWN]
-        return computed | self.content["settings"]
+        model = self.content["model"]
+        # Of files that were written before these were recorded it is not known whether they are the same.
+        hashes = {name: model.get(f"{name}_sha256") for name in ("config", "tokenizer")}
+        shown = {name: value[:_HASH_SHOWN] for name, value in hashes.items() if value}
+        return computed | self.content["settings"] | shown
 
     @property
     def key(self) -> str:

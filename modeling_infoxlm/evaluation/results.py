@@ -2,7 +2,8 @@
 
 {"schema": "infoxlm-result-1", "task": "tatoeba", "metric": "accuracy", "unit": "percent",
  "dataset": {"name": ..., "sha256": ..., "files": {file: sha256}, "revision": null, "repo_id": null},
- "model": {"name_or_path": ..., "revision": ..., "sha256": ..., "model_type": ..., "num_parameters": ...},
+ "model": {"name_or_path": ..., "revision": ..., "sha256": ..., "model_type": ..., "num_parameters": ...,
+           "config_sha256": ..., "tokenizer_sha256": ...},
  "settings": {"layer": 7, ...}, "seed": null,
  "scores": {"de": {"accuracy": {"value": 95.1, "low": 93.7, "high": 96.4, "count": 1000}}},
  "summary": {"mean": ...}, "details": {...},
@@ -106,6 +107,8 @@ class ModelRecord:
         sha256: Of the weight files of a folder; None for a model of the Hub.
         model_type: transformers' name of the architecture.
         num_parameters: All of them.
+        config_sha256: Of the fields of its configuration that change what it computes, dropout among them.
+        tokenizer_sha256: Of all that decides which ids a text has; None for a slow tokenizer.
     """
 
     name_or_path: str
@@ -113,6 +116,8 @@ class ModelRecord:
     sha256: str | None
     model_type: str
     num_parameters: int
+    config_sha256: str | None = None
+    tokenizer_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ JSON files may be compressed with gzip.
 
 import glob
 import gzip
-import json
 import logging
 import re
 import zlib
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modeling_infoxlm.data.readers import hub_revision
+from modeling_infoxlm.data.readers import from_json, hub_revision
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.evaluation.finetuning import draw
 from modeling_infoxlm.evaluation.mlqa_scoring import Rules, count_blank
@@ -372,10 +371,10 @@ def _read_json(path: Path) -> Any:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-        return json.loads(text)
+        return from_json(text)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is no JSON file in UTF-8: {error}") from error
 
 

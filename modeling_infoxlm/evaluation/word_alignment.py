@@ -31,7 +31,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.config_file import parse_args_with_config
-from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, batches_by_length, load_encoder
+from modeling_infoxlm.evaluation.encoders import (
+    Encoder,
+    EncoderArguments,
+    batches_by_length,
+    load_encoder,
+    pad_rows,
+)
 from modeling_infoxlm.evaluation.encoding import check_finite
 from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
@@ -336,7 +342,7 @@ class WordAligner:
         """States (K, m, D) and (K, n, D) of each pair, special tokens left out."""
         encoder = self.encoder
         rows, places = _rows(pairs, self.context, encoder.tokenizer)
-        batch = encoder.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(encoder.model.device)
+        batch = pad_rows(encoder.tokenizer, {"input_ids": rows}).to(encoder.model.device)
         with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=encoder.bf16):
             hidden = encoder.model(**batch, output_hidden_states=True).hidden_states
         for (first, start, stop), (second, begin, end) in places:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_infoxlm.evaluation.encoders import tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning import (
     SAMPLES,
     TEXTS_PER_CALL,
@@ -32,7 +33,6 @@ from modeling_infoxlm.evaluation.finetuning import (
     draw,
     fine_tune,
     forward_batches,
-    tokenizer_hash,
 )
 from modeling_infoxlm.evaluation.nli_files import (
     LABELS,

@@ -104,8 +104,9 @@ def load_whole_model(
     )
     if wrong:
         raise UsageError(
-            f"{name_or_path} cannot be loaded: its weights have other shapes than its {_CONFIG} says: "
-            f"{some(wrong)}; put together what belongs together."
+            f"{name_or_path} cannot be loaded: its weights have other shapes than its {_CONFIG} says, or the "
+            f"task needs: {some(wrong)}; put together what belongs together; where the head is for other "
+            "labels, give the encoder that it was made from."
         )
     if report["missing_keys"]:
         logger.info("%s lacks %s: drawn anew.", name_or_path, some(sorted(report["missing_keys"])))

@@ -272,6 +272,8 @@ SAME_TO_THE_MODEL = {
     "line separator": lambda text: text.replace(" ", "\u2028 "),
     "an unknown letter": lambda text: f"{text} \u0e01",
     "capitals": str.upper,
+    # Which it sees, as <unk>, where a reader sees nothing.
+    "soft hyphens": lambda text: text.replace("o", "o\u00ad"),
 }
 
 

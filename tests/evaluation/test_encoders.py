@@ -109,6 +109,16 @@ def test_vectors_are_those_of_each_text_alone(folders: dict[str, Path], kind: st
         torch.testing.assert_close(every_layer[layer], expected)
 
 
+@pytest.mark.parametrize("kind", ["plain", "bert"])
+def test_how_a_tokenizer_is_set_to_pad_changes_nothing(folders: dict[str, Path], kind: str) -> None:
+    """Padded at its beginning, a text had the state of padding for that of its first token."""
+    encoder = load(folders[kind])
+    expected = encoder.encode_layers(TEXTS, pooling="cls")
+    encoder.tokenizer.padding_side = "left"
+    encoder.tokenizer.model_input_names = ["input_ids"]
+    torch.testing.assert_close(encoder.encode_layers(TEXTS, pooling="cls"), expected)
+
+
 def test_long_texts_are_cut_at_the_positions(folders: dict[str, Path]) -> None:
     encoder = load(folders["bert"])
     assert encoder.max_length == 40  # the tokenizer's limit, below the model's 50 positions

@@ -1,6 +1,7 @@
 """What XNLI and MLQA share: head models of any architecture, cached rows, like-length batches, resumption."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,14 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_nli import word_tokenizer, write_encoders
 from tiny_run import VOCAB
-from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
-from modeling_infoxlm.evaluation.encoders import EncoderArguments
+from modeling_infoxlm.evaluation.encoders import EncoderArguments, tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning import (
     FineTuner,
     FineTuningArguments,
@@ -31,7 +37,6 @@ from modeling_infoxlm.evaluation.finetuning import (
     forward_batches,
     load_head_model,
     open_run,
-    tokenizer_hash,
 )
 from modeling_infoxlm.evaluation.finetuning import run_identity as identity_of
 from modeling_infoxlm.process import UsageError
@@ -188,6 +193,12 @@ def test_rows_are_padded_to_the_longest() -> None:
         "input_ids": [[0, 5, 2], [0, 2, 1]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [[2], [0]],
+    }
+    left = word_tokenizer()
+    left.padding_side, left.model_input_names = "left", ["input_ids"]  # answers are counted from the left
+    again = collate(rows, left, ("labels",))
+    assert {name: value.tolist() for name, value in again.items()} == {
+        name: value.tolist() for name, value in batch.items()
     }
     typed = [{"input_ids": [0, 2], "token_type_ids": [0, 1]}, {"input_ids": [0], "token_type_ids": [1]}]
     assert collate(typed, word_tokenizer(token_types=True))["token_type_ids"].tolist() == [[0, 1], [1, 0]]
@@ -457,6 +468,16 @@ def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_for_other_labels_is_told_of(tmp_path: Path) -> None:
+    """Its configuration is in order: the task asks for three labels."""
+    config = AutoConfig.from_pretrained(write_encoders(tmp_path)["plain"], num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "plain")
+    with pytest.raises(
+        UsageError, match="or the task needs: .* where the head is for other labels, give the"
+    ):
+        load(tmp_path / "plain")
+
+
 def test_the_identity_changes_with_what_is_computed(folders: dict[str, Path], tmp_path: Path) -> None:
     record, task = load(folders["bert"]).record, HeadModelArguments()
 
@@ -470,6 +491,25 @@ def test_the_identity_changes_with_what_is_computed(folders: dict[str, Path], tm
     assert all(identity(**options) != identity() for options in other)
     assert identity({"train-en.tsv": "ab"}) != identity()
     assert identity(gradient_accumulation_steps=2)["batch_size"] == 64
+
+
+def test_another_tokenizer_or_configuration_is_another_run(tmp_path: Path) -> None:
+    """With the same weights, whose hash alone once told models apart: the first result was taken for both."""
+    folder = write_encoders(tmp_path)["infoxlm"]
+    first = load(folder).record
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert replace(load(copy).record, name_or_path=first.name_or_path) == first
+    word_tokenizer(50).save_pretrained(copy)
+    other_words = load(copy).record
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.3}))
+    other_dropout = load(folder).record
+    assert {record.sha256 for record in (other_words, other_dropout)} == {first.sha256}
+    assert other_words.tokenizer_sha256 != first.tokenizer_sha256
+    assert other_dropout.config_sha256 != first.config_sha256
+    assert replace(other_dropout, config_sha256=first.config_sha256) == first
+    args, task = arguments(tmp_path / "out"), HeadModelArguments()
+    assert identity_of(other_dropout, task, args, {}) != identity_of(first, task, args, {})
 
 
 def test_arguments_settle_what_follows(tmp_path: Path) -> None:

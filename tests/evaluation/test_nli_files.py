@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from tiny_nli import Row, nli_rows, write_nli, write_xnli
 
 from modeling_infoxlm.evaluation import nli_files
@@ -100,8 +101,14 @@ def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, write: obje
 NO_HARM: list[object] = ["-", "-1", -1, -1.0, None, float("nan"), ""]
 
 
+class HubRows(list[dict[str, object]]):
+    """Rows of a dataset whose columns may hold anything."""
+
+    features: dict[str, object] = {}
+
+
 def hub_of(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> NLIRows:
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: HubRows(rows))
     return read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
 
 
@@ -237,14 +244,29 @@ def test_files_are_named_by_patterns(tmp_path: Path) -> None:
 def test_the_hub_is_asked_for_one_language_of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(*args: object, **kwargs: object) -> list[dict[str, object]]:
+    def load_dataset(*args: object, **kwargs: object) -> HubRows:
         asked.append((args, kwargs))
-        return [{"premise": a, "hypothesis": b, "label": LABELS.index(label)} for a, b, label in ROWS]
+        rows = [{"premise": a, "hypothesis": b, "label": LABELS.index(label)} for a, b, label in ROWS]
+        return HubRows(rows)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     options = {"revision": "abc", "cache_dir": "cache", "token": "secret"}
     assert read_hub_nli("facebook/xnli", "dev", "fr", **options) == EXPECTED
     assert asked == [(("facebook/xnli", "fr"), {"split": "validation", **options})]
+
+
+def test_a_label_is_what_the_dataset_calls_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all count from entailment: the numbers of others once were taken for ours."""
+    features = Features(
+        premise=Value("string"),
+        hypothesis=Value("string"),
+        gold_label=ClassLabel(names=["contradiction", "Neutral", "entailment"]),
+    )
+    rows = [{"premise": "a", "hypothesis": "b", "gold_label": number} for number in (0, 1, 2, -1)]
+    loaded = Dataset.from_list(rows, features=features)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: loaded)
+    found = read_hub_nli("group/nli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+    assert found.labels == [2, 1, 0] and found.left_out == {"rows without a gold label": 1}
 
 
 @pytest.mark.parametrize(

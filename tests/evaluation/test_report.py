@@ -286,6 +286,17 @@ def test_runs_that_differ_in_more_than_the_seed_are_other_experiments(tmp_path: 
     assert len({row.label for row in section.rows}) == 4
 
 
+@pytest.mark.parametrize("part", ["tokenizer", "config"])
+def test_another_tokenizer_or_configuration_is_another_experiment(tmp_path: Path, part: str) -> None:
+    models = [{f"{part}_sha256": letter * 64} for letter in "ab"]
+    results = [content(accuracy(en=80.0 + seed), seed=seed, model=models[seed]) for seed in (0, 1)]
+    (section,) = sections_of(tmp_path, *results)
+    assert [(row.label, row.runs) for row in section.rows] == [
+        (f"my_model ({part} aaaaaaaaaa)", 1),
+        (f"my_model ({part} bbbbbbbbbb)", 1),
+    ]
+
+
 def test_equal_seeds_with_other_scores_are_no_seeds(tmp_path: Path) -> None:
     (section,) = sections_of(tmp_path, content(accuracy(en=80.0)), content(accuracy(en=82.0)))
     assert [(row.label, row.runs) for row in section.rows] == [

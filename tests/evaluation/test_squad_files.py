@@ -92,6 +92,8 @@ def broken(change: Callable[[dict[str, Any]], None]) -> str:
     ("content", "message"),
     [
         ("{", "is no JSON file in UTF-8"),
+        ('{"data": ' + "[" * 100_000, "nested too deeply"),
+        ('{"data": ' + "9" * 5_000 + "}", "is no JSON file in UTF-8"),
         ("[]", "is not in SQuAD's layout: in the file"),
         ('{"data": []}', "has no question"),
         (broken(lambda content: content.pop("data")), "'data' is missing"),

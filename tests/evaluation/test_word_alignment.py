@@ -287,6 +287,15 @@ def test_all_layers_in_one_pass_are_the_layers_alone(encoder: Encoder) -> None:
         assert [links[layer] for links in together] == [links[0] for links in alone]
 
 
+def test_the_side_that_a_tokenizer_pads_on_changes_no_link(encoder: Encoder, folder: Path) -> None:
+    """Padded at their beginning, the states of all but the longest sentence were those of other words."""
+    other = load_encoder(EncoderArguments(model_name_or_path=str(folder)))
+    other.tokenizer.padding_side = "left"
+    for method in ("ot", "argmax"):
+        links = [WordAligner(one, method=method).align(SOURCES, TARGETS) for one in (encoder, other)]
+        assert links[0] == links[1]
+
+
 def test_batches_and_windows_keep_the_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = WordAligner(encoder).align(SOURCES * 3, TARGETS * 3)
     monkeypatch.setattr(word_alignment, "_TOKENS_PER_BATCH", {"cpu": 20})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_xnli
 from transformers import AutoModelForSequenceClassification
 
@@ -246,9 +247,9 @@ def test_translations_are_trained_on_when_asked_for(tmp_path: Path) -> None:
 def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, language: str, **options: Any) -> list[dict[str, Any]]:
+    def load_dataset(name: str, language: str, **options: Any) -> Dataset:
         asked.append((language, options["split"], options["revision"], options["token"]))
-        return [{"premise": "a", "hypothesis": "b", "label": 2}]
+        return Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 2}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr(
