@@ -587,10 +587,12 @@ def _read(sources: Sequence[BitextSource], arguments: InformationArguments) -> P
     with usage_errors():
         sample = draw_pairs(sources, max_pairs=arguments.max_pairs, seed=arguments.seed)
     if len(sample.texts) < 2 * arguments.num_candidates:
+        fewer = len(sample.texts) // 2
+        files = ", ".join(str(path) for source in sources for path in source.locations)
         raise UsageError(
-            f"{sources[0].pair} has {len(sample.texts):,} pairs with text on both sides, expected at least "
-            f"2 x {arguments.num_candidates:,}; give more text, or for all pairs "
-            f"--num_candidates {len(sample.texts) // 2}."
+            f"{sources[0].pair} has {len(sample.texts):,} pairs with text on both sides ({files}), expected "
+            f"at least 2 x {arguments.num_candidates:,}; give more text"
+            + (f", or for all pairs --num_candidates {fewer}." if fewer > 1 else ".")
         )
     return sample
 

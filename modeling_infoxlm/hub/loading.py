@@ -345,6 +345,8 @@ def _object_problems(path: Path) -> list[str]:
         return [f"{path.name} {reason}{place}"]
     except RecursionError:
         return [f"{path.name} is nested too deep for what it should hold; {_AGAIN}"]
+    except ValueError as error:  # a number of ten thousand digits
+        return [f"{path.name} cannot be read ({error}); {_AGAIN}"]
     if not isinstance(content, dict):
         return [f"{path.name} must hold a JSON object, found {type(content).__name__}; {_AGAIN}"]
     return []

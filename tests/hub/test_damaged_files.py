@@ -91,7 +91,9 @@ def test_each_loader_names_the_file_and_what_it_is(model: Path, name: str) -> No
         assert any(name in text and kind in text for text in failed), failed
 
 
-@pytest.mark.parametrize("content", ["null", "[]", '"x"', "[" * 20_000, '{"a":' * 20_000])
+@pytest.mark.parametrize(
+    "content", ["null", "[]", '"x"', "[" * 20_000, '{"a":' * 20_000, '{"a": ' + "9" * 5000 + "}"]
+)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_json_of_another_form_is_named(model: Path, name: str, content: str) -> None:
     (model / name).write_text(content)
