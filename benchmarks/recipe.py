@@ -75,8 +75,8 @@ def show(result: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure one recipe and write `recipe.json`."""
+def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags, and those that are handed to the training."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,7 +86,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=Path, required=True, help="test set, as of run_tatoeba.py")
     parser.add_argument("--languages", nargs="+", required=True, help="languages of it, beside English")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/recipe"))
-    options, training_flags = parser.parse_known_args(argv)
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure one recipe and write `recipe.json`."""
+    options, training_flags = parse_arguments(argv)
     result = measure(options, training_flags)
     program = describe_program(sys.argv[1:] if argv is None else argv)
     write_json(options.output_dir / "recipe.json", {**program, **result})
