@@ -60,7 +60,7 @@ def pretrain(argv: list[str]) -> None:
     """Prepare the data, build the model, train it, and write the run's record, results and final model."""
     argument_types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
     model_args, data_args, contrast_args, args = parse_args_with_config(argument_types, argv)
-    configure_process()
+    configure_process(distributed=True)
     output_dir = Path(args.output_dir)
     # All that can be refused is, before an earlier run is overwritten and before text is read for hours.
     check_plan(data_args, args)

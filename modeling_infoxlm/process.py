@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,21 @@ class Interrupted(Exception):
     """Training was stopped by a signal after a checkpoint."""
 
 
-def configure_process() -> None:
-    """Make a CPU process as fast as it can be: the oneDNN product, and memory that stays in the process."""
+def configure_process(*, distributed: bool = False) -> None:
+    """Make a CPU process as fast as it can be: the oneDNN product, and memory that stays in the process.
+
+    Args:
+        distributed: Whether the program knows to work with others that the same launcher has started.
+
+    Raises:
+        UsageError: If it does not and there are others: all would do the same work, and write the same files.
+    """
+    others = int(os.environ.get("WORLD_SIZE") or 1) - 1 if "LOCAL_RANK" in os.environ else 0
+    if others and not distributed:
+        raise UsageError(
+            f"this program runs in one process and was started in {others + 1}; start it without torchrun or "
+            "accelerate launch."
+        )
     # Without AMX nothing is rounded by "medium", and fp32 products take half the time on AMD.
     if not torch.cuda.is_available() and not torch.cpu.get_capabilities().get("amx_tile", False):
         torch.set_float32_matmul_precision("medium")

@@ -139,7 +139,7 @@ def test_prepare_without_text_or_tokenizer(
 def test_prepare_then_pretrain_then_export(
     text: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_pretraining, "configure_process", lambda: None)
+    monkeypatch.setattr(run_pretraining, "configure_process", lambda **options: None)
     monkeypatch.setattr(run_pretraining, "matmul_peak", lambda device, dtype: 1e12)
     corpus, out, release = tmp_path / "corpus", tmp_path / "out", tmp_path / "release"
     assert cli.main(prepare(text, tokenizer, corpus)) == 0

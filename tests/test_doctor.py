@@ -303,7 +303,7 @@ def test_little_room_on_the_disk_is_warned_about(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes a second or changes the settings of the process."""
-    monkeypatch.setattr(doctor, "configure_process", lambda: None)
+    monkeypatch.setattr(doctor, "configure_process", lambda **options: None)
     monkeypatch.setattr(doctor, "matmul_peak", lambda device, dtype: 1.5e12)
 
 

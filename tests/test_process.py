@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import run_tatoeba
 from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.evaluation.information import information_command
+from modeling_infoxlm.evaluation.mine import mine_command
+from modeling_infoxlm.evaluation.word_alignment import align_words_command
 from modeling_infoxlm.process import Interrupted, UsageError, configure_process, run_main
 
 
@@ -150,6 +154,29 @@ def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bo
         torch.set_float32_matmul_precision("highest")
         configure_process()
         assert torch.get_float32_matmul_precision() == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        (run_tatoeba.evaluate, "--data_dir d --output_dir out"),
+        (mine_command, "a.de b.en --output out"),
+        (information_command, "--bitext_files b.tsv --output_dir out"),
+        (align_words_command, "--test_dir d --output_dir out"),
+    ],
+)
+def test_what_runs_in_one_process_says_so_to_a_launcher(
+    command: Callable[[list[str]], None], argv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process would do all the work, and write the same files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UsageError, match="runs in one process and was started in 2; start it without torchrun"
+    ):
+        command([*argv.split(), "--model_name_or_path", "m"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_importing_the_package_changes_no_setting_of_the_process() -> None:

@@ -33,7 +33,7 @@ PAIRS = sentence_pairs(40)
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of a process are for programs; and the peak need not be measured each time."""
-    monkeypatch.setattr(run_pretraining, "configure_process", lambda: None)
+    monkeypatch.setattr(run_pretraining, "configure_process", lambda **options: None)
     monkeypatch.setattr(run_pretraining, "matmul_peak", lambda device, dtype: 1e12)
 
 
