@@ -753,7 +753,8 @@ def open_run(
         raise UsageError(str(error)) from error
     if overwrite and is_run:
         for path in (folder / name for name in outputs):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            is_folder = path.is_dir() and not path.is_symlink()
+            shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
     write_run_record(folder, argv=argv, identity=identity, details={})
     return OpenedRun(checkpoint, finished=False)
 

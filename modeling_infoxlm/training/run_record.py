@@ -265,13 +265,16 @@ def _remove_run(output_dir: Path, new: Mapping[str, Any]) -> None:
 
 def _refuse_own_inputs(output_dir: Path, removed: Sequence[Path], new: Mapping[str, Any]) -> None:
     """Refuse to remove or replace what the new run starts from: a kill would leave neither."""
-    for flag in _INPUTS:
-        if new.get(flag) is None:
+    inputs = {flag: new.get(flag) for flag in _INPUTS}
+    if "model" in new:  # of fine-tuning
+        inputs["model_name_or_path"] = new["model"]["name_or_path"]
+    for flag, name in inputs.items():
+        if name is None:
             continue
-        path = Path(new[flag]).resolve()
+        path = Path(name).resolve()
         replaced = flag != "prepared_data" and path == output_dir.resolve()
         if replaced or {path, *path.parents} & {place.resolve() for place in removed}:
             raise OutputFolderError(
-                f"{flag} {new[flag]} lies in {output_dir}, whose run is to be overwritten; "
+                f"{flag} {name} lies in {output_dir}, whose run is to be overwritten; "
                 "copy it elsewhere, or give another --output_dir."
             )

@@ -454,6 +454,27 @@ def test_a_different_run_is_refused_and_can_be_overwritten(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json"]
 
 
+@pytest.mark.parametrize("place", [".", "checkpoint-10"])
+def test_the_model_that_is_tuned_is_not_overwritten(tmp_path: Path, place: str) -> None:
+    open_run(arguments(tmp_path), identity={"rate": 1}, argv=[])
+    write_checkpoint(tmp_path, 10)
+    (tmp_path / "model.safetensors").write_text("x")
+    tuned = {"model": {"name_or_path": str(tmp_path / place)}}
+    with pytest.raises(UsageError, match="model_name_or_path .* lies in .*, whose run is to be overwritten"):
+        open_run(arguments(tmp_path, overwrite_output_dir=True), identity=tuned, argv=[])
+    assert (tmp_path / "checkpoint-10").is_dir() and (tmp_path / "model.safetensors").is_file()
+
+
+def test_what_a_link_points_at_is_left(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    open_run(arguments(folder), identity={"rate": 1}, argv=[])
+    elsewhere.mkdir()
+    (folder / "predictions").symlink_to(elsewhere)
+    again = {"identity": {"rate": 2}, "argv": [], "outputs": ("predictions",)}
+    open_run(arguments(folder, overwrite_output_dir=True), **again)
+    assert elsewhere.is_dir() and not (folder / "predictions").exists()
+
+
 def test_files_of_something_else_are_refused_and_left(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 3, state="broken")
     with pytest.raises(UsageError, match=r"is not empty and holds no run\.json"):
