@@ -186,17 +186,16 @@ class _TimedTrainer(InfoXLMTrainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        assert self.queue is not None and self.momentum_encoder is not None
-        assert self.initial_queue is not None
-        self.queue.enqueue(self.initial_queue.to(self.args.device))
+        assert self.contrast is not None and self.initial_queue is not None
+        self.contrast.queue.enqueue(self.initial_queue.to(self.args.device))
         self.initial_queue = None  # 402 MB at base size that a run does not have
         for owner, method, phase in (
-            (self.momentum_encoder, "encode", "xlco key"),
+            (self.contrast, "encode", "xlco key"),
             (self._plain_model(), "forward", "forward"),
             (self.accelerator, "backward", "backward"),
             (self, "_clip_grad_norm", "clip"),
             (self, "update_momentum", "momentum"),
-            (self, "_enqueue_new_keys", "queue"),
+            (self.contrast, "enqueue", "queue"),
         ):
             setattr(owner, method, self._timed(getattr(owner, method), phase))
         wrapped: Any = self.optimizer  # by accelerate

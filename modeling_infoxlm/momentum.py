@@ -57,19 +57,30 @@ class MomentumEncoder(nn.Module):
         """
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in 0..1, found {momentum}.")
-        own = [parameter.data for parameter in self.parameters()]
-        query = [parameter.detach().to(torch.float32) for parameter in self._query_parameters(model)]
-        torch._foreach_lerp_(own, query, 1 - momentum)
+        own = dict(self.named_parameters())
+        query = self._query_parameters(model)
+        torch._foreach_lerp_(
+            [parameter.data for parameter in own.values()],
+            [query[name].detach().to(torch.float32) for name in own],
+            1 - momentum,
+        )
 
-    def _query_layers(self, model: InfoXLMForPreTraining) -> list[nn.Module]:
-        return list(model.roberta.encoder.layer[: self.layer])
+    def _query_layers(self, model: InfoXLMForPreTraining) -> nn.ModuleList:
+        return model.roberta.encoder.layer[: self.layer]
 
-    def _query_parameters(self, model: InfoXLMForPreTraining) -> list[nn.Parameter]:
-        """The model's parameters in the order of `self.parameters()`."""
-        # Submodules in the order in which they were set: `encoder` before `embeddings`.
+    def _query_parameters(self, model: InfoXLMForPreTraining) -> dict[str, nn.Parameter]:
+        """The model's parameters under the names of `self.named_parameters()`."""
         contrast: Any = model.objectives["xlco"]
-        modules = [*self._query_layers(model), model.roberta.embeddings, contrast.projection]
-        return [parameter for module in modules for parameter in module.parameters()]
+        modules = {
+            "encoder.layer": self._query_layers(model),
+            "embeddings": model.roberta.embeddings,
+            "projection": contrast.projection,
+        }
+        return {
+            f"{place}.{name}": parameter
+            for place, module in modules.items()
+            for name, parameter in module.named_parameters()
+        }
 
 
 def momentum_schedule(

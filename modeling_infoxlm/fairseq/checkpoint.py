@@ -50,7 +50,7 @@ from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.provenance import file_sha256, write_json
-from modeling_infoxlm.training.trainer import MOMENTUM_STATE_NAME
+from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME
 
 CONVERSION_NAME = "conversion.json"
 # A run that was started in the folder is not this command's to replace.

@@ -13,10 +13,11 @@ from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, DataArguments, PretrainingArguments
+from modeling_infoxlm.training.contrast import take_over_contrast
 from modeling_infoxlm.training.corpus_setup import parse_sources
 from modeling_infoxlm.training.layers import check_layers
 from modeling_infoxlm.training.model_setup import check_lengths, evaluation_vectors
-from modeling_infoxlm.training.trainer import InfoXLMTrainer, take_over_contrast
+from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 
 def check_plan(data: DataArguments, args: PretrainingArguments) -> None:

@@ -19,13 +19,15 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
-from modeling_infoxlm.hub.loading import check_state_file
-from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
-from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
 from modeling_infoxlm.objectives import combine_losses
-from modeling_infoxlm.process import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.contrast import (
+    MOMENTUM_STATE_NAME,
+    ContrastState,
+    take_over_contrast,
+    with_prefix,
+)
 from modeling_infoxlm.training.layers import compile_layers, recompute_layers
 from modeling_infoxlm.training.meter import (
     ContrastAlarm,
@@ -46,7 +48,6 @@ from modeling_infoxlm.training.throughput import Speedometer, count_tokens, usef
 
 logger = logging.getLogger(__name__)
 
-MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 _AGAINST_QUEUE = ("loss/xlco", "information/xlco", "xlco/accuracy")
 
 
@@ -101,22 +102,12 @@ class InfoXLMTrainer(SafeTrainer):
         if args.moments_dtype == "bfloat16":
             kwargs.setdefault("optimizer_cls_and_kwargs", low_memory_adamw(args))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        self.contrast = contrast
+        self.contrast_arguments = contrast
+        self.contrast: ContrastState | None = None  # from the start of train(), if there is such an objective
         self.evaluator = evaluator
         self.matmul_peak = matmul_peak
         self.meter = LossMeter(model.config.vocab_size)
         self.lengths = LengthMeter()
-        self.momentum_encoder: MomentumEncoder | None = None
-        self.queue: KeyQueue | None = None
-        self._momentum_at = momentum_schedule(
-            contrast.momentum_schedule,
-            momentum=contrast.momentum,
-            start=contrast.momentum_start,
-            warmup_steps=contrast.momentum_warmup_steps,
-            exponent=contrast.momentum_exponent,
-        )
-        self._batch_keys: list[Tensor] = []  # of the batch under way, one tensor a micro-batch
-        self._new_keys: list[Tensor] = []  # waiting to be enqueued, one tensor a batch
         self._num_negatives = 0  # queued keys that the batch under way meets
         self._eval_loader: DataLoader | None = None
         self._staging: str | None = None
@@ -162,11 +153,8 @@ class InfoXLMTrainer(SafeTrainer):
             )
         keys = negatives = None
         if "xlco" in inputs:
-            encoder, queue = self._contrast_state()
-            with self.accelerator.autocast():
-                keys = encoder.encode(inputs["xlco"]["key"])
-            negatives = queue.negatives()
-            self._batch_keys.append(keys)
+            contrast = self._contrast_state()
+            keys, negatives = contrast.keys(inputs["xlco"]["key"]), contrast.negatives()
         losses = model(inputs, keys=keys, negatives=negatives)
         self.meter.add(losses)
         self._speed.add(count_tokens(inputs), self.floating_point_ops(inputs))
@@ -194,17 +182,16 @@ class InfoXLMTrainer(SafeTrainer):
         its order: how it was cut leaves no trace.
         """
         micro_batches = self._micro_batches(inputs)
-        self._num_negatives = 0 if self.queue is None else self.queue.num_filled
+        self._num_negatives = 0 if self.contrast is None else self.contrast.queue.num_filled
         losses = []
         for i, micro_batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, micro_batch, num_items_in_batch))
-        if self._batch_keys:
-            self._new_keys.append(torch.cat(self._batch_keys))
-            self._batch_keys.clear()
-        if self.contrast.xlco_enqueue == "microbatch" or self.accelerator.sync_gradients:
-            self._enqueue_new_keys()
+        if self.contrast is not None:
+            self.contrast.end_batch()
+            if self.contrast_arguments.xlco_enqueue == "microbatch" or self.accelerator.sync_gradients:
+                self.contrast.enqueue()
         if self.accelerator.sync_gradients:
             self.meter.end_batch(self.accelerator)
         return torch.stack(losses).sum()
@@ -223,16 +210,10 @@ class InfoXLMTrainer(SafeTrainer):
         self._announced = True
         return micro_batches
 
-    def _enqueue_new_keys(self) -> None:
-        """Enqueue the keys of all ranks, in the order of one process with the whole batch."""
-        for keys in self._new_keys:
-            self._contrast_state()[1].enqueue(self.accelerator.gather(keys))
-        self._new_keys.clear()
-
     def update_momentum(self) -> None:
         """Move the momentum encoder towards the model, after each optimiser step that was not skipped."""
-        if self.momentum_encoder is not None and not self.accelerator.optimizer_step_was_skipped:
-            self.momentum_encoder.update(self._plain_model(), self._momentum_at(self.state.global_step + 1))
+        if self.contrast is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.contrast.update(self._plain_model(), self.state.global_step + 1)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Norm of all gradients; the fused optimiser is told to clip, others get clipped gradients."""
@@ -269,41 +250,32 @@ class InfoXLMTrainer(SafeTrainer):
         """Build the momentum encoder from the model as loaded, on its device, and restore a saved one."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if "xlco" in self.objectives:
-            model = self._plain_model()
-            self.momentum_encoder = MomentumEncoder(model)
-            self.queue = KeyQueue(self.contrast.queue_size, model.config.hidden_size, device=self.args.device)
+            self.contrast = ContrastState(self._plain_model(), self.contrast_arguments, self.accelerator)
         if resume_from_checkpoint is not None:
             self._load_momentum_state(Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME)
-        elif self.queue is not None and self.contrast.momentum_state is not None:
-            take_over_contrast(Path(self.contrast.momentum_state), *self._contrast_state())
-        elif self.queue is not None and self.contrast.queue_prefill:
-            self._prefill_queue()
+        elif self.contrast is not None and self.contrast_arguments.momentum_state is not None:
+            folder = Path(self.contrast_arguments.momentum_state)
+            take_over_contrast(folder, self.contrast.encoder, self.contrast.queue)
+        elif self.contrast is not None and self.contrast_arguments.queue_prefill:
+            self.contrast.prefill(self._unmet_keys(), show_progress=self.args.should_log)
         return prepared
 
-    def _prefill_queue(self) -> None:
-        """Fill the queue before step 1, as the released code does, with examples the run does not meet."""
-        encoder, queue = self._contrast_state()
+    def _unmet_keys(self) -> Iterator[Mapping[str, Any]]:
+        """Key sides of examples that the run does not meet, a device's batch at a time."""
         stream = self.train_dataset.streams["xlco"]
         count = self.args.per_device_train_batch_size * stream.examples_per_item
         first = len(self.train_dataset) * stream.examples_per_item + self.args.process_index * count
-        hidden = not self.args.should_log
-        with tqdm(total=queue.size, desc="filling the queue", unit="key", delay=2, disable=hidden) as bar:
-            while queue.num_filled < queue.size:
-                before = queue.num_filled
-                batch = self.data_collator([{"xlco": stream.pack(np.arange(first, first + count))}])
-                with self.accelerator.autocast():
-                    keys = encoder.encode(cast(Any, self._prepare_inputs(batch))["xlco"]["key"])
-                # Cut, so that the queue holds the same keys whatever the batch size.
-                queue.enqueue(self.accelerator.gather(keys)[: queue.size - before])
-                first += count * self.args.world_size
-                bar.update(queue.num_filled - before)
+        while True:
+            batch = self.data_collator([{"xlco": stream.pack(np.arange(first, first + count))}])
+            yield cast(Any, self._prepare_inputs(batch))["xlco"]["key"]
+            first += count * self.args.world_size
 
-    def _contrast_state(self) -> tuple[MomentumEncoder, KeyQueue]:
-        if self.momentum_encoder is None or self.queue is None:
+    def _contrast_state(self) -> ContrastState:
+        if self.contrast is None:
             raise ValueError(
                 "the momentum encoder exists only during train(); a batch with an xlco part came before."
             )
-        return self.momentum_encoder, self.queue
+        return self.contrast
 
     def _plain_model(self) -> InfoXLMForPreTraining:
         model: InfoXLMForPreTraining = self.accelerator.unwrap_model(self.model)
@@ -359,9 +331,10 @@ class InfoXLMTrainer(SafeTrainer):
         if "loss" in logs:
             logs.update(self.meter.pop(self.accelerator))
             logs.update(self.lengths.pop(self.accelerator))
-            if self.queue is not None:
-                logs["xlco/queue_filled"] = self.queue.num_filled / self.queue.size
-                logs["xlco/momentum"] = self._momentum_at(self.state.global_step)
+            if self.contrast is not None:
+                queue = self.contrast.queue
+                logs["xlco/queue_filled"] = queue.num_filled / queue.size
+                logs["xlco/momentum"] = self.contrast.momentum_at(self.state.global_step)
             logs.update(self._speed.pop(self.accelerator, self.matmul_peak))
             for warning in self._alarm.check(logs):
                 if self.args.should_log:
@@ -447,8 +420,8 @@ class InfoXLMTrainer(SafeTrainer):
             keys = negatives = None
             with self.accelerator.autocast():
                 if "xlco" in batch:
-                    encoder, queue = self._contrast_state()
-                    keys, negatives = encoder.encode(batch["xlco"]["key"]), queue.negatives()
+                    contrast = self._contrast_state()
+                    keys, negatives = contrast.encode(batch["xlco"]["key"]), contrast.negatives()
                 meter.add(model(batch, keys=keys, negatives=negatives))
             if number % passes == 0:
                 meter.end_batch(self.accelerator)
@@ -456,7 +429,7 @@ class InfoXLMTrainer(SafeTrainer):
         logs = meter.pop(self.accelerator)
         names = ("loss/", "information/", "xlco/accuracy", "xlco/in_batch_accuracy")
         logs = {name: value for name, value in logs.items() if name.startswith(names)}
-        if self.queue is not None and self.queue.num_filled == 0:
+        if self.contrast is not None and self.contrast.queue.num_filled == 0:
             # At the start: a loss against no queue is another measure than one against a queue.
             return {name: value for name, value in logs.items() if name not in _AGAINST_QUEUE}
         logs["loss"] = sum(self.joint_weights[name] * logs[f"loss/{name}"] for name in self.objectives)
@@ -509,9 +482,8 @@ class InfoXLMTrainer(SafeTrainer):
         """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""
         state = dict(sums)
         state["alarm.collapsed_logs"] = torch.tensor(self._alarm.collapsed_logs)
-        if self.momentum_encoder is not None and self.queue is not None:
-            state |= {f"momentum.{name}": value for name, value in self.momentum_encoder.state_dict().items()}
-            state |= {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
+        if self.contrast is not None:
+            state |= self.contrast.state_dict()
         save_file({name: value.contiguous() for name, value in state.items()}, path)
 
     def _load_momentum_state(self, path: Path) -> None:
@@ -520,14 +492,13 @@ class InfoXLMTrainer(SafeTrainer):
                 f"{path} is missing: not a checkpoint of InfoXLMTrainer. Start a new run from its model."
             )
         state = load_file(path)
-        if self.momentum_encoder is not None and self.queue is not None:
-            self.momentum_encoder.load_state_dict(_with_prefix(state, "momentum."))
-            self.queue.load_state_dict(_with_prefix(state, "queue."))
+        if self.contrast is not None:
+            self.contrast.load_state_dict(state)
         # They are of all ranks, whose sums are added for the log: one goes on with them, the others with 0.
         share = float(self.args.process_index == 0)
-        sums = _with_prefix(state, "meter.")
+        sums = with_prefix(state, "meter.")
         self.meter.load_state_dict({name: value.to(self.args.device) * share for name, value in sums.items()})
-        sums = _with_prefix(state, "lengths.")
+        sums = with_prefix(state, "lengths.")
         self.lengths.load_state_dict({name: value * share for name, value in sums.items()})
         self._alarm.collapsed_logs = int(state["alarm.collapsed_logs"])
 
@@ -540,26 +511,6 @@ class InfoXLMTrainer(SafeTrainer):
     def restart_speed(self) -> None:
         """Measure from now on; called when training begins."""
         self._speed = Speedometer()
-
-
-def take_over_contrast(folder: Path, encoder: MomentumEncoder, queue: KeyQueue) -> None:
-    """Load the momentum encoder and the queue that another run has left in a folder.
-
-    Raises:
-        UsageError: If they are not there, or are of another architecture or queue size.
-    """
-    path = folder / MOMENTUM_STATE_NAME
-    if not path.is_file():
-        raise UsageError(f"{path} is missing; --momentum_state needs a folder that holds it.")
-    check_state_file(path)
-    state = load_file(path)
-    try:
-        encoder.load_state_dict(_with_prefix(state, "momentum."))
-        queue.load_state_dict(_with_prefix(state, "queue."))
-    except RuntimeError as error:  # other names or shapes
-        raise UsageError(f"{path} is of another architecture than the model: {error}") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
 
 
 class _AfterOptimizerStep(TrainerCallback):
@@ -603,7 +554,3 @@ def _publish(staged: Path, final: Path) -> None:
         final.rename(staged.with_name("replaced"))
     staged.rename(final)
     shutil.rmtree(staged.parent)
-
-
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

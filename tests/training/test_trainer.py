@@ -133,14 +133,14 @@ def test_momentum_encoder_is_a_copy_of_whatever_is_loaded(
     found: list[bool] = []
 
     def compare() -> None:
-        found.append(same(parameters(trainer.momentum_encoder), parameters(MomentumEncoder(model))))
+        found.append(same(parameters(trainer.contrast.encoder), parameters(MomentumEncoder(model))))
 
     trainer = make(model=model, callbacks=[AtBegin(compare)])
     with torch.no_grad():  # whoever changes the model between constructor and training must be seen too
         model.roberta.embeddings.word_embeddings.weight.add_(1)
     trainer.train()
     assert found == [True]
-    assert not same(parameters(trainer.momentum_encoder), parameters(MomentumEncoder(model)))
+    assert not same(parameters(trainer.contrast.encoder), parameters(MomentumEncoder(model)))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.25, 1.0])
@@ -152,7 +152,7 @@ def test_momentum_step_follows_the_optimiser_step(
     trainer.train()
     after = parameters(MomentumEncoder(trainer.model))
     assert not same(before, after)  # the optimiser did step
-    moved = parameters(trainer.momentum_encoder)
+    moved = parameters(trainer.contrast.encoder)
     for name in before:
         expected = momentum * before[name] + (1 - momentum) * after[name]
         torch.testing.assert_close(moved[name], expected, rtol=1e-5, atol=1e-7, msg=name)
@@ -182,7 +182,7 @@ def test_a_skipped_optimiser_step_moves_no_key_encoder(
     monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", skipped)
     before = parameters(MomentumEncoder(trainer.model))
     trainer.train()
-    assert same(parameters(trainer.momentum_encoder), before)
+    assert same(parameters(trainer.contrast.encoder), before)
 
 
 # ---------------------------------------------------------------------------- the queue
@@ -212,8 +212,8 @@ def test_keys_enter_once_a_step_or_after_each_microbatch(
     keys = encoder.encode(batch_of(trainer, range(8))["xlco"]["key"])
     assert len(keys) == 16
     # Keys 10 .. 15 have overwritten 0 .. 5; the cursor stands behind the last one.
-    torch.testing.assert_close(trainer.queue.keys, keys[[*range(10, 16), *range(6, 10)]])
-    assert (trainer.queue.cursor, trainer.queue.num_filled) == (6, 10)
+    torch.testing.assert_close(trainer.contrast.queue.keys, keys[[*range(10, 16), *range(6, 10)]])
+    assert (trainer.contrast.queue.cursor, trainer.contrast.queue.num_filled) == (6, 10)
 
 
 def test_loss_and_gradient_do_not_see_the_keys_of_their_own_step(make: Callable[..., InfoXLMTrainer]) -> None:
@@ -233,7 +233,7 @@ def test_prefill_takes_examples_beyond_the_run_whatever_the_batch(
     pack, packed = stream.pack, []
     monkeypatch.setattr(stream, "pack", lambda numbers: (packed.append(numbers), pack(numbers))[1])
     at_begin: list[KeyQueue] = []
-    trainer.add_callback(AtBegin(lambda: at_begin.append(copy.deepcopy(trainer.queue))))
+    trainer.add_callback(AtBegin(lambda: at_begin.append(copy.deepcopy(trainer.contrast.queue))))
     encoder = MomentumEncoder(trainer.model)
     trainer.train()
     # The run has one step of `batch` items of two examples; the queue takes the next ten.
@@ -252,11 +252,11 @@ def test_a_run_can_start_with_momentum_encoder_and_queue_of_another(
     )
     trainer.train()
     saved = load_file(checkpoint / "momentum_state.safetensors")
-    for name, value in trainer.momentum_encoder.state_dict().items():
+    for name, value in trainer.contrast.encoder.state_dict().items():
         assert torch.equal(value, saved[f"momentum.{name}"])
     filled = int(saved["queue.num_filled"])
-    assert torch.equal(trainer.queue.keys[:filled], saved["queue.keys"][:filled])
-    assert trainer.queue.num_filled > filled
+    assert torch.equal(trainer.contrast.queue.keys[:filled], saved["queue.keys"][:filled])
+    assert trainer.contrast.queue.num_filled > filled
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_not_taken_over(
 def test_without_prefill_the_queue_begins_empty(make: Callable[..., InfoXLMTrainer]) -> None:
     trainer = make()
     filled: list[int] = []
-    trainer.add_callback(AtBegin(lambda: filled.append(trainer.queue.num_filled)))
+    trainer.add_callback(AtBegin(lambda: filled.append(trainer.contrast.queue.num_filled)))
     trainer.train()
     assert filled == [0]
 
@@ -307,7 +307,7 @@ def test_every_subset_trains_just_the_parameters_it_uses(
         expected |= {name for name in before if name.startswith("roberta.encoder.layer.2.")}
     if "xlco" not in objectives:
         expected = {"objectives.xlco.projection.weight"}
-        assert trainer.momentum_encoder is None and trainer.queue is None
+        assert trainer.contrast is None
     assert fixed == expected
     # Switched off, too: DDP waits for the gradient of every other one.
     off = {name for name, value in trainer.model.named_parameters() if not value.requires_grad}
@@ -392,8 +392,11 @@ def test_however_a_batch_is_cut_loss_gradients_and_keys_are_the_same(
         assert norms.norm() > 0.1 and errors.norm() < 1e-5 * norms.norm()
         # One by one too: a small one could hide behind the others. A key's bias has rounding alone.
         assert (errors < 1e-4 * norms + 1e-6 * norms.norm()).all()
-    torch.testing.assert_close(other.queue.keys, merged.queue.keys, rtol=1e-5, atol=1e-6)
-    assert (other.queue.cursor, other.queue.num_filled) == (merged.queue.cursor, merged.queue.num_filled)
+    torch.testing.assert_close(other.contrast.queue.keys, merged.contrast.queue.keys, rtol=1e-5, atol=1e-6)
+    assert (other.contrast.queue.cursor, other.contrast.queue.num_filled) == (
+        merged.contrast.queue.cursor,
+        merged.contrast.queue.num_filled,
+    )
     logs = [[e for e in trainer.state.log_history if "loss/xlco" in e] for trainer in (merged, other)]
     same_logs = {"loss", "grad_norm", "loss/mlm", "loss/tlm", "loss/xlco", "xlco/accuracy", "xlco/key_norm"}
     same_logs |= {"information/mlm", "information/tlm", "information/xlco", "xlco/queue_norm"}
@@ -635,11 +638,15 @@ def test_evaluation_changes_nothing(make: Callable[..., InfoXLMTrainer]) -> None
     trainer.train()
     before = [
         parameters(trainer.model),
-        parameters(trainer.momentum_encoder),
-        copy.deepcopy(trainer.queue.state_dict()),
+        parameters(trainer.contrast.encoder),
+        copy.deepcopy(trainer.contrast.queue.state_dict()),
     ]
     first = trainer.evaluate()
-    after = [parameters(trainer.model), parameters(trainer.momentum_encoder), trainer.queue.state_dict()]
+    after = [
+        parameters(trainer.model),
+        parameters(trainer.contrast.encoder),
+        trainer.contrast.queue.state_dict(),
+    ]
     assert all(same(one, other) for one, other in zip(before, after, strict=True))
     assert trainer.evaluate() == first  # no dropout, and nothing carried over
     assert trainer.model.training and trainer.meter.state_dict(trainer.accelerator) == {}
@@ -656,7 +663,7 @@ def test_evaluation_while_training_leaves_the_run_what_it_is(make: Callable[...,
     evaluated = make(max_steps=3, evaluated=True, **steps)
     evaluated.train()
     assert same(parameters(plain.model), parameters(evaluated.model))
-    assert same(plain.queue.state_dict(), evaluated.queue.state_dict())
+    assert same(plain.contrast.queue.state_dict(), evaluated.contrast.queue.state_dict())
     losses = [
         [entry["loss/xlco"] for entry in trainer.state.log_history if "loss/xlco" in entry]
         for trainer in (plain, evaluated)
@@ -772,7 +779,7 @@ def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(
 def test_a_resumed_run_does_not_prefill_again(make: Callable[..., InfoXLMTrainer], checkpoint: Path) -> None:
     trainer = make(max_steps=3, contrast={"queue_prefill": True})
     filled: list[int] = []
-    trainer.add_callback(AtBegin(lambda: filled.append(trainer.queue.num_filled)))
+    trainer.add_callback(AtBegin(lambda: filled.append(trainer.contrast.queue.num_filled)))
     trainer.train(resume_from_checkpoint=str(checkpoint))
     assert filled == [8]
 
@@ -821,7 +828,7 @@ def test_an_adapter_trains_alone_and_resumes(
     assert same(trained, resumed.model.state_dict())
     changed = {name for name in trained if not torch.equal(trained[name], start[name])}
     assert len(changed) > 6 and all("lora_" in name for name in changed)
-    assert set(straight.momentum_encoder.state_dict()) > {"embeddings.word_embeddings.weight"}
+    assert set(straight.contrast.encoder.state_dict()) > {"embeddings.word_embeddings.weight"}
 
 
 @pytest.mark.parametrize("name", [None, "mine"])
@@ -912,4 +919,4 @@ def test_recomputing_layers_changes_no_step(make: Callable[..., InfoXLMTrainer])
     plain.train()
     recomputed.train()
     assert same(parameters(recomputed.model), parameters(plain.model))
-    assert same(parameters(recomputed.momentum_encoder), parameters(plain.momentum_encoder))
+    assert same(parameters(recomputed.contrast.encoder), parameters(plain.contrast.encoder))
