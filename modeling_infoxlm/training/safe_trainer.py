@@ -1,8 +1,9 @@
-"""SafeTrainer: no pickles, logs of resumed runs as of unbroken ones, pushes of whole releases."""
+"""SafeTrainer: whole checkpoints without pickles, logs that outlast a break, pushes of whole releases."""
 
 import logging
 import os
 import random
+import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -15,11 +16,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import HubStrategy, TrainOutput, speed_metrics
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    HubStrategy,
+    TrainOutput,
+    rotate_checkpoints,
+    speed_metrics,
+)
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
 from modeling_infoxlm.hub.publish import TrainingPublisher
+from modeling_infoxlm.provenance import TRAINER_STATE
 from modeling_infoxlm.training.state_files import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -31,7 +39,9 @@ SCALER_STATE = "scaler.safetensors"
 
 
 class SafeTrainer(Trainer):
-    """transformers' Trainer, with three things done otherwise.
+    """transformers' Trainer, with four things done otherwise.
+
+    Checkpoints: written under another name, made durable and then renamed: a kill leaves no half of one.
 
     Files: arguments are JSON; optimiser, schedule and generators are safetensors. The Trainer would write
     pickles, and upload them.
@@ -59,6 +69,7 @@ class SafeTrainer(Trainer):
         self._log_state = _LogState(self)
         self.add_callback(self._log_state)
         self._began = 0.0  # when the run would have begun without its breaks
+        self._staging: str | None = None  # where a checkpoint is being written
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the model, the tokenizer and the arguments."""
@@ -99,6 +110,56 @@ class SafeTrainer(Trainer):
                 f"{checkpoint} holds another adapter than the model has: {', '.join(report.unexpected_keys)}."
             )
         return True
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
+        return self._staging or super()._get_output_dir(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the checkpoint under `.saving/`, and rename it when all ranks have written their part."""
+        self._log_state.values = {
+            "loss": self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item(),
+            "total_loss": self._total_loss_scalar,
+            "last_step": self._globalstep_last_logged,
+            "seconds": time.time() - self._began,
+        }
+        run_dir = Path(super()._get_output_dir(*args, **kwargs))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged = run_dir / ".saving" / name
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)  # left by a kill
+        self.accelerator.wait_for_everyone()
+        self._staging = str(staged.parent)
+        try:
+            super()._save_checkpoint(model, *args, **kwargs)
+            self._save_beside(staged)
+        finally:
+            self._staging = None
+        if self.args.should_save:
+            self._name_best(run_dir)
+            self.state.save_to_json(str(staged / TRAINER_STATE))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _publish(staged, run_dir / name)
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def _save_beside(self, folder: Path) -> None:
+        """Write what else belongs to a checkpoint; called on every rank."""
+
+    def _name_best(self, run_dir: Path) -> None:
+        """Name the best checkpoint where it will lie; the Trainer has looked for it under `.saving/`."""
+        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_global_step == self.state.global_step or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -153,15 +214,6 @@ class SafeTrainer(Trainer):
 
     # --- logs -----------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._log_state.values = {
-            "loss": self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item(),
-            "total_loss": self._total_loss_scalar,
-            "last_step": self._globalstep_last_logged,
-            "seconds": time.time() - self._began,
-        }
-        super()._save_checkpoint(*args, **kwargs)
-
     def restore_log_state(self, saved: Mapping[str, float]) -> None:
         """Go on with the log entry of a checkpoint; called when the Trainer has reset its own sums."""
         self._began = time.time() - saved.get("seconds", 0.0)
@@ -195,6 +247,8 @@ class SafeTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a saved checkpoint as a release, in the background; `args.hub_strategy` says what and when."""
+        if self._staging is not None:
+            return  # the Trainer calls this while the checkpoint is being written
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         pushing = self.push_in_progress
@@ -285,3 +339,17 @@ class _LogState(TrainerCallback, ExportableState):
         saved: Any = state.stateful_callbacks  # a mapping by now
         resumed = saved.get(type(self).__name__, {}) if state.global_step else {}
         self.trainer.restore_log_state(resumed.get("attributes", {}))
+
+
+def _publish(staged: Path, final: Path) -> None:
+    """Make all files durable, then give the checkpoint its name."""
+    for path in [*staged.rglob("*"), staged]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if final.exists():  # the same step saved once more: set aside, so that a kill leaves one of them
+        final.rename(staged.with_name("replaced"))
+    staged.rename(final)
+    shutil.rmtree(staged.parent)

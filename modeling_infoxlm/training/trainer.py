@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
@@ -110,7 +107,6 @@ class InfoXLMTrainer(SafeTrainer):
         self.lengths = LengthMeter()
         self._num_negatives = 0  # queued keys that the batch under way meets
         self._eval_loader: DataLoader | None = None
-        self._staging: str | None = None
         self._announced = False
         self._speed = Speedometer()
         self._tokens = 0  # of this rank, not yet in the Trainer's state
@@ -437,54 +433,22 @@ class InfoXLMTrainer(SafeTrainer):
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
-        """While a checkpoint is being written: the folder it is written in before it gets its name."""
-        return self._staging or super()._get_output_dir(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Write the checkpoint under `.saving/` and rename it when complete: a kill leaves no half of one."""
-        run_dir = super()._get_output_dir(*args, **kwargs)
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging = os.path.join(run_dir, ".saving")
+    def _save_beside(self, folder: Path) -> None:
+        """Momentum encoder, queue and the sums of the open log entry: beside the model, never in it."""
+        state = self._logged_sums()  # of all ranks: each must come here
+        state["alarm.collapsed_logs"] = torch.tensor(self._alarm.collapsed_logs)
+        if self.contrast is not None:
+            state |= self.contrast.state_dict()
         if self.args.should_save:
-            shutil.rmtree(self._staging, ignore_errors=True)  # left by a kill
-        self.accelerator.wait_for_everyone()
-        try:
-            super()._save_checkpoint(model, *args, **kwargs)
-            sums = self._logged_sums()
-            if self.args.should_save:
-                self._save_momentum_state(Path(self._staging) / name / MOMENTUM_STATE_NAME, sums)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                _publish(Path(self._staging) / name, Path(run_dir) / name)
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=run_dir, save_total_limit=self.args.save_total_limit, use_mtime=True
+            save_file(
+                {name: value.contiguous() for name, value in state.items()}, folder / MOMENTUM_STATE_NAME
             )
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(os.path.join(run_dir, name))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push only what has its final name; the Trainer calls this while the checkpoint is being written."""
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _logged_sums(self) -> dict[str, Tensor]:
         """Sums of the open log entry over all ranks: a resumed run may have another number of them."""
         meter, lengths = self.meter.state_dict(self.accelerator), self.lengths.state_dict(self.accelerator)
         sums = {f"meter.{name}": value for name, value in meter.items()}
         return sums | {f"lengths.{name}": value for name, value in lengths.items()}
-
-    def _save_momentum_state(self, path: Path, sums: Mapping[str, Tensor]) -> None:
-        """Write momentum encoder, queue and the sums of the open log entry beside the model, never in it."""
-        state = dict(sums)
-        state["alarm.collapsed_logs"] = torch.tensor(self._alarm.collapsed_logs)
-        if self.contrast is not None:
-            state |= self.contrast.state_dict()
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
 
     def _load_momentum_state(self, path: Path) -> None:
         if not path.is_file():
@@ -540,17 +504,3 @@ class _ConsecutiveBatches(Sampler[Sequence[int]]):
     def __iter__(self) -> Iterator[Sequence[int]]:
         for first in range(0, len(self) * self.batch_size, self.batch_size):
             yield range(first, first + self.batch_size)
-
-
-def _publish(staged: Path, final: Path) -> None:
-    """Make all files durable, then give the checkpoint its name."""
-    for path in [*staged.rglob("*"), staged]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if final.exists():  # the same step saved once more: set aside, so that a kill leaves one of them
-        final.rename(staged.with_name("replaced"))
-    staged.rename(final)
-    shutil.rmtree(staged.parent)

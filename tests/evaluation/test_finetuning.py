@@ -19,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    TrainerState,
 )
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, tokenizer_hash
@@ -361,6 +362,23 @@ def test_the_step_that_is_taken_does_not_depend_on_what_is_saved(
     kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
     assert "checkpoint-2" in kept
     assert "save_strategy" not in saving or kept == ["checkpoint-1", "checkpoint-2"]  # the best so far
+    for name in kept[1:]:
+        state = TrainerState.load_from_json(str(tmp_path / "out" / name / "trainer_state.json"))
+        assert state.best_model_checkpoint == str(tmp_path / "out/checkpoint-2")
+
+
+def test_a_failure_while_saving_leaves_no_checkpoint(
+    folders: dict[str, Path], rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(self: FineTuner, *args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FineTuner, "_save_rng_state", full_disk)
+    args = arguments(tmp_path / "out", max_steps=1, eval_strategy="no", report_to="none")
+    trainer = FineTuner(load(folders["infoxlm"]), args, rows=rows, label_names=("labels",), selection=None)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert list((tmp_path / "out").glob("checkpoint-*")) == []
 
 
 def test_an_adapter_is_tuned_with_its_head_and_found_again(

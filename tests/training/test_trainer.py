@@ -746,7 +746,7 @@ def test_a_failure_while_saving_leaves_no_checkpoint(
         raise OSError(28, "No space left on device")
 
     trainer = make(max_steps=2)
-    monkeypatch.setattr(InfoXLMTrainer, "_save_momentum_state", full_disk)
+    monkeypatch.setattr(InfoXLMTrainer, "_save_beside", full_disk)
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert list((tmp_path / "out").glob("checkpoint-*")) == []
