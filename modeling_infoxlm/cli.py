@@ -7,7 +7,6 @@ infoxlm export out --output_dir release
 infoxlm push out ORG/NAME
 infoxlm doctor out
 infoxlm convert-fairseq model.pt out
-infoxlm convert-fairseq-data SRC --mono sw=mlm/train.0 --tokenizer_name tokenizer --output_dir corpus
 infoxlm tatoeba --model_name_or_path out --data_dir tatoeba --output_dir results
 infoxlm xnli --model_name_or_path out --data_dir XNLI --output_dir results/xnli
 infoxlm mlqa --model_name_or_path out --train_file train.json --test_files MLQA --output_dir results/mlqa
@@ -109,7 +108,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "push": _imported("modeling_infoxlm.hub.push", "push_command"),
     "doctor": _imported("modeling_infoxlm.doctor", "doctor_command"),
     "convert-fairseq": _imported("modeling_infoxlm.fairseq.checkpoint", "convert_fairseq_command"),
-    "convert-fairseq-data": _imported("modeling_infoxlm.fairseq.corpus", "convert_fairseq_data_command"),
     "tatoeba": _imported("run_tatoeba", "evaluate"),
     "xnli": _imported("run_xnli", "fine_tune_and_test"),
     "mlqa": _imported("run_mlqa", "fine_tune_and_answer"),

@@ -41,7 +41,7 @@ def prepare(text: Path, tokenizer: Path, folder: Path, *own: str) -> list[str]:
 # ---------------------------------------------------------------------------- the whole
 
 EVERY_COMMAND = (
-    "prepare train-tokenizer pretrain export push doctor convert-fairseq convert-fairseq-data "
+    "prepare train-tokenizer pretrain export push doctor convert-fairseq "
     "tatoeba xnli mlqa report mine information align-words"
 ).split()
 

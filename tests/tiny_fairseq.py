@@ -1,12 +1,10 @@
 """Files as fairseq and the released code write them: checkpoints, dictionaries and token files, all tiny."""
 
 import argparse
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
@@ -125,18 +123,3 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """In half precision, as `model.half()` leaves them: whole numbers stay."""
     halved = {id(value): value.half() if value.is_floating_point() else value for value in tensors.values()}
     return {name: halved[id(value)] for name, value in tensors.items()}
-
-
-TYPE_CODES = {"uint8": 1, "int16": 3, "int32": 4, "int64": 5, "uint16": 8, "uint32": 9}
-
-
-def write_items(prefix: Path, items: Sequence[Sequence[int]], dtype: str = "int32") -> Path:
-    """Token files `PREFIX.bin` and `PREFIX.idx` in the mmap layout."""
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    lengths = np.array([len(item) for item in items], dtype="<i4")
-    ids = np.concatenate([np.array(item, dtype=dtype) for item in items])
-    places = (np.cumsum(lengths) - lengths).astype("<i8") * ids.itemsize
-    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQ", 1, TYPE_CODES[dtype], len(items))
-    prefix.with_name(f"{prefix.name}.bin").write_bytes(ids.tobytes())
-    prefix.with_name(f"{prefix.name}.idx").write_bytes(header + lengths.tobytes() + places.tobytes())
-    return prefix

@@ -1,1 +1,1 @@
-"""Checkpoints and corpora of the released code, a fork of fairseq 0.9: read safely, checked, converted."""
+"""Checkpoints of the released code, a fork of fairseq 0.9: read safely, checked, converted."""

@@ -27,7 +27,6 @@ from modeling_infoxlm.evaluation.tatoeba import TatoebaArguments
 from modeling_infoxlm.evaluation.word_alignment import AlignWordsArguments
 from modeling_infoxlm.evaluation.xnli import XNLIArguments, XNLITrainingArguments
 from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
-from modeling_infoxlm.fairseq.corpus import ConvertDataArguments
 from modeling_infoxlm.hub.export import ExportArguments
 from modeling_infoxlm.hub.push import PushArguments
 from modeling_infoxlm.training.arguments import (
@@ -448,7 +447,6 @@ PROGRAMS = [
     [ExportArguments],
     [PushArguments],
     [ConvertArguments],
-    [ConvertDataArguments],
 ]
 OF_ANY_SIGN = {"null_score_diff_threshold", "threshold"}
 
