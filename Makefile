@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-SCRIPTS := run_mlqa.py run_pretraining.py run_tatoeba.py run_xnli.py
+SCRIPTS := infoxlm.py run_mlqa.py run_pretraining.py run_tatoeba.py run_xnli.py
 
 # What is resolved by `make newest`: everything that a Python of ours may be asked to install.
 EXTRAS := test,eval,st,onnx,plots,tracking,peft,gpu,demo,docs

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from tiny_run import tiny_model
 from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
 from transformers import AutoModel, AutoTokenizer, XLMRobertaModel
 
-import run_pretraining
 from modeling_infoxlm import cli
 from modeling_infoxlm.data.shards import Corpus
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -53,6 +56,24 @@ def test_help_lists_every_command(argv: list[str], capsys: pytest.CaptureFixture
     for command in cli.COMMANDS:
         assert f"\ninfoxlm {command} " in shown
     assert set(cli.COMMANDS) == set(EVERY_COMMAND)
+
+
+def test_help_version_and_a_wrong_command_do_not_wait_for_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys, infoxlm; code = infoxlm.main(); "
+        "print(code, sorted({'torch', 'transformers', 'modeling_infoxlm'} & set(sys.modules)))"
+    )
+    for argv, code, shown in (
+        (["--help"], 0, "infoxlm prepare"),
+        (["--version"], 0, "infoxlm 0."),
+        (["prepaer"], 2, "unknown command 'prepaer'; expected one of prepare"),
+        (["hf_abcdefghijklmnop"], 2, "unknown command; expected one of prepare"),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", script, *argv], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert shown in ran.stdout + ran.stderr
+        assert ran.stdout.splitlines()[-1] == f"{code} []"
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
@@ -139,8 +160,8 @@ def test_prepare_without_text_or_tokenizer(
 def test_prepare_then_pretrain_then_export(
     text: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_pretraining, "configure_process", lambda **options: None)
-    monkeypatch.setattr(run_pretraining, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr("modeling_infoxlm.commands.pretrain.configure_process", lambda **options: None)
+    monkeypatch.setattr("modeling_infoxlm.commands.pretrain.matmul_peak", lambda device, dtype: 1e12)
     corpus, out, release = tmp_path / "corpus", tmp_path / "out", tmp_path / "release"
     assert cli.main(prepare(text, tokenizer, corpus)) == 0
     data = ["--prepared_data", str(corpus), "--tokenizer_name", str(tokenizer), "--objectives", "tlm,xlco"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import run_tatoeba
+from modeling_infoxlm.commands import tatoeba
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.evaluation.information import information_command
 from modeling_infoxlm.evaluation.mine import mine_command
@@ -159,7 +159,7 @@ def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bo
 @pytest.mark.parametrize(
     ("command", "argv"),
     [
-        (run_tatoeba.evaluate, "--data_dir d --output_dir out"),
+        (tatoeba.run, "--data_dir d --output_dir out"),
         (mine_command, "a.de b.en --output out"),
         (information_command, "--bitext_files b.tsv --output_dir out"),
         (align_words_command, "--test_dir d --output_dir out"),

@@ -8,6 +8,7 @@ import shlex
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,15 +22,12 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-import run_mlqa
-import run_pretraining
-import run_tatoeba
-import run_xnli
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli, doctor
+from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.demo import markdown_table
 from modeling_infoxlm.evaluation import information, mine, mlqa, report, tatoeba, word_alignment, xnli
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
-from modeling_infoxlm.fairseq import checkpoint, corpus
+from modeling_infoxlm.fairseq import checkpoint
 from modeling_infoxlm.hub import export, push
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
@@ -42,11 +40,10 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = "<!-- executed -->"
-PROGRAMS = (
-    *(cli, run_mlqa, run_pretraining, run_tatoeba, run_xnli),
-    *(information, mine, report, word_alignment),
-    *(checkpoint, corpus, doctor, export, push),
-)
+PROGRAMS = {
+    name: importlib.import_module(f"modeling_infoxlm.{place.split(':')[0]}")
+    for name, place in cli.COMMANDS.items()
+}
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -121,9 +118,15 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return parse_and_stop
 
-    for module in PROGRAMS:
+    for module in PROGRAMS.values():
         monkeypatch.setattr(module, "parse_args_with_config", stop_after(module.parse_args_with_config))
     monkeypatch.chdir(ROOT)  # recipes are named from there
+
+
+def called(name: str) -> Callable[[list[str]], None]:
+    """The function of a command."""
+    found: Callable[[list[str]], None] = getattr(PROGRAMS[name], cli.COMMANDS[name].split(":")[1])
+    return found
 
 
 def check(argv: list[str]) -> None:
@@ -142,19 +145,19 @@ def check(argv: list[str]) -> None:
         case ["source", path]:
             assert path == ".venv/bin/activate"
         case ["python", "run_pretraining.py", *flags]:
-            run_pretraining.pretrain([*flags, "--use_cpu"])  # machines without a GPU refuse bf16 otherwise
+            called("pretrain")([*flags, "--use_cpu"])  # machines without a GPU refuse bf16 otherwise
         case ["python", ("run_mlqa.py" | "run_tatoeba.py" | "run_xnli.py") as script, *flags]:
             tuned = script != "run_tatoeba.py"
-            command = cli.COMMANDS[script.removeprefix("run_").removesuffix(".py")]
+            command = called(script.removeprefix("run_").removesuffix(".py"))
             command([*flags, "--use_cpu"] if tuned else flags)
         case ["torchrun", "--nproc_per_node", count, "run_pretraining.py", *flags]:
             assert int(count) > 1
-            run_pretraining.pretrain([*flags, "--use_cpu"])
+            called("pretrain")([*flags, "--use_cpu"])
         case ["python", "-m", module, *flags] if module.startswith("benchmarks."):
             importlib.import_module(module).parse_arguments(flags)
             raise Parsed
         case ["infoxlm", name, *flags]:
-            cli.COMMANDS[name]([*flags, "--use_cpu"] if name == "pretrain" else flags)
+            called(name)([*flags, "--use_cpu"] if name == "pretrain" else flags)
         case _:
             raise AssertionError(f"a command this test knows nothing of: {shlex.join(argv)}")
 
@@ -198,9 +201,9 @@ def test_misspelt_command_is_refused(argv: list[str]) -> None:
 
 def known_flags() -> set[str]:
     types = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
-    types += [cli.OutputArguments, EncoderArguments]
+    types += [OutputArguments, EncoderArguments]
     modules = (information, mine, mlqa, report, tatoeba, word_alignment, xnli)
-    modules += (checkpoint, corpus, doctor, export, push)
+    modules += (checkpoint, doctor, export, push)
     types += [part for module in modules for name, part in vars(module).items() if name.endswith("Arguments")]
     names = {field.name for part in types for field in fields(part)}
     others = {"config", "debug", "help", "nproc_per_node", "compare", "fresh", "nnodes"}

@@ -31,7 +31,7 @@ FLAGS = (
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of a process are for programs."""
-    monkeypatch.setattr(run_mlqa, "configure_process", lambda: None)
+    monkeypatch.setattr("modeling_infoxlm.commands.mlqa.configure_process", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def fitted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shared, folder, "--test_files", *sets, "--all_pairs", "true", "--save_n_best", "true", model="plain"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_mlqa, "configure_process", lambda: None)
+        patch.setattr("modeling_infoxlm.commands.mlqa.configure_process", lambda: None)
         assert run_mlqa.main(argv) == 0
     return folder
 
@@ -212,7 +212,7 @@ def test_a_run_killed_while_it_answers_only_answers(
 ) -> None:
     argv = command(shared, out, "--max_steps", "8")
     with monkeypatch.context() as patch:
-        patch.setattr(run_mlqa.MLQARun, "answer", lambda self: 1 / 0)
+        patch.setattr("modeling_infoxlm.commands.mlqa.MLQARun.answer", lambda self: 1 / 0)
         assert run_mlqa.main(argv) == 1
     with monkeypatch.context() as patch:
         patch.setattr(FineTuner, "training_step", lambda *args, **kwargs: pytest.fail("trained again"))

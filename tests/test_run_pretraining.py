@@ -33,8 +33,8 @@ PAIRS = sentence_pairs(40)
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of a process are for programs; and the peak need not be measured each time."""
-    monkeypatch.setattr(run_pretraining, "configure_process", lambda **options: None)
-    monkeypatch.setattr(run_pretraining, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr("modeling_infoxlm.commands.pretrain.configure_process", lambda **options: None)
+    monkeypatch.setattr("modeling_infoxlm.commands.pretrain.matmul_peak", lambda device, dtype: 1e12)
 
 
 def flags(folder: Path, text: Path | None, *own: str) -> list[str]:
@@ -207,7 +207,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
 ) -> None:
     argv = flags(out, text, "--hidden_dropout_prob", "0.1")
     with monkeypatch.context() as patch:
-        patch.setattr(run_pretraining, "StopOnSignal", StopInStep3)
+        patch.setattr("modeling_infoxlm.commands.pretrain.StopOnSignal", StopInStep3)
         assert run_pretraining.main(argv) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "interrupted: checkpoint-3 is saved; run the same command again to go on."
@@ -416,7 +416,7 @@ def test_a_corpus_that_changed_within_a_run(
     prepared = tmp_path / "prepared"
     argv = flags(out, text, "--prepared_data", str(prepared))
     with monkeypatch.context() as patch:
-        patch.setattr(run_pretraining, "StopOnSignal", StopInStep3)
+        patch.setattr("modeling_infoxlm.commands.pretrain.StopOnSignal", StopInStep3)
         assert run_pretraining.main(argv) == 130
     shutil.move(prepared, tmp_path / "kept")
     content = text.read_bytes()

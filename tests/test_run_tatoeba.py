@@ -16,7 +16,7 @@ WORDS = [f"w{4 + 3 * i} w{5 + i} w{6 + 2 * i}" for i in range(12)]
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of a process are for programs."""
-    monkeypatch.setattr(run_tatoeba, "configure_process", lambda: None)
+    monkeypatch.setattr("modeling_infoxlm.commands.tatoeba.configure_process", lambda: None)
 
 
 @pytest.fixture(scope="module")

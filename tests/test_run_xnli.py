@@ -34,7 +34,7 @@ FLAGS = (
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of a process are for programs."""
-    monkeypatch.setattr(run_xnli, "configure_process", lambda: None)
+    monkeypatch.setattr("modeling_infoxlm.commands.xnli.configure_process", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def fitted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     argv = command(shared, folder, *MIXED, model="plain")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_xnli, "configure_process", lambda: None)
+        patch.setattr("modeling_infoxlm.commands.xnli.configure_process", lambda: None)
         assert run_xnli.main(argv) == 0
     return folder
 
@@ -254,7 +254,7 @@ def test_a_run_killed_while_it_predicts_only_predicts(
 ) -> None:
     argv = command(shared, out, "--max_steps", "8")
     with monkeypatch.context() as patch:
-        patch.setattr(run_xnli.XNLIRun, "predict", lambda self: 1 / 0)
+        patch.setattr("modeling_infoxlm.commands.xnli.XNLIRun.predict", lambda self: 1 / 0)
         assert run_xnli.main(argv) == 1
     weights = load_file(out / "model.safetensors")
     with monkeypatch.context() as patch:

@@ -1,0 +1,55 @@
+"""`infoxlm mlqa`: fine-tune on questions in English, score the answers in every language."""
+
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoModelForQuestionAnswering
+
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.evaluation.finetuning import (
+    HeadModelArguments,
+    finish_run,
+    load_head_model,
+    open_run,
+    run_identity,
+)
+from modeling_infoxlm.evaluation.mlqa import (
+    MLQAArguments,
+    MLQARun,
+    MLQATrainingArguments,
+    load_data,
+    make_result,
+    outputs,
+    print_result,
+    write_predictions,
+)
+from modeling_infoxlm.evaluation.results import write_result
+from modeling_infoxlm.hub.push import push_run
+from modeling_infoxlm.process import configure_process
+
+
+def run(argv: list[str]) -> None:
+    """Fine-tune on questions, answer those of all languages, and write the model, predictions and scores."""
+    argument_types = (HeadModelArguments, MLQAArguments, MLQATrainingArguments)
+    model_args, task, args = parse_args_with_config(argument_types, argv)
+    configure_process()
+    folder = Path(args.output_dir)
+    data = load_data(task, args, model_args)
+    head = load_head_model(model_args, AutoModelForQuestionAnswering, seed=args.seed)
+    run = MLQARun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
+
+    identity = run_identity(head.record, task, args, data.files)
+    opened = open_run(args, identity=identity, argv=argv, outputs=outputs(data))
+    if opened.finished:
+        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        push_run(args)
+        return
+    training = run.train(opened.checkpoint) if args.do_train else None
+    for name, answered in run.answer().items():
+        result = make_result(run, name, answered, training)
+        for item in answered:
+            write_predictions(folder, name, item, n_best=task.save_n_best)
+        write_result(folder, result, command=["run_mlqa.py", *argv], identity=identity)
+        print_result(result, Console())
+    finish_run(args, task, opened, identity=identity, argv=argv)
+    push_run(args)

@@ -1,0 +1,45 @@
+"""`infoxlm tatoeba`: find each sentence's translation, in both directions."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.results import write_result
+from modeling_infoxlm.evaluation.tatoeba import (
+    TatoebaArguments,
+    check_output,
+    evaluate_retrieval,
+    print_result,
+    write_figure,
+)
+from modeling_infoxlm.hub.push import push_model
+from modeling_infoxlm.process import UsageError, configure_process
+
+
+def run(argv: list[str]) -> None:
+    """Read the test sets, encode and search them, and write the results and the figure."""
+    encoder_args, args = parse_args_with_config((EncoderArguments, TatoebaArguments), argv)
+    configure_process()
+    check_output(args)
+    if args.push_to_hub and not Path(encoder_args.model_name_or_path).is_dir():
+        raise UsageError(
+            "--push_to_hub publishes a model of your own: --model_name_or_path must be a folder."
+        )
+    sets, dataset = args.load_sets(encoder_args.token)
+    encoder = load_encoder(encoder_args)
+    result = evaluate_retrieval(encoder, sets, dataset, args)
+    print_result(result, Console())
+    files = (
+        write_figure(args.output_dir, result),
+        write_result(args.output_dir, result, command=["run_tatoeba.py", *argv]),
+    )
+    print("wrote", *filter(None, files))
+    if args.push_to_hub:
+        push_model(
+            Path(encoder_args.model_name_or_path),
+            args.hub_model_id,
+            results=[args.output_dir],
+            token=encoder_args.token,
+        )

@@ -1,0 +1,58 @@
+"""`infoxlm xnli`: fine-tune on XNLI, test in every language."""
+
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification
+
+from modeling_infoxlm.config_file import parse_args_with_config
+from modeling_infoxlm.evaluation.finetuning import (
+    HeadModelArguments,
+    finish_run,
+    load_head_model,
+    open_run,
+    run_identity,
+)
+from modeling_infoxlm.evaluation.results import write_result
+from modeling_infoxlm.evaluation.xnli import (
+    OUTPUTS,
+    XNLIArguments,
+    XNLIRun,
+    XNLITrainingArguments,
+    label_config,
+    load_data,
+    print_result,
+    score,
+    write_predictions,
+)
+from modeling_infoxlm.hub.push import push_run
+from modeling_infoxlm.process import configure_process
+
+
+def run(argv: list[str]) -> None:
+    """Fine-tune on XNLI, test in all languages, and write the model, predictions and scores."""
+    argument_types = (HeadModelArguments, XNLIArguments, XNLITrainingArguments)
+    model_args, task, args = parse_args_with_config(argument_types, argv)
+    configure_process()
+    folder = Path(args.output_dir)
+    data = load_data(task, args, model_args)
+    labels = label_config() if args.do_train else {}
+    head = load_head_model(model_args, AutoModelForSequenceClassification, seed=args.seed, **labels)
+    run = XNLIRun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
+
+    identity = run_identity(head.record, task, args, data.files)
+    opened = open_run(args, identity=identity, argv=argv, outputs=OUTPUTS)
+    if opened.finished:
+        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        push_run(args)
+        return
+    training = run.train(opened.checkpoint) if args.do_train else None
+    if args.do_predict:
+        probabilities = run.predict()
+        mixed = run.predict_mixed() if task.mixed_languages else None
+        result = score(run, probabilities, mixed, training)
+        write_predictions(folder, task.test_split, data.test, probabilities)
+        write_result(folder, result, command=["run_xnli.py", *argv], identity=identity)
+        print_result(result, Console())
+    finish_run(args, task, opened, identity=identity, argv=argv)
+    push_run(args)
