@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from modeling_infoxlm.data.readers import what_else
 from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
@@ -24,13 +24,25 @@ from modeling_infoxlm.provenance import blot_secrets, holds_secret, takes_secret
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 _MOST_VALUES = 100_000  # of a recipe; its longest lists are of files
+# Of transformers' own flags those that `--help` shows; `--help_all` shows all.
+_OFTEN_USED = set(
+    "output_dir max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps "
+    "learning_rate warmup_steps bf16 fp16 use_cpu seed dataloader_num_workers logging_steps save_steps "
+    "save_total_limit eval_strategy eval_steps report_to push_to_hub hub_model_id".split()
+)
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; its message is one clear line."""
 
 
-def parse_args_with_config(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_args_with_config(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    program: str | None = None,
+    about: str | None = None,
+) -> tuple[Any, ...]:
     """Build the dataclasses from `--config recipe.yaml` and the flags that override it.
 
     Instead of `--config FILE` the file may come first: `run_pretraining.py recipe.yaml --max_steps 10`.
@@ -40,6 +52,8 @@ def parse_args_with_config(dataclass_types: Sequence[type], argv: Sequence[str])
     Args:
         dataclass_types: Dataclasses whose fields are the flags, in the order in which `--help` shows them.
         argv: Arguments without the program's name, as in `sys.argv[1:]`.
+        program: What is typed before them; None for the script's name.
+        about: What `--help` says before the flags: purpose and examples.
 
     Returns:
         One instance of each dataclass, in the same order.
@@ -47,7 +61,7 @@ def parse_args_with_config(dataclass_types: Sequence[type], argv: Sequence[str])
     Example:
         >>> parse_args_with_config([DataArguments], ["--config", "recipes/demo.yaml", "--mlm_examples", "4"])
     """
-    parser = _RecipeParser(dataclass_types)
+    parser = _RecipeParser(dataclass_types, program=program, about=about, show_all="--help_all" in argv)
     try:
         path, flags = _split_off_config(argv)
         _refuse_secrets(argv)
@@ -245,17 +259,41 @@ def check_number(name: str, value: float) -> None:
         raise ValueError(f"must be at most {_LIMITS.get(name, LARGEST_INT):,}, found {value:g}.")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Each flag once, under its own name, with the kind of value it takes; no default where there is none."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = next(name for name in action.option_strings if name.startswith("--"))
+        return f"{name} {self._format_args(action, 'VALUE')}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, "", []) else action.help
+
+
 class _RecipeParser(HfArgumentParser):
     """HfArgumentParser that accepts a recipe, suggests names and reports usage errors in one line."""
 
-    def __init__(self, dataclass_types: Sequence[Any]) -> None:
+    def __init__(
+        self, dataclass_types: Sequence[Any], *, program: str | None, about: str | None, show_all: bool
+    ) -> None:
         # allow_abbrev: `--config_n` or `--learn` would be guessed.
         super().__init__(
-            tuple(dataclass_types), allow_abbrev=False, usage="%(prog)s [--config FILE] [--FLAG VALUE ...]"
+            tuple(dataclass_types),
+            allow_abbrev=False,
+            prog=program,
+            usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",
+            description=about,
+            formatter_class=_HelpFormatter,
         )
         self.add_argument(
             "--config", metavar="FILE", help="recipe (YAML or JSON) whose values the flags override"
         )
+        if any(issubclass(kind, TrainingArguments) for kind in dataclass_types):
+            self.add_argument(
+                "--help_all", action="help", help="show all flags of transformers' Trainer as well"
+            )
+            if not show_all:
+                self._hide_trainer_flags(dataclass_types)
         self.hints = {
             field.name: get_type_hints(dataclass_type)[field.name]
             for dataclass_type in dataclass_types
@@ -264,10 +302,24 @@ class _RecipeParser(HfArgumentParser):
         }
         for action in self._actions:
             if action.type in (int, float):
+                action.metavar = "NUMBER"
                 action.type = _checked_number(action.dest, action.type, action.default)
         self.recipe: dict[str, Any] = {}
         self.recipe_source = ""
         self.typed_flags: set[str] = set()
+
+    def _hide_trainer_flags(self, dataclass_types: Sequence[Any]) -> None:
+        inherited: set[str] = set()
+        for kind in dataclass_types:
+            if issubclass(kind, TrainingArguments):
+                inherited |= {field.name for field in dataclasses.fields(TrainingArguments)}
+                for parent in kind.__mro__[: kind.__mro__.index(TrainingArguments)]:
+                    inherited -= set(vars(parent).get("__annotations__", {}))
+        hidden = [action for action in self._actions if action.dest in inherited - _OFTEN_USED]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        if hidden:
+            self.epilog = f"--help_all lists {len(hidden)} more flags, those of transformers' Trainer."
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line; argparse would print a usage of some 200 flags first."""
@@ -357,7 +409,7 @@ class _RecipeParser(HfArgumentParser):
 
     def _suggestion(self, name: str, prefix: str = "") -> str:
         nearest = difflib.get_close_matches(name, self.hints, n=1)
-        return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; --help lists every flag."
+        return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; --help lists the flags."
 
 
 def _checked_number(name: str, kind: type, default: Any) -> Callable[[str], float]:

@@ -73,7 +73,7 @@ def doctor_command(argv: list[str]) -> None:
     """
     if argv and not argv[0].startswith("-"):
         argv = ["--model_name_or_path", *argv]
-    (arguments,) = parse_args_with_config((DoctorArguments,), argv)
+    (arguments,) = parse_args_with_config((DoctorArguments,), argv, program="infoxlm doctor", about=__doc__)
     configure_process(distributed=True)
     console = Console(highlight=False, soft_wrap=True)
     levels = [*_report(console, check_environment())]

@@ -226,7 +226,7 @@ def test_wrong_flag_is_not_blamed_on_the_recipe(tmp_path, capsys):
     "argv, complaint",
     [
         (["--step", "3"], "unknown flag --step; did you mean --steps?"),  # no abbreviations
-        (["--qqqq=3"], "unknown flag --qqqq; --help lists every flag."),
+        (["--qqqq=3"], "unknown flag --qqqq; --help lists the flags."),
         (["--language", "de", "fr"], "unexpected argument 'fr'"),
         (["--config"], "--config needs a file"),
         (["--config", "a.yaml", "--config=b.yaml"], "give one recipe, not 2 (a.yaml, b.yaml)"),

@@ -1,4 +1,10 @@
-"""`infoxlm mlqa`: fine-tune on questions in English, score the answers in every language."""
+r"""Fine-tune an encoder to answer questions, and score it in every language: `infoxlm mlqa`.
+
+    infoxlm mlqa --model_name_or_path out --train_file train-v1.1.json --test_files MLQA_V1/test xquad \
+        --output_dir qa
+
+Run the same command again to go on after a kill.
+"""
 
 from pathlib import Path
 
@@ -31,7 +37,9 @@ from modeling_infoxlm.process import configure_process
 def run(argv: list[str]) -> None:
     """Fine-tune on questions, answer those of all languages, and write the model, predictions and scores."""
     argument_types = (HeadModelArguments, MLQAArguments, MLQATrainingArguments)
-    model_args, task, args = parse_args_with_config(argument_types, argv)
+    model_args, task, args = parse_args_with_config(
+        argument_types, argv, program="infoxlm mlqa", about=__doc__
+    )
     configure_process()
     folder = Path(args.output_dir)
     data = load_data(task, args, model_args)

@@ -1,4 +1,7 @@
-"""`infoxlm prepare`: tokenise text once to shards that training reads."""
+"""Tokenise text once to shards that training reads: `infoxlm prepare`.
+
+infoxlm prepare --tokenizer_name tokenizer --bitext_files bitext/ --heldout_fraction 0.01 --output_dir corpus
+"""
 
 from dataclasses import dataclass, field
 
@@ -25,7 +28,9 @@ class OutputArguments:
 
 def run(argv: list[str]) -> None:
     """Tokenise text once to shards that training reads."""
-    model, data, output = parse_args_with_config((ModelArguments, PrepareArguments, OutputArguments), argv)
+    model, data, output = parse_args_with_config(
+        (ModelArguments, PrepareArguments, OutputArguments), argv, program="infoxlm prepare", about=__doc__
+    )
     sources = parse_sources(data)
     work = {
         "tokenizer": load_tokenizer(model),

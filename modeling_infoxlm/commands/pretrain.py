@@ -1,4 +1,10 @@
-"""`infoxlm pretrain`: flags, run folder, corpus, model, trainer, train, finish."""
+r"""Pre-train InfoXLM with the joint MLM + TLM + XlCo loss (arXiv 2007.07834): `infoxlm pretrain`.
+
+    infoxlm pretrain --config recipes/continue_xlmr_base.yaml --bitext_files bitext/ --output_dir out
+
+Every entry of a recipe is a flag of the same name; flags override. Run the same command again to go on
+after a kill.
+"""
 
 import math
 from pathlib import Path
@@ -49,7 +55,9 @@ HELDOUT_ITEMS = 256  # for held-out losses, at least: they are of whole global b
 def run(argv: list[str]) -> None:
     """Prepare the data, build the model, train it, and write the run's record, results and final model."""
     argument_types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
-    model_args, data_args, contrast_args, args = parse_args_with_config(argument_types, argv)
+    model_args, data_args, contrast_args, args = parse_args_with_config(
+        argument_types, argv, program="infoxlm pretrain", about=__doc__
+    )
     configure_process(distributed=True)
     output_dir = Path(args.output_dir)
     # All that can be refused is, before an earlier run is overwritten and before text is read for hours.

@@ -1,4 +1,9 @@
-"""`infoxlm tatoeba`: find each sentence's translation, in both directions."""
+"""Find the translation of each sentence, in both directions, with any encoder: `infoxlm tatoeba`.
+
+    infoxlm tatoeba --model_name_or_path out --data_dir tatoeba --languages de fr sw --output_dir results
+
+The defaults are the paper's (arXiv 2007.07834): mean of all tokens of layer 7, cosine.
+"""
 
 from pathlib import Path
 
@@ -20,7 +25,9 @@ from modeling_infoxlm.process import UsageError, configure_process
 
 def run(argv: list[str]) -> None:
     """Read the test sets, encode and search them, and write the results and the figure."""
-    encoder_args, args = parse_args_with_config((EncoderArguments, TatoebaArguments), argv)
+    encoder_args, args = parse_args_with_config(
+        (EncoderArguments, TatoebaArguments), argv, program="infoxlm tatoeba", about=__doc__
+    )
     configure_process()
     check_output(args)
     if args.push_to_hub and not Path(encoder_args.model_name_or_path).is_dir():

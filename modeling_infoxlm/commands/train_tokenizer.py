@@ -1,4 +1,7 @@
-"""`infoxlm train-tokenizer`: a Unigram tokenizer in XLM-R's layout from text."""
+"""Make a Unigram tokenizer in XLM-R's layout from text: `infoxlm train-tokenizer`.
+
+infoxlm train-tokenizer --bitext_files bitext/ --tokenizer_vocab_size 32000 --output_dir tokenizer
+"""
 
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.config_file import parse_args_with_config
@@ -9,7 +12,9 @@ from modeling_infoxlm.training.corpus_setup import parse_sources
 
 def run(argv: list[str]) -> None:
     """Make a Unigram tokenizer in XLM-R's layout from text."""
-    data, output = parse_args_with_config((PrepareArguments, OutputArguments), argv)
+    data, output = parse_args_with_config(
+        (PrepareArguments, OutputArguments), argv, program="infoxlm train-tokenizer", about=__doc__
+    )
     train_tokenizer(
         parse_sources(data),
         output.output_dir,

@@ -1,4 +1,9 @@
-"""`infoxlm xnli`: fine-tune on XNLI, test in every language."""
+r"""Fine-tune an encoder on XNLI and test it in every language: `infoxlm xnli`.
+
+    infoxlm xnli --model_name_or_path out --data_dir XNLI --mixed_languages true --output_dir xnli
+
+Run the same command again to go on after a kill.
+"""
 
 from pathlib import Path
 
@@ -32,7 +37,9 @@ from modeling_infoxlm.process import configure_process
 def run(argv: list[str]) -> None:
     """Fine-tune on XNLI, test in all languages, and write the model, predictions and scores."""
     argument_types = (HeadModelArguments, XNLIArguments, XNLITrainingArguments)
-    model_args, task, args = parse_args_with_config(argument_types, argv)
+    model_args, task, args = parse_args_with_config(
+        argument_types, argv, program="infoxlm xnli", about=__doc__
+    )
     configure_process()
     folder = Path(args.output_dir)
     data = load_data(task, args, model_args)

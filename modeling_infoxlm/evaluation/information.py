@@ -543,7 +543,9 @@ class PairSample:
 
 def information_command(argv: list[str]) -> None:
     """Bound the information of the three views in given bitext: `infoxlm information`."""
-    arguments, encoder_arguments = parse_args_with_config((InformationArguments, EncoderArguments), argv)
+    arguments, encoder_arguments = parse_args_with_config(
+        (InformationArguments, EncoderArguments), argv, program="infoxlm information", about=__doc__
+    )
     configure_process()
     sources = _sources(arguments.bitext_files)
     samples = {pair: _read(found, arguments) for pair, found in sources.items()}

@@ -111,7 +111,9 @@ class MiningArguments:
 
 def mine_command(argv: list[str]) -> None:
     """Find translation pairs in two texts: `infoxlm mine`."""
-    encoder_args, args = parse_args_with_config((EncoderArguments, MiningArguments), _name_texts(argv))
+    encoder_args, args = parse_args_with_config(
+        (EncoderArguments, MiningArguments), _name_texts(argv), program="infoxlm mine", about=__doc__
+    )
     configure_process()
     output, texts = Path(args.output), (args.source, args.target)
     if output.exists() and not args.overwrite:

@@ -902,7 +902,9 @@ def report_command(argv: list[str]) -> None:
     """Merge result files into tables and figures: `infoxlm report PATH... --output_dir OUT`."""
     flags = next((i for i, argument in enumerate(argv) if argument.startswith("-")), len(argv))
     paths = ["--paths", *argv[:flags]] if flags else []
-    (arguments,) = parse_args_with_config((ReportArguments,), [*paths, *argv[flags:]])
+    (arguments,) = parse_args_with_config(
+        (ReportArguments,), [*paths, *argv[flags:]], program="infoxlm report", about=__doc__
+    )
     formats = arguments.chosen_formats()
     if not arguments.paths:
         raise UsageError("no result: infoxlm report PATH... --output_dir OUT.")

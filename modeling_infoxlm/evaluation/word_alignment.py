@@ -759,7 +759,9 @@ def _find_pairs(folder: Path) -> list[PairFiles]:
 
 def align_words_command(argv: list[str]) -> None:
     """Align the words of translations and compare with gold alignments: `infoxlm align-words`."""
-    encoder_arguments, arguments = parse_args_with_config((EncoderArguments, AlignWordsArguments), argv)
+    encoder_arguments, arguments = parse_args_with_config(
+        (EncoderArguments, AlignWordsArguments), argv, program="infoxlm align-words", about=__doc__
+    )
     arguments.check_output()
     configure_process()
     work = [_read_pair(files, arguments.gold_index_base) for files in arguments.pair_files()]

@@ -115,7 +115,9 @@ class LeftOut:
 def convert_fairseq_command(argv: list[str]) -> None:
     """Convert a checkpoint of the released code: `infoxlm convert-fairseq`."""
     argv = name_leading(argv, ("--checkpoint_file", "--output_dir"))
-    (arguments,) = parse_args_with_config((ConvertArguments,), argv)
+    (arguments,) = parse_args_with_config(
+        (ConvertArguments,), argv, program="infoxlm convert-fairseq", about=__doc__
+    )
     if not arguments.checkpoint_file or not arguments.output_dir:
         raise UsageError(
             "infoxlm convert-fairseq needs a checkpoint and a folder: infoxlm convert-fairseq model.pt model."

@@ -1,4 +1,7 @@
-"""Releases: a trained model in the format that its users need, whole or not at all.
+"""A trained model in the format that its users need, whole or not at all: `infoxlm export`.
+
+    infoxlm export out --output_dir release
+    infoxlm export out/checkpoint-500 --format sentence-transformers --layer 8 --output_dir vectors
 
 A release is a folder with weights, configuration, tokenizer and `release.json`, which says what it was made
 of.
@@ -130,7 +133,7 @@ def export_command(argv: list[str]) -> None:
     """Write a trained model as a release: `infoxlm export`."""
     if argv and not argv[0].startswith("-"):
         argv = ["--model_name_or_path", *argv]
-    (arguments,) = parse_args_with_config((ExportArguments,), argv)
+    (arguments,) = parse_args_with_config((ExportArguments,), argv, program="infoxlm export", about=__doc__)
     if not arguments.model_name_or_path:
         raise UsageError(
             "infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release."

@@ -199,7 +199,9 @@ def _parse(argv: list[str]) -> PushArguments:
     for name in names:
         if rest and not rest[0].startswith("-"):
             flags += [name, rest.pop(0)]
-    (arguments,) = parse_args_with_config((PushArguments,), [*flags, *rest])
+    (arguments,) = parse_args_with_config(
+        (PushArguments,), [*flags, *rest], program="infoxlm push", about=__doc__
+    )
     if not arguments.model_name_or_path or not arguments.repo_id:
         raise UsageError("infoxlm push needs a folder and a repository: infoxlm push out ORG/NAME.")
     return arguments
