@@ -206,7 +206,7 @@ def known_flags() -> set[str]:
     modules += (checkpoint, doctor, export, push)
     types += [part for module in modules for name, part in vars(module).items() if name.endswith("Arguments")]
     names = {field.name for part in types for field in fields(part)}
-    others = {"config", "debug", "help", "nproc_per_node", "compare", "fresh", "nnodes"}
+    others = {"config", "debug", "help", "help_all", "nproc_per_node", "compare", "fresh", "nnodes"}
     others |= {"batch_size", "max_length", "dtype", "only"}  # benchmarks.step
     return names | {f"no_{name}" for name in names} | others
 

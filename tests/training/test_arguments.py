@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.cli import OutputArguments
+from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.config_file import _RecipeParser, parse_args_with_config
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
