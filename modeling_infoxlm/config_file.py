@@ -274,7 +274,12 @@ class _RecipeParser(HfArgumentParser):
     """HfArgumentParser that accepts a recipe, suggests names and reports usage errors in one line."""
 
     def __init__(
-        self, dataclass_types: Sequence[Any], *, program: str | None, about: str | None, show_all: bool
+        self,
+        dataclass_types: Sequence[Any],
+        *,
+        program: str | None = None,
+        about: str | None = None,
+        show_all: bool = False,
     ) -> None:
         # allow_abbrev: `--config_n` or `--learn` would be guessed.
         super().__init__(
