@@ -217,7 +217,7 @@ def test_activation_checkpointing_gives_the_same_gradients(reference: XLMRoberta
         return gradients(model, sum(loss.loss_sum for loss in losses.values()))
 
     plain = run()
-    model.activation_checkpointing_enable()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # before 5.23
     assert worst_error(run(), plain)[0] < 1e-10
     assert len(runs) == 3, "the layer must run once more in the backward pass"
 

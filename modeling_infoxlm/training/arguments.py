@@ -651,10 +651,11 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
         if not copies_as_asked:
             # Else the host would wait for each batch to arrive, though it is copied from pinned memory.
             config.non_blocking = self.dataloader_pin_memory
-        # Known only now: transformers has an older name for it.
-        if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
+        # Known only now: transformers has an older name for it, before 5.23 that one alone.
+        recomputes = getattr(self, "activation_checkpointing", self.gradient_checkpointing)
+        if getattr(self, "activation_checkpointing_kwargs", None) and not recomputes:
             raise ValueError("activation_checkpointing_kwargs needs --activation_checkpointing true.")
-        if self.recompute_layers is not None and self.activation_checkpointing:
+        if self.recompute_layers is not None and recomputes:
             raise ValueError(
                 f"recompute_layers is {self.recompute_layers} and activation_checkpointing (or its older "
                 "name, gradient_checkpointing) is on, which recomputes all layers; give one or the other."
