@@ -584,6 +584,7 @@ def test_one_process_of_the_job_prepares_and_overwrites_on_a_shared_disk(fitted:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], ends[0][1][-2000:] + ends[1][1][-2000:]
     assert json.loads((out / "run.json").read_text())["finished"]
+    assert f"{out / 'data'} is already prepared" in ends[1][1]  # it waited until the other one was done
     assert not checkpoints(out)  # they were the finished run's
     assert not [path for path in out.rglob("*") if path.suffix in (".partial", ".claim")]
 
