@@ -230,6 +230,8 @@ def _remove_broken_checkpoints(output_dir: Path) -> None:
 
 def _trained_tokenizer(identity: Mapping[str, Any]) -> bool:
     """Whether the folder `tokenizer` of a run was made by it: one that was named may lie there too."""
+    if "model" in identity:  # of fine-tuning, which trains none
+        return False
     return identity.get("tokenizer_name") is None and identity.get("model_name_or_path") is None
 
 

@@ -458,18 +458,26 @@ def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_a_different_run_is_refused_and_can_be_overwritten(tmp_path: Path) -> None:
-    run = {"identity": {"rate": 1}, "argv": []}
+    model = {"name_or_path": "xlm-roberta-base"}
+    run = {"identity": {"rate": 1, "model": model}, "argv": []}
     open_run(arguments(tmp_path), **run)
     write_checkpoint(tmp_path, 10)
     (tmp_path / "predictions").mkdir()
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("x")
-    other = {"identity": {"rate": 2}, "argv": [], "outputs": ("predictions", "results.json", "never_made")}
+    for name in ("tokenizer", "data"):  # what pre-training calls what it makes
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("x")
+    other = {
+        "identity": {"rate": 2, "model": model},
+        "argv": [],
+        "outputs": ("predictions", "results.json", "never_made"),
+    }
     with pytest.raises(UsageError, match="holds a different run: rate was 1, is now 2"):
         open_run(arguments(tmp_path), **other)
     assert (tmp_path / "checkpoint-10").is_dir() and (tmp_path / "results.json").is_file()
     assert open_run(arguments(tmp_path, overwrite_output_dir=True), **other).checkpoint is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.txt", "run.json", "tokenizer"]
 
 
 @pytest.mark.parametrize("place", [".", "checkpoint-10"])
