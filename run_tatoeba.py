@@ -11,7 +11,7 @@ The defaults are the paper's (arXiv 2007.07834): mean of all tokens of layer 7, 
 import sys
 
 from modeling_infoxlm.commands import tatoeba
-from modeling_infoxlm.process import run_main
+from modeling_infoxlm.runs.process import run_main
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ command again to go on after a kill.
 import sys
 
 from modeling_infoxlm.commands import xnli
-from modeling_infoxlm.process import run_main
+from modeling_infoxlm.runs.process import run_main
 
 
 def main(argv: list[str] | None = None) -> int:

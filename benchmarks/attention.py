@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.measure import make_console, run_in_turn, write_result
 from modeling_infoxlm.packed import GroupedAttention
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.process import configure_process
 
 HEADS, HEAD_SIZE = 12, 64
 LENGTHS = (32, 64, 128, 256, 384, 512)

@@ -44,7 +44,7 @@ from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens
 from modeling_infoxlm.data.sources import BitextSource, MonoSource, parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.data.tokenise import MODEL_FILE_NAME, find_sentencepiece_model
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.process import configure_process
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"
 BATCH_TOKENS = (2000, 64_000, 500_000)

@@ -47,9 +47,9 @@ from modeling_infoxlm.data.readers import read_pairs
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
-from modeling_infoxlm.evaluation.mining import nearest_neighbours, retrieval_accuracy
+from modeling_infoxlm.evaluation.retrieval.mining import nearest_neighbours, retrieval_accuracy
 from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.process import configure_process
 from modeling_infoxlm.training.throughput import matmul_peak
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"

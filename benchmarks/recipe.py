@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.provenance import RUN_FILE, describe_program, write_json
+from modeling_infoxlm.runs.provenance import RUN_FILE, describe_program, write_json
 
 
 def measure(options: argparse.Namespace, training_flags: list[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import make_console, write_result
 from benchmarks.step import Workload, run_ours
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.process import configure_process
 
 START = Workload(
     geometry="demo",

@@ -32,7 +32,7 @@ from benchmarks.workload import synthetic_corpus
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
 from modeling_infoxlm.momentum import MomentumEncoder
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.process import configure_process
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.throughput import count_tokens, matmul_peak, useful_flops
 from modeling_infoxlm.training.trainer import InfoXLMTrainer

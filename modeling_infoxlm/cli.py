@@ -33,10 +33,10 @@ COMMANDS = {
     "tatoeba": "commands.tatoeba:run",
     "xnli": "commands.xnli:run",
     "mlqa": "commands.mlqa:run",
-    "report": "evaluation.report:report_command",
-    "mine": "evaluation.mine:mine_command",
+    "report": "evaluation.report.report:report_command",
+    "mine": "evaluation.retrieval.mine:mine_command",
     "information": "evaluation.information:information_command",
-    "align-words": "evaluation.word_alignment:align_words_command",
+    "align-words": "evaluation.alignment.word_alignment:align_words_command",
 }
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         command = f" {argv[0]!r}" if re.fullmatch("[A-Za-z-]{1,30}", argv[0]) else ""
         print(f"error: unknown command{command}; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    run_main = importlib.import_module("modeling_infoxlm.process").run_main
+    run_main = importlib.import_module("modeling_infoxlm.runs.process").run_main
     module, function = COMMANDS[argv[0]].split(":")
     code: int = run_main(getattr(importlib.import_module(f"modeling_infoxlm.{module}"), function), argv[1:])
     return code

@@ -30,13 +30,13 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from rich.console import Console
 from rich.text import Text
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.hub.checkup import PICKLES, Finding, Level, check_checkpoint
 from modeling_infoxlm.hub.loading import check_name
 from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
 from modeling_infoxlm.packed import VarlenAttention, plan_attention
-from modeling_infoxlm.process import UsageError, configure_process
-from modeling_infoxlm.provenance import PACKAGES, blot_secrets
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError, configure_process
+from modeling_infoxlm.runs.provenance import PACKAGES, blot_secrets
 from modeling_infoxlm.training.throughput import matmul_peak
 
 LOGIN_TIMEOUT = 10.0  # seconds

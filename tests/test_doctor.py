@@ -24,7 +24,7 @@ from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.doctor import check_attention, check_disk, check_login, doctor_command
 from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.hub.checkup import Finding, check_card, check_checkpoint
-from modeling_infoxlm.process import run_main
+from modeling_infoxlm.runs.process import run_main
 
 CARD = "---\nlicense: mit\nlanguage: [en, xx]\nbase_model: org/base\n---\n# Title\n"
 CHECKS = ["pickles", "weights", "card", "config", "code", "tokenizer", "keys", "vectors"]
@@ -368,7 +368,7 @@ def test_a_hub_that_cannot_be_reached_is_a_failure_in_one_line(
 EXAMINE = """
 import sys
 from modeling_infoxlm.doctor import doctor_command
-from modeling_infoxlm.process import run_main
+from modeling_infoxlm.runs.process import run_main
 for name in sys.argv[1:]:
     print(name, run_main(doctor_command, name.split()), flush=True)
 """

@@ -25,8 +25,13 @@ from transformers import (
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli, doctor
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.demo import markdown_table
-from modeling_infoxlm.evaluation import information, mine, mlqa, report, tatoeba, word_alignment, xnli
+from modeling_infoxlm.evaluation import information
+from modeling_infoxlm.evaluation.alignment import word_alignment
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
+from modeling_infoxlm.evaluation.inference import xnli
+from modeling_infoxlm.evaluation.questions import mlqa
+from modeling_infoxlm.evaluation.report import report
+from modeling_infoxlm.evaluation.retrieval import mine, tatoeba
 from modeling_infoxlm.fairseq import checkpoint
 from modeling_infoxlm.hub import export, push
 from modeling_infoxlm.training.arguments import (

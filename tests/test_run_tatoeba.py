@@ -8,7 +8,7 @@ import pytest
 from tiny_encoder import save_tiny_encoder
 
 import run_tatoeba
-from modeling_infoxlm.provenance import read_result
+from modeling_infoxlm.runs.provenance import read_result
 
 WORDS = [f"w{4 + 3 * i} w{5 + i} w{6 + 2 * i}" for i in range(12)]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoModelForQuestionAnswering
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.finetuning import (
     HeadModelArguments,
     finish_run,
@@ -19,7 +18,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     open_run,
     run_identity,
 )
-from modeling_infoxlm.evaluation.mlqa import (
+from modeling_infoxlm.evaluation.questions.mlqa import (
     MLQAArguments,
     MLQARun,
     MLQATrainingArguments,
@@ -31,7 +30,8 @@ from modeling_infoxlm.evaluation.mlqa import (
 )
 from modeling_infoxlm.evaluation.results import write_result
 from modeling_infoxlm.hub.push import push_run
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import configure_process
 
 
 def run(argv: list[str]) -> None:

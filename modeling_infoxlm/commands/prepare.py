@@ -5,9 +5,9 @@ infoxlm prepare --tokenizer_name tokenizer --bitext_files bitext/ --heldout_frac
 
 from dataclasses import dataclass, field
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.prepare import prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
+from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.training.arguments import ModelArguments, PrepareArguments
 from modeling_infoxlm.training.corpus_setup import num_workers, parse_sources
 from modeling_infoxlm.training.model_setup import load_tokenizer

@@ -11,16 +11,17 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.batches import JointDataset
-from modeling_infoxlm.evaluation.heldout import (
+from modeling_infoxlm.evaluation.retrieval.heldout import (
     HeldoutRetrieval,
     describe_change,
     heldout_corpus,
     with_start,
 )
 from modeling_infoxlm.hub.push import push_run
-from modeling_infoxlm.process import Interrupted, UsageError, configure_process
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import Interrupted, UsageError, configure_process
+from modeling_infoxlm.runs.signals import StopOnSignal
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -45,7 +46,6 @@ from modeling_infoxlm.training.run_record import (
     step_of,
     write_run_record,
 )
-from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import matmul_peak
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.results import write_result
-from modeling_infoxlm.evaluation.tatoeba import (
+from modeling_infoxlm.evaluation.retrieval.tatoeba import (
     TatoebaArguments,
     check_output,
     evaluate_retrieval,
@@ -20,7 +19,8 @@ from modeling_infoxlm.evaluation.tatoeba import (
     write_figure,
 )
 from modeling_infoxlm.hub.push import push_model
-from modeling_infoxlm.process import UsageError, configure_process
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError, configure_process
 
 
 def run(argv: list[str]) -> None:

@@ -4,8 +4,8 @@ infoxlm train-tokenizer --bitext_files bitext/ --tokenizer_vocab_size 32000 --ou
 """
 
 from modeling_infoxlm.commands.prepare import OutputArguments
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
+from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.training.arguments import PrepareArguments
 from modeling_infoxlm.training.corpus_setup import parse_sources
 

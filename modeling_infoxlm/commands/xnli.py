@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.evaluation.finetuning import (
     HeadModelArguments,
     finish_run,
@@ -18,8 +17,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     open_run,
     run_identity,
 )
-from modeling_infoxlm.evaluation.results import write_result
-from modeling_infoxlm.evaluation.xnli import (
+from modeling_infoxlm.evaluation.inference.xnli import (
     OUTPUTS,
     XNLIArguments,
     XNLIRun,
@@ -30,8 +28,10 @@ from modeling_infoxlm.evaluation.xnli import (
     score,
     write_predictions,
 )
+from modeling_infoxlm.evaluation.results import write_result
 from modeling_infoxlm.hub.push import push_run
-from modeling_infoxlm.process import configure_process
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import configure_process
 
 
 def run(argv: list[str]) -> None:

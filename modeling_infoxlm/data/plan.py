@@ -38,7 +38,7 @@ from modeling_infoxlm.data.sources import (
     is_hub,
 )
 from modeling_infoxlm.data.tokenise import find_sentencepiece_model
-from modeling_infoxlm.provenance import file_sha256
+from modeling_infoxlm.runs.provenance import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

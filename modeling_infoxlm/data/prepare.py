@@ -83,7 +83,7 @@ from modeling_infoxlm.data.tokenise import (
     TokenizersEncoder,
     find_known,
 )
-from modeling_infoxlm.provenance import writing
+from modeling_infoxlm.runs.provenance import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ import numpy as np
 from modeling_infoxlm.data.claims import own_name
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.ragged import PackedRows
-from modeling_infoxlm.json_files import Each, check_shape, read_json
+from modeling_infoxlm.runs.json_files import Each, check_shape, read_json
 
 FORMAT_VERSION = (
     2  # 1: sentences were told apart by text, so held-out ones were trained on in other spellings

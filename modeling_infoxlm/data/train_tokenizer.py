@@ -22,7 +22,7 @@ from modeling_infoxlm.data.errors import DataError, make_folder
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
 from modeling_infoxlm.data.shards import fsync_file
 from modeling_infoxlm.data.sources import BitextSource, MonoSource
-from modeling_infoxlm.provenance import writing
+from modeling_infoxlm.runs.provenance import writing
 
 logger = logging.getLogger(__name__)
 

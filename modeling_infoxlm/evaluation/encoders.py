@@ -32,11 +32,11 @@ from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, check_finite, e
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
-from modeling_infoxlm.json_files import check_shape, read_json
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import hash_weights
+from modeling_infoxlm.runs.json_files import check_shape, read_json
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import hash_weights
 
 logger = logging.getLogger(__name__)
 

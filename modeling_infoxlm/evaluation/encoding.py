@@ -21,7 +21,7 @@ from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import SpecialTokens
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel, pooled_vectors
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.runs.process import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -61,8 +61,9 @@ from modeling_infoxlm.evaluation.encoding import (
 )
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
-from modeling_infoxlm.process import Interrupted, UsageError
-from modeling_infoxlm.provenance import RUN_FILE
+from modeling_infoxlm.runs.process import Interrupted, UsageError
+from modeling_infoxlm.runs.provenance import RUN_FILE
+from modeling_infoxlm.runs.signals import StopOnSignal
 from modeling_infoxlm.training.arguments import (
     BYPASSED,
     ReleaseArguments,
@@ -78,7 +79,6 @@ from modeling_infoxlm.training.run_record import (
     write_run_record,
 )
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
-from modeling_infoxlm.training.signals import StopOnSignal
 
 logger = logging.getLogger(__name__)
 

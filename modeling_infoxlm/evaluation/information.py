@@ -38,7 +38,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.data.masking import mask_tokens
 from modeling_infoxlm.data.plan import special_tokens
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces
@@ -72,7 +71,8 @@ from modeling_infoxlm.fused_loss import linear_cross_entropy
 from modeling_infoxlm.hub.loading import load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel
 from modeling_infoxlm.packed import EncodeRequest, encode
-from modeling_infoxlm.process import UsageError, configure_process, usage_errors
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError, configure_process, usage_errors
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from modeling_infoxlm.hub.evidence import PLACES
-from modeling_infoxlm.provenance import RESULT_SCHEMA, describe_program, file_sha256, write_json
+from modeling_infoxlm.runs.provenance import RESULT_SCHEMA, describe_program, file_sha256, write_json
 
 RESULT_SUFFIX = "_results.json"
 

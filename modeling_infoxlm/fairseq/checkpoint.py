@@ -26,7 +26,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.fairseq.config import make_config, recorded_settings
 from modeling_infoxlm.fairseq.vocabulary import (
@@ -44,12 +43,13 @@ from modeling_infoxlm.fairseq.weights import (
     read_checkpoint,
     to_xlm_roberta,
 )
-from modeling_infoxlm.hub.whole_folder import whole_folder
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import file_sha256, write_json
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import file_sha256, write_json
+from modeling_infoxlm.runs.whole_folder import whole_folder
 from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME
 
 CONVERSION_NAME = "conversion.json"

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_infoxlm.hub.as_xlm_roberta import MAX_SHARD_SIZE, plain_encoder, write_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMPreTrainedModel
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.runs.process import UsageError
 
 Pooling = Literal["cls", "mean"]
 DEFAULT_POOLING: Pooling = "mean"  # the paper's retrieval (Tatoeba), and held-out retrieval while training

@@ -26,7 +26,7 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMModel,
     InfoXLMPreTrainedModel,
 )
-from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.runs.process import UsageError
 
 MAX_SHARD_SIZE = "5GB"
 

@@ -25,7 +25,7 @@ from modeling_infoxlm.hub.evidence import (
     read_result_file,
 )
 from modeling_infoxlm.hub.snippets import usage
-from modeling_infoxlm.provenance import blot_secrets, writing
+from modeling_infoxlm.runs.provenance import blot_secrets, writing
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_NAME = "README.md"

@@ -20,9 +20,9 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, XLCO_LAYER_BY_DEPTH, InfoXLMConfig
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
-from modeling_infoxlm.json_files import Each, check_shape, read_json
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import (
+from modeling_infoxlm.runs.json_files import Each, check_shape, read_json
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import (
     RUN_FILE,
     TRAINER_STATE,
     hash_weights,

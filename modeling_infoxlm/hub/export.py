@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.hub.as_infoxlm import save_as_infoxlm
 from modeling_infoxlm.hub.as_onnx import require_packages, save_as_onnx
 from modeling_infoxlm.hub.as_sentence_transformer import (
@@ -27,9 +26,10 @@ from modeling_infoxlm.hub.as_sentence_transformer import (
 from modeling_infoxlm.hub.as_xlm_roberta import MAX_SHARD_SIZE, save_as_xlm_roberta
 from modeling_infoxlm.hub.evidence import write_training
 from modeling_infoxlm.hub.source import Source, load_source
-from modeling_infoxlm.hub.whole_folder import whole_folder
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import write_json
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import write_json
+from modeling_infoxlm.runs.whole_folder import whole_folder
 
 Format = Literal["xlm-roberta", "infoxlm", "sentence-transformers", "onnx"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging as transformers_logging
 
-from modeling_infoxlm.process import UsageError
+from modeling_infoxlm.runs.process import UsageError
 
 logger = logging.getLogger(__name__)
 

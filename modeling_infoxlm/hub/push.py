@@ -16,7 +16,6 @@ from huggingface_hub import HfApi
 from rich.console import Console
 from rich.table import Table
 
-from modeling_infoxlm.config_file import parse_args_with_config
 from modeling_infoxlm.hub.export import Dtype, Format, Pooling
 from modeling_infoxlm.hub.publish import (
     AUTOMATIC_TAG,
@@ -27,7 +26,8 @@ from modeling_infoxlm.hub.publish import (
 )
 from modeling_infoxlm.hub.release import ReleaseFile, build_release, list_release
 from modeling_infoxlm.hub.retries import RetriedApi
-from modeling_infoxlm.process import UsageError, leave_process_group
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError, leave_process_group
 
 
 @dataclass

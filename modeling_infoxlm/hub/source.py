@@ -18,8 +18,8 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMModel,
     InfoXLMPreTrainedModel,
 )
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import hash_weights
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import hash_weights
 
 logger = logging.getLogger(__name__)
 

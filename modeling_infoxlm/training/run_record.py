@@ -15,8 +15,8 @@ from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data.plan import differences
 from modeling_infoxlm.data.prepare import remove_prepared
 from modeling_infoxlm.data.shards import Corpus
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import RUN_FILE, TRAINER_STATE, describe_program, write_json
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import RUN_FILE, TRAINER_STATE, describe_program, write_json
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,

@@ -27,7 +27,7 @@ from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.prepare import PrepareSettings, prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
-from modeling_infoxlm.provenance import DiskFullError
+from modeling_infoxlm.runs.provenance import DiskFullError
 
 WriteLines = Callable[[str, Iterable[str]], Path]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modeling_infoxlm.evaluation.metrics import AlignmentErrorRate, BitextRetrieval, MLQAScore, XNLIAccuracy
-from modeling_infoxlm.evaluation.mlqa_scoring import exact_match_score, f1_score
+from modeling_infoxlm.evaluation.questions.mlqa_scoring import exact_match_score, f1_score
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from modeling_infoxlm.evaluation.results import (
     summarise,
     write_result,
 )
-from modeling_infoxlm.provenance import RESULT_SCHEMA, read_result
+from modeling_infoxlm.runs.provenance import RESULT_SCHEMA, read_result
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tiny_text import sentence_pairs, write_pairs
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.hub.benchmarks import BENCHMARKS
-from modeling_infoxlm.provenance import hash_weights
+from modeling_infoxlm.runs.provenance import hash_weights
 
 # What a run of the demo left, without weights; folders are left out of the paths in run.json.
 DEMO_RUN = Path(__file__).with_name("demo_run")

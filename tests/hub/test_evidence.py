@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from modeling_infoxlm.hub.card import build_card
 from modeling_infoxlm.hub.evidence import add_evidence, describe_training, leaderboard_entries
 from modeling_infoxlm.hub.export import export
-from modeling_infoxlm.process import UsageError
-from modeling_infoxlm.provenance import hash_weights, read_result
+from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.provenance import hash_weights, read_result
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tiny_encoder import save_tiny_encoder
 from tiny_nli import write_encoders, write_xnli
 from tiny_qa import write_sets
 
-from modeling_infoxlm.provenance import read_result
+from modeling_infoxlm.runs.provenance import read_result
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/pushed"

@@ -15,20 +15,20 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.commands.prepare import OutputArguments
-from modeling_infoxlm.config_file import _RecipeParser, parse_args_with_config
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.evaluation.alignment.word_alignment import AlignWordsArguments
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
+from modeling_infoxlm.evaluation.inference.xnli import XNLIArguments, XNLITrainingArguments
 from modeling_infoxlm.evaluation.information import InformationArguments
-from modeling_infoxlm.evaluation.mine import MiningArguments
-from modeling_infoxlm.evaluation.mlqa import MLQAArguments, MLQATrainingArguments
-from modeling_infoxlm.evaluation.tatoeba import TatoebaArguments
-from modeling_infoxlm.evaluation.word_alignment import AlignWordsArguments
-from modeling_infoxlm.evaluation.xnli import XNLIArguments, XNLITrainingArguments
+from modeling_infoxlm.evaluation.questions.mlqa import MLQAArguments, MLQATrainingArguments
+from modeling_infoxlm.evaluation.retrieval.mine import MiningArguments
+from modeling_infoxlm.evaluation.retrieval.tatoeba import TatoebaArguments
 from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
 from modeling_infoxlm.hub.export import ExportArguments
 from modeling_infoxlm.hub.push import PushArguments
+from modeling_infoxlm.runs.config_file import _RecipeParser, parse_args_with_config
 from modeling_infoxlm.training.arguments import (
     BYPASSED,
     ContrastArguments,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.provenance import PACKAGES
+from modeling_infoxlm.runs.provenance import PACKAGES
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,

@@ -21,13 +21,13 @@ from transformers import AutoModel, Trainer, TrainerCallback, XLMRobertaForMaske
 import modeling_infoxlm  # noqa: F401  # registers the auto classes
 from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
-from modeling_infoxlm.evaluation.heldout import HeldoutRetrieval
+from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
 from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
+from modeling_infoxlm.runs.signals import StopOnSignal
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.meter import ContrastCollapsed
-from modeling_infoxlm.training.signals import StopOnSignal
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 

@@ -1,0 +1,480 @@
+"""Questions about contexts: files in SQuAD's layout, named as MLQA, XQuAD and TyDiQA are, and Hub datasets.
+
+    dev-context-de-question-en.json   MLQA
+    xquad.de.json                     XQuAD
+    tydiqa.goldp.sw.dev.json          TyDiQA-GoldP; also tydiqa-goldp-dev-swahili.json
+    anything-de.json                  any; where no name helps de=FILE, or de-en=FILE with English questions
+    hub:NAME[:CONFIG[:SPLIT]]         rows of id, context, question and answers, such as hub:rajpurkar/squad;
+                                      hub:NAME@REVISION... of a branch, tag or commit
+
+JSON files may be compressed with gzip.
+"""
+
+import glob
+import gzip
+import logging
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from modeling_infoxlm.data.readers import from_json, hub_revision
+from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
+from modeling_infoxlm.evaluation.finetuning import draw
+from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank
+from modeling_infoxlm.evaluation.results import DatasetRecord
+from modeling_infoxlm.runs.process import UsageError, usage_errors
+from modeling_infoxlm.runs.provenance import file_sha256
+
+logger = logging.getLogger(__name__)
+
+OnMismatch = Literal["skip", "fail"]
+
+_SUFFIXES = (".json", ".json.gz")
+_LANGUAGE = r"(?P<context>[a-z]{2,3}(?:[_-][A-Z][A-Za-z]+)?)"
+_QUESTION = _LANGUAGE.replace("context", "question")
+# The first that fits tells benchmark and languages. Configurations of the Hub are named likewise.
+_NAMES = (
+    ("mlqa", re.compile(rf"(?P<split>\w+)-context-{_LANGUAGE}-question-{_QUESTION}")),
+    ("mlqa", re.compile(rf"(?i:mlqa)\.{_LANGUAGE}\.{_QUESTION}")),
+    ("xquad", re.compile(rf"(?i:xquad)[._-]{_LANGUAGE}")),
+    ("tydiqa", re.compile(r"(?i:tydiqa[._-]goldp)(?:-v[\d.]+)?-(?P<split>\w+)-(?P<name>[a-z]+)")),
+    ("tydiqa", re.compile(rf"(?i:tydiqa(?:[._-]goldp)?)[._-]{_LANGUAGE}(?:[._-](?P<split>\w+))?")),
+    ("qa", re.compile(r".*[._-](?P<context>[a-z]{2})")),
+)
+_BENCHMARK = re.compile(r"mlqa|xquad|tydiqa", re.IGNORECASE)
+_TYDIQA_LANGUAGES = {
+    "arabic": "ar",
+    "bengali": "bn",
+    "english": "en",
+    "finnish": "fi",
+    "indonesian": "id",
+    "korean": "ko",
+    "russian": "ru",
+    "swahili": "sw",
+    "telugu": "te",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A gold answer.
+
+    Attributes:
+        text: As it stands in the file.
+        start: Its first character in the context.
+    """
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a context.
+
+    Attributes:
+        id: Names it in prediction files.
+        text: The question.
+        context: Where its answer stands.
+        answers: Gold answers; none if the context does not answer it.
+        article: That the context is of.
+    """
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[Answer, ...]
+    article: str = ""
+
+    @property
+    def golds(self) -> list[str]:
+        """Texts of the answers."""
+        return [answer.text for answer in self.answers]
+
+    @property
+    def blank(self) -> bool:
+        """Whether it has answers, and no letter in them."""
+        return bool(self.answers) and not any(text.strip() for text in self.golds)
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether an answer does not stand where its `answer_start` says; a blank one has no place."""
+        texts = (answer for answer in self.answers if answer.text.strip())
+        return any(not self.context.startswith(answer.text, answer.start) for answer in texts)
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of one language about contexts of one language.
+
+    Attributes:
+        benchmark: `mlqa`, `xquad`, `tydiqa` or `qa`.
+        split: `dev`, `test`, ...
+        context_language: Language of contexts and answers.
+        question_language: Language of the questions.
+        location: File or Hub dataset that it was read from.
+        questions: In the order of the file.
+        num_mismatched: Questions with an answer that does not stand where its `answer_start` says.
+        num_blank: Questions whose answers are blank.
+        commit: Of a Hub dataset.
+    """
+
+    benchmark: str
+    split: str
+    context_language: str
+    question_language: str
+    location: str
+    questions: Sequence[Question]
+    num_mismatched: int = 0
+    num_blank: int = 0
+    commit: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`de`, or `de-en` for English questions about German contexts."""
+        if self.context_language == self.question_language:
+            return self.context_language
+        return f"{self.context_language}-{self.question_language}"
+
+    @property
+    def file_stem(self) -> str:
+        """Name of its prediction file, as in XTREME's submissions and in MLQA."""
+        if self.context_language == self.question_language:
+            return f"{self.split}-{self.context_language}"
+        return f"{self.split}-context-{self.context_language}-question-{self.question_language}"
+
+
+def read_question_sets(
+    specs: Iterable[str],
+    *,
+    on_mismatched_answers: OnMismatch,
+    unnamed: str | None = None,
+    with_negatives: bool = False,
+    for_training: bool = False,
+    token: str | None = None,
+    cache_dir: str | None = None,
+) -> list[QuestionSet]:
+    """Read files, folders of them and Hub datasets.
+
+    Args:
+        specs: `LOCATION` or `LANGUAGE=LOCATION` or `CONTEXT-QUESTION=LOCATION`; a location is a file, a
+            glob, a folder or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`.
+        unnamed: Language where neither the spec nor the name tells it; None refuses such a location.
+        on_mismatched_answers: Whether an answer that does not stand where its `answer_start` says ends the
+            run.
+        with_negatives: Take questions without an answer, as in SQuAD 2.0.
+        for_training: Leave questions with such an answer out, and with a blank one: nothing can be learned
+            from them. In evaluation they stay, because scores compare texts alone.
+        token: Of the Hub; None is the stored one.
+        cache_dir: Folder for files of the Hub; None is the client's own.
+
+    Raises:
+        UsageError: If a location is missing, damaged or not in SQuAD's layout, its language is not known, or
+            questions are not what is expected.
+    """
+    hub = _Hub(token, cache_dir)
+    with usage_errors():
+        sets = [
+            _read_set(location, languages, (unnamed, unnamed) if unnamed else None, hub)
+            for spec in specs
+            for location, languages in _locations(*_take_apart(spec))
+        ]
+    return [
+        _checked(part, on_mismatched_answers, with_negatives=with_negatives, for_training=for_training)
+        for part in sets
+    ]
+
+
+def limit_questions(part: QuestionSet, count: int | None) -> QuestionSet:
+    """So many questions, of each article its share; None for all."""
+    numbers = draw([question.article for question in part.questions], count)
+    return replace(part, questions=[part.questions[number] for number in numbers])
+
+
+def cross_languages(sets: Sequence[QuestionSet]) -> list[QuestionSet]:
+    """Pair contexts of each language with questions of each other, where both have questions of the same id.
+
+    XQuAD and MLQA ask the same questions in several languages, so monolingual files hold every mixed pair.
+
+    Args:
+        sets: Of any benchmarks; pairs are made within one, and not where one is given.
+
+    Returns:
+        The given sets, and behind them the made ones.
+    """
+    given = {(part.benchmark, part.split, part.context_language, part.question_language) for part in sets}
+    own = [part for part in sets if part.context_language == part.question_language]
+    made = [
+        _cross(context, question)
+        for context in own
+        for question in own
+        if (context.benchmark, context.split) == (question.benchmark, question.split)
+        and (context.benchmark, context.split, context.context_language, question.question_language)
+        not in given
+    ]
+    return [*sets, *(part for part in made if part.questions)]
+
+
+def fingerprint(part: QuestionSet) -> str:
+    """What tells one content of a location from another: hash of a file, commit of a Hub dataset."""
+    return part.commit or file_sha256(part.location)
+
+
+def record_questions(name: str, sets: Sequence[QuestionSet]) -> DatasetRecord:
+    """Hashes of the files, and the commit of a Hub dataset, for a result file."""
+    commits = {part.location: part.commit for part in sets if part.commit}
+    paths = {part.location for part in sets} - set(commits)
+    datasets = {(hub_parts(place)[0].partition("@")[0], commit) for place, commit in commits.items()}
+    if len(datasets) != 1 or paths:
+        return DatasetRecord.of_files(name, paths, commits)
+    ((repo_id, commit),) = datasets
+    return DatasetRecord(name, {}, commit, repo_id)
+
+
+# ----------------------------------------------------------------------------------------------- locations
+
+
+def _take_apart(spec: str) -> tuple[tuple[str, str] | None, str]:
+    """Languages of context and question, if they are written out, and the location."""
+    match = re.fullmatch(r"([a-z]{2,3}(?:_[A-Za-z]+)?)(?:-([a-z]{2,3}(?:_[A-Za-z]+)?))?=(.+)", spec)
+    return ((match[1], match[2] or match[1]), match[3]) if match else (None, spec)
+
+
+def _locations(languages: tuple[str, str] | None, location: str) -> list[tuple[str, tuple[str, str] | None]]:
+    """A folder is the files in it, a glob those that it fits."""
+    if location.startswith(HUB_PREFIX) or Path(location).is_file():
+        return [(location, languages)]
+    if Path(location).is_dir():
+        files = sorted(str(path) for path in Path(location).iterdir() if path.name.endswith(_SUFFIXES))
+    else:
+        files = sorted(glob.glob(location))
+    if not files:
+        raise UsageError(f"{location} is no file, and no folder or glob of {' or '.join(_SUFFIXES)} files.")
+    return [(path, languages) for path in files]
+
+
+@dataclass(frozen=True)
+class _Hub:
+    """How the Hub is asked.
+
+    Attributes:
+        token: None is the stored one.
+        cache_dir: None is the client's own.
+        commits: Of each dataset and revision that was asked for: all configurations are of the same one.
+    """
+
+    token: str | None
+    cache_dir: str | None
+    commits: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, location: str) -> str:
+        """Commit of a dataset, of which nothing else is read."""
+        name, _, revision = hub_parts(location)[0].partition("@")
+        key = f"{name}@{revision}"
+        if key not in self.commits:
+            self.commits[key] = hub_revision(HUB_PREFIX + name, revision=revision or None, token=self.token)
+        return self.commits[key]
+
+    def rows(self, location: str) -> Any:
+        """Rows of a dataset."""
+        import datasets
+
+        name, config, split = hub_parts(location)
+        options = {"revision": self.commit(location), "token": self.token, "cache_dir": self.cache_dir}
+        try:
+            return datasets.load_dataset(name.partition("@")[0], config, split=split, **options)
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a dataset that is a script
+            raise UsageError(f"{location} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _read_set(
+    location: str, languages: tuple[str, str] | None, default: tuple[str, str] | None, hub: _Hub
+) -> QuestionSet:
+    is_hub = location.startswith(HUB_PREFIX)
+    name = (hub_parts(location)[1] or "") if is_hub else re.sub(r"\.json(\.gz)?$", "", Path(location).name)
+    benchmark, split, named = _parse_name(name)
+    if is_hub:
+        dataset, _, split = hub_parts(location)
+        # Its configurations may be named after nothing but their languages.
+        known = _BENCHMARK.search(dataset) if benchmark == "qa" else None
+        benchmark = known[0].lower() if known else benchmark
+    found = languages or named or default
+    if found is None:
+        raise UsageError(
+            f"the name of {location} does not tell its language; write it in front, de={location}, "
+            f"or of contexts and questions, de-en={location}."
+        )
+    questions = list(_hub_questions(location, hub) if is_hub else _file_questions(Path(location)))
+    if not questions:
+        raise UsageError(f"{location} has no question.")
+    commit = hub.commit(location) if is_hub else None
+    return QuestionSet(benchmark, split, *found, location, questions, commit=commit)
+
+
+def _parse_name(name: str) -> tuple[str, str, tuple[str, str] | None]:
+    """Benchmark, split and languages that a name tells; XTREME calls XQuAD's only split `test`."""
+    for benchmark, pattern in _NAMES:
+        if match := pattern.fullmatch(name):
+            parts = match.groupdict()
+            context = parts.get("context") or _TYDIQA_LANGUAGES.get(parts.get("name") or "")
+            languages = (context, parts.get("question") or context) if context else None
+            return benchmark, parts.get("split") or "test", languages
+    return "qa", "test", None
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def _file_questions(path: Path) -> Iterator[Question]:
+    content = _read_json(path)
+    place = "the file"
+    try:
+        for number, article in enumerate(content["data"]):
+            title = str(article.get("title") or number)
+            for paragraph in article["paragraphs"]:
+                context = _text(paragraph["context"])
+                for question in paragraph["qas"]:
+                    place = f"question {question['id']!r}"
+                    yield _question(question, context, question.get("answers") or (), title)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is not in SQuAD's layout: in {place}, {_describe(error)}; expected data[].paragraphs[] "
+            "with context and qas[], each with id, question and answers[] of text and answer_start."
+        ) from error
+
+
+def _question(
+    row: Mapping[str, Any], context: str, answers: Iterable[Mapping[str, Any]], article: str
+) -> Question:
+    # SQuAD 2.0 gives what might be taken for an answer under another name.
+    gold = () if row.get("is_impossible") else answers
+    found = tuple(Answer(_text(answer["text"]), int(answer["answer_start"])) for answer in gold)
+    return Question(str(row["id"]), _text(row["question"]), context, found, article)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is of type {type(value).__name__}")
+    if not value.isascii():
+        value.encode()  # raises UnicodeEncodeError for half a surrogate pair, which no tokenizer takes
+    return value
+
+
+def _describe(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        return from_json(text)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON file in UTF-8: {error}") from error
+
+
+def _hub_questions(location: str, hub: _Hub) -> Iterator[Question]:
+    """Rows of a Hub dataset; `answers` is a record of two lists, as `datasets` stores a list of records."""
+    rows = hub.rows(location)
+    try:
+        for row in rows:
+            gold = row["answers"] or {"text": (), "answer_start": ()}
+            answers = (
+                {"text": text, "answer_start": start}
+                for text, start in zip(gold["text"], gold["answer_start"], strict=True)
+            )
+            context = _text(row["context"])
+            yield _question(row, context, answers, str(row.get("title") or context))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{location} has rows of another form, {_describe(error)}; expected columns id, context, "
+            "question and answers with lists text and answer_start."
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------ checking
+
+
+def _checked(
+    part: QuestionSet, on_mismatched_answers: OnMismatch, *, with_negatives: bool, for_training: bool
+) -> QuestionSet:
+    unanswered = sum(not question.answers for question in part.questions)
+    if unanswered and not with_negatives:
+        raise UsageError(
+            f"{part.location}: {unanswered:,} of {len(part.questions):,} questions have no answer; "
+            "give --version_2_with_negative true to have them learned and scored as in SQuAD 2.0."
+        )
+    mismatched = [question for question in part.questions if question.mismatched]
+    if mismatched and on_mismatched_answers == "fail":
+        raise UsageError(
+            f"{part.location}: {len(mismatched):,} of {len(part.questions):,} questions have an answer that "
+            f"does not stand at its answer_start, first {mismatched[0].id!r}; mend the file, or give "
+            "--on_mismatched_answers skip."
+        )
+    if not for_training:
+        return replace(part, num_mismatched=len(mismatched))
+    blank = sum(question.blank for question in part.questions)
+    kept = [question for question in part.questions if not question.mismatched and not question.blank]
+    if not kept:
+        raise UsageError(
+            f"{part.location}: no question is left: the answers of {blank:,} are blank, and those of "
+            f"{len(mismatched):,} do not stand at their answer_start; give a file with answers."
+        )
+    if blank:
+        logger.warning("%s: left out %s questions whose answers are blank", part.location, f"{blank:,}")
+    return replace(part, questions=kept, num_mismatched=len(mismatched), num_blank=blank)
+
+
+def check_answers(part: QuestionSet, rules: Rules) -> QuestionSet:
+    """Count the questions that only a blank answer is right for.
+
+    Raises:
+        UsageError: If there are no others: scores would be those of a model that does not answer.
+    """
+    blank = count_blank((question.golds for question in part.questions), part.context_language, rules=rules)
+    if blank == sum(bool(question.answers) for question in part.questions):
+        raise UsageError(
+            f"{part.location}: the gold answers of all {len(part.questions):,} questions are blank or "
+            "missing, so they cannot be scored; give a file with answers."
+        )
+    if blank:
+        logger.warning(
+            "%s, %s: the gold answers of %s of %s questions are blank, only a blank answer to them is right",
+            part.location,
+            part.name,
+            f"{blank:,}",
+            f"{len(part.questions):,}",
+        )
+    return replace(part, num_blank=blank)
+
+
+def check_distinct_ids(part: QuestionSet) -> None:
+    """Refuse a set that prediction files could not tell apart.
+
+    Raises:
+        UsageError: If two questions have the same id.
+    """
+    seen: set[str] = set()
+    for question in part.questions:
+        if question.id in seen:
+            raise UsageError(
+                f"{part.location} has two questions with the id {question.id!r}; predictions are told apart "
+                "by it, so give each its own."
+            )
+        seen.add(question.id)
+
+
+def _cross(context: QuestionSet, question: QuestionSet) -> QuestionSet:
+    texts = {item.id: item.text for item in question.questions}
+    questions = [replace(item, text=texts[item.id]) for item in context.questions if item.id in texts]
+    return replace(
+        context,
+        question_language=question.question_language,
+        questions=questions,
+        num_mismatched=0,
+    )

@@ -1,0 +1,1 @@
+"""Retrieval and mining: aligned sentences, nearest neighbours, margins."""

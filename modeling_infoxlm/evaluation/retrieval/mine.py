@@ -1,0 +1,245 @@
+r"""`infoxlm mine`: find translation pairs in two monolingual texts by margin scores.
+
+    infoxlm mine news.de.txt.gz news.en.txt.gz --model_name_or_path out --output pairs.tsv --threshold 1.05
+
+A line of the output is `score TAB source TAB target`, the best pair first. The method is that of Artetxe and
+Schwenk (arXiv 1811.01136).
+
+Memory: the sentences themselves; their vectors, in files beside the output which are mapped into memory; and
+for the approximate search beyond `EXACT_LIMIT` sentences the index of one side. There vectors are in fp16, so
+each sentence has 2 x D bytes on the disk, and in memory 2 x D + 8 while its side is searched.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from modeling_infoxlm.data.readers import BadLineHandler, SkipBadLines, fail_on_bad_line, read_sentences
+from modeling_infoxlm.data.sources import MonoSource, parse_mono_sources
+from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, Pooling, load_encoder
+from modeling_infoxlm.evaluation.retrieval.mining import (
+    NEIGHBOURS,
+    Margin,
+    Pairs,
+    Search,
+    best_matches,
+    best_pairs,
+    choose_search,
+    find_neighbours,
+    one_to_one,
+)
+from modeling_infoxlm.evaluation.retrieval.tatoeba import resolve_layer
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.process import UsageError, configure_process, usage_errors
+from modeling_infoxlm.runs.provenance import writing
+
+SENTENCES_PER_WINDOW = 8192  # encoded together; their fp32 vectors are in memory
+# The index of the approximate search is in fp16 anyway.
+DTYPES: dict[Search, type[np.floating]] = {"exact": np.float32, "approximate": np.float16}
+_BREAKS = str.maketrans("\t\r\n", "   ")
+_PROGRESS_DELAY = 2.0  # seconds
+
+
+@dataclass
+class MiningArguments:
+    """Two texts, and which pairs of their sentences are written."""
+
+    _argument_group_name = "mining"
+
+    source: str | None = field(
+        default=None,
+        metadata={"help": "Text of one language: a file, a folder, or de=PATH. Or the 1st word."},
+    )
+    target: str | None = field(
+        default=None, metadata={"help": "Text of the other language. Or the 2nd word."}
+    )
+    output: str = field(default="pairs.tsv", metadata={"help": "File of the pairs: score, source, target."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output if it exists."})
+    layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "Layer of the vectors, 0 is the embedding output. Unset: 7, or the last of fewer layers."
+        },
+    )
+    pooling: Literal["mean", "cls"] = field(
+        default="mean", metadata={"help": "Mean of all tokens, or the first token."}
+    )
+    margin: Literal["none", "ratio", "distance"] = field(
+        default="ratio",
+        metadata={"help": "Compare a cosine with those to the nearest neighbours (arXiv 1811.01136)."},
+    )
+    margin_neighbours: int = field(
+        default=NEIGHBOURS, metadata={"help": "Nearest neighbours of a margin; they are the candidates."}
+    )
+    threshold: float | None = field(
+        default=None,
+        metadata={"help": "Lowest score that is written. Unset: all. With ratio some 1.04 to 1.1 are usual."},
+    )
+    one_to_one: bool = field(
+        default=True,
+        metadata={"help": "Write a sentence in its best pair only; false: every sentence's best match."},
+    )
+    search: Literal["auto", "exact", "approximate"] = field(
+        default="auto",
+        metadata={"help": "auto: exact up to 100,000 sentences a side, approximate (faiss) beyond."},
+    )
+    on_bad_line: Literal["fail", "skip"] = field(
+        default="fail", metadata={"help": "What happens at a line that cannot be used."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            ValueError: If a text is missing or a number is impossible.
+        """
+        if not self.source or not self.target:
+            raise ValueError("two texts are needed: infoxlm mine SOURCE TARGET --output pairs.tsv")
+        if self.margin_neighbours < 1:
+            raise ValueError(f"margin_neighbours must be at least 1, found {self.margin_neighbours}.")
+
+
+def mine_command(argv: list[str]) -> None:
+    """Find translation pairs in two texts: `infoxlm mine`."""
+    encoder_args, args = parse_args_with_config(
+        (EncoderArguments, MiningArguments), _name_texts(argv), program="infoxlm mine", about=__doc__
+    )
+    configure_process()
+    output, texts = Path(args.output), (args.source, args.target)
+    if output.exists() and not args.overwrite:
+        raise UsageError(f"{output} exists; give another --output, or --overwrite true.")
+    if any(Path(str(text)).exists() and output.exists() and output.samefile(str(text)) for text in texts):
+        raise UsageError(f"{output} is one of the texts that are read; give another --output.")
+    source, target = (read_distinct(str(text), args.on_bad_line) for text in texts)
+    search = choose_search(len(source), len(target)) if args.search == "auto" else args.search
+    encoder = load_encoder(encoder_args)
+    layer = resolve_layer(encoder, args.layer)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Not in the system's folder for temporary files, which often lies in memory.
+    with tempfile.TemporaryDirectory(prefix=".mine-", dir=output.parent) as folder:
+        vectors = [
+            encode_to_file(
+                encoder, texts, Path(folder) / name, layer=layer, pooling=args.pooling, dtype=DTYPES[search]
+            )
+            for name, texts in (("source", source), ("target", target))
+        ]
+        pairs = mine(*vectors, margin=args.margin, k=args.margin_neighbours, search=search)
+    if args.one_to_one:
+        pairs = one_to_one(pairs)
+    if args.threshold is not None:
+        pairs = pairs.take(pairs.score >= args.threshold)
+    write_pairs(output, pairs, source, target)
+    note = "" if search == "exact" else "; the search was approximate, some pairs may be missed"
+    print(f"{output}: {len(pairs):,} pairs of {len(source):,} and {len(target):,} distinct sentences{note}")
+
+
+def _name_texts(argv: list[str]) -> list[str]:
+    """`SOURCE TARGET ...` as flags."""
+    if len(argv) > 1 and not any(word.startswith("-") for word in argv[:2]):
+        return ["--source", argv[0], "--target", argv[1], *argv[2:]]
+    return argv
+
+
+def read_distinct(spec: str, on_bad_line: Literal["fail", "skip"] = "fail") -> list[str]:
+    """Read sentences, in the order of the text and each once; empty ones are left out.
+
+    Args:
+        spec: A file of any known format, or what `parse_mono_sources` takes.
+        on_bad_line: What happens at a line that cannot be used.
+
+    Raises:
+        UsageError: If there is no sentence, or the text cannot be read.
+    """
+    handler: BadLineHandler = fail_on_bad_line if on_bad_line == "fail" else SkipBadLines()
+    with usage_errors():
+        # The language does not matter here, so a file's name need not carry it.
+        sources = [MonoSource("und", (spec,))] if Path(spec).is_file() else parse_mono_sources([spec])
+        texts = (text for source in sources for text in read_sentences(source, on_bad_line=handler))
+        distinct = list(dict.fromkeys(text.strip().translate(_BREAKS) for text in texts))
+    sentences = [text for text in distinct if text]
+    if not sentences:
+        raise UsageError(f"{spec} holds no sentence.")
+    return sentences
+
+
+def encode_to_file(
+    encoder: Encoder, texts: list[str], path: Path, *, layer: int, pooling: Pooling, dtype: type[np.floating]
+) -> Tensor:
+    """Vectors of length 1, (N, D), which stay in a file that is mapped into memory.
+
+    Args:
+        encoder: Encoder of the sentences.
+        texts: N sentences.
+        path: The file.
+        layer: Layer of the vectors.
+        pooling: How the tokens become one vector.
+        dtype: Of the file.
+    """
+    width = int(encoder.model.config.hidden_size)
+    with writing(path), open(path, "wb") as file:
+        size = len(texts) * width * np.dtype(dtype).itemsize
+        if sys.platform == "linux":  # a full disk would end the process where a mapped page finds no room
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+    stored = np.memmap(path, dtype=dtype, mode="r+", shape=(len(texts), width))
+    bar = tqdm(total=len(texts), desc=f"encoding {path.name}", unit=" sentences", delay=_PROGRESS_DELAY)
+    with bar:
+        for start in range(0, len(texts), SENTENCES_PER_WINDOW):
+            window = texts[start : start + SENTENCES_PER_WINDOW]
+            vectors = encoder.encode(window, layer=layer, pooling=pooling, progress=False)
+            stored[start : start + len(window)] = F.normalize(vectors, dim=-1).cpu().numpy()
+            bar.update(len(window))
+    return torch.from_numpy(stored)
+
+
+def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Search) -> Pairs:
+    """The best match of every sentence of both sides, the best pair first.
+
+    Args:
+        source: Vectors of length 1, (N, D).
+        target: The same, (M, D).
+        margin: See `margin_scores`.
+        k: Nearest neighbours that a margin looks at.
+        search: See `find_neighbours`.
+    """
+    if search == "exact" and torch.cuda.is_available():
+        source, target = source.cuda(), target.cuda()
+    k = 1 if margin == "none" else k
+    forth, back = find_neighbours(source, target, k=k, similarity="dot", search=search, progress=True)
+    return best_pairs(best_matches(forth, back, margin), best_matches(back, forth, margin))
+
+
+def write_pairs(path: Path, pairs: Pairs, source: list[str], target: list[str]) -> None:
+    """Write `score TAB source TAB target` lines, whole or not at all.
+
+    Args:
+        path: The file.
+        pairs: The best first.
+        source: Source sentences, by their numbers.
+        target: Target sentences.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with writing(path), open(partial, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(_lines(pairs, source, target))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _lines(pairs: Pairs, source: list[str], target: list[str]) -> Iterator[str]:
+    rows: Iterable[tuple[float, int, int]] = zip(
+        pairs.score.tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True
+    )
+    for score, i, j in tqdm(rows, "writing", total=len(pairs), unit=" pairs", delay=_PROGRESS_DELAY):
+        yield f"{score:.6f}\t{source[i]}\t{target[j]}\n"

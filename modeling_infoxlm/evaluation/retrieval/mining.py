@@ -1,0 +1,395 @@
+"""Nearest neighbours between two sets of sentence vectors, and margins, which tell translations from hubs.
+
+The exact search computes its scores a tile at a time, so memory grows with N + M and not with N x M. The
+approximate one, for more than `EXACT_LIMIT` sentences, is an index of faiss (the extra `eval`).
+
+Shapes: N and M sentences, D hidden, k neighbours, P pairs; R rows and C columns of a tile.
+"""
+
+import importlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from modeling_infoxlm.runs.process import UsageError
+
+Similarity = Literal["cosine", "dot"]
+Margin = Literal["none", "ratio", "distance"]
+Search = Literal["exact", "approximate"]
+
+TILE_ROWS, TILE_COLUMNS = 1024, 4096  # 16 MB of fp32 scores, which stay in the cache of a CPU
+EXACT_LIMIT = 100_000  # sentences of the larger side: minutes on a few cores, the square of it in time
+NEIGHBOURS = 4  # of a margin, as in arXiv 1811.01136
+
+# Of the approximate search. 4 * sqrt(M) lists and 39 to 256 rows for each are what faiss advises.
+_PROBES = 32
+_TRAINING_ROWS_PER_LIST = 48
+_ROWS_AT_ONCE = 16384
+_PROGRESS_DELAY = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The k vectors of the other side that are nearest to each vector.
+
+    Attributes:
+        score: Similarities, (N, k), the highest first; nan where an approximate search found fewer than k.
+        index: Numbers of the neighbours, (N, k), of equal ones the first; 0 where `score` is nan.
+    """
+
+    score: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Matches:
+    """For each sentence the one that fits best on the other side.
+
+    Attributes:
+        score: Margin score, (N,); -inf where none was found.
+        index: Number of the sentence, (N,), of equal ones the first.
+    """
+
+    score: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of sentences, the best first, each once.
+
+    Attributes:
+        score: Margin scores, (P,), descending.
+        source: Numbers of the source sentences, (P,).
+        target: Numbers of the target sentences, (P,).
+    """
+
+    score: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self.score)
+
+    def take(self, chosen: np.ndarray) -> "Pairs":
+        """The pairs that an array of numbers or of booleans chooses."""
+        return Pairs(self.score[chosen], self.source[chosen], self.target[chosen])
+
+
+@dataclass(frozen=True)
+class RetrievalAccuracy:
+    """Share of sentences, 0..1, whose nearest neighbour on the other side is their translation."""
+
+    source_to_target: float
+    target_to_source: float
+
+    @property
+    def mean(self) -> float:
+        """Mean of both directions."""
+        return (self.source_to_target + self.target_to_source) / 2
+
+
+# ------------------------------------------------------------------------------------------------- retrieval
+
+
+def nearest_neighbours(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Index of the candidate with the highest cosine to each query; the first one of equals.
+
+    Args:
+        queries: (N, D).
+        candidates: (M, D), at least one.
+
+    Returns:
+        (N,).
+    """
+    queries, candidates = _scaled(queries, "cosine"), _scaled(candidates, "cosine")
+    nearest = _Nearest(queries, k=1)
+    for row, column, scores in _tiles(queries, candidates):
+        nearest.update(row, column, scores)
+    return nearest.index[:, 0]
+
+
+def retrieval_accuracy(source: Tensor, target: Tensor) -> RetrievalAccuracy:
+    """Top-1 accuracy in both directions of line-aligned sentences (the Tatoeba protocol: cosine, no margin).
+
+    Args:
+        source: Sentence vectors, (N, D).
+        target: Vectors of their translations, (N, D).
+
+    Raises:
+        ValueError: If there is not exactly one translation for each sentence.
+    """
+    forth, back = translations_found(source, target)
+    return RetrievalAccuracy(forth.float().mean().item(), back.float().mean().item())
+
+
+def translations_found(
+    source: Tensor,
+    target: Tensor,
+    *,
+    similarity: Similarity = "cosine",
+    margin: Margin = "none",
+    k: int = NEIGHBOURS,
+    search: Search = "exact",
+) -> tuple[Tensor, Tensor]:
+    """Whether each sentence's best match on the other side is its translation, in both directions.
+
+    With a margin the candidates are the k nearest neighbours, as in LASER.
+
+    Args:
+        source: Sentence vectors, (N, D).
+        target: Vectors of their translations, (N, D).
+        similarity: Of two vectors.
+        margin: See `margin_scores`.
+        k: Neighbours of the margin.
+        search: See `find_neighbours`.
+
+    Returns:
+        For the source and for the target sentences, (N,) each, bool.
+
+    Raises:
+        ValueError: If there is not exactly one translation for each sentence.
+    """
+    if source.shape != target.shape or not len(source):
+        raise ValueError(
+            "expected one translation for each sentence, "
+            f"found {tuple(source.shape)} and {tuple(target.shape)}."
+        )
+    k = 1 if margin == "none" else k
+    forth, back = find_neighbours(source, target, k=k, similarity=similarity, search=search)
+    expected = torch.arange(len(source), device=forth.index.device)
+    matches = (best_matches(forth, back, margin), best_matches(back, forth, margin))
+    return matches[0].index == expected, matches[1].index == expected
+
+
+# --------------------------------------------------------------------------------------------------- margins
+
+
+def margin_scores(forth: Neighbours, back: Neighbours, margin: Margin) -> Tensor:
+    """Score each sentence with each of its neighbours against what is usual around the two.
+
+    A sentence that is near to everything (a hub) is no translation of all of it. So the similarity of x and y
+    is compared with the mean b of the similarities of x and of y to their k nearest neighbours each:
+    `ratio` a / b, `distance` a - b, `none` a (Artetxe and Schwenk, arXiv 1811.01136, section 3).
+
+    Args:
+        forth: Neighbours of the N sentences.
+        back: Neighbours of the M sentences of the other side.
+        margin: Which comparison.
+
+    Returns:
+        (N, k), in the order of `forth.index`.
+    """
+    if margin == "none":
+        return forth.score
+    usual = (forth.score.nanmean(dim=1, keepdim=True) + back.score.nanmean(dim=1)[forth.index]) / 2
+    return forth.score / usual if margin == "ratio" else forth.score - usual
+
+
+def best_matches(forth: Neighbours, back: Neighbours, margin: Margin) -> Matches:
+    """The neighbour with the highest margin score of each of the N sentences."""
+    scores = margin_scores(forth, back, margin)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    best = scores.amax(dim=1, keepdim=True)
+    last = torch.iinfo(forth.index.dtype).max
+    return Matches(best[:, 0], forth.index.masked_fill(scores < best, last).amin(dim=1))
+
+
+def best_pairs(forth: Matches, back: Matches) -> Pairs:
+    """The best match of every sentence of both sides, as pairs.
+
+    Args:
+        forth: Best target sentence of each source sentence.
+        back: Best source sentence of each target sentence.
+    """
+    score = torch.cat([forth.score, back.score]).double().cpu().numpy()
+    numbers = [torch.arange(len(side.index), device=side.index.device) for side in (forth, back)]
+    source = torch.cat([numbers[0], back.index]).cpu().numpy()
+    target = torch.cat([forth.index, numbers[1]]).cpu().numpy()
+    order = np.lexsort((target, source, -score))
+    pairs = Pairs(score, source, target).take(order[np.isfinite(score[order])])
+    # A pair that both sides chose stands twice, and its two scores may differ by rounding.
+    _, first = np.unique(pairs.source * len(back.index) + pairs.target, return_index=True)
+    return pairs.take(np.sort(first))
+
+
+def one_to_one(pairs: Pairs) -> Pairs:
+    """Keep each sentence in its best pair alone: best first, a pair with a used sentence is dropped."""
+    used_source, used_target = set[int](), set[int]()
+    chosen = np.zeros(len(pairs), dtype=bool)
+    for i, (source, target) in enumerate(zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)):
+        if source not in used_source and target not in used_target:
+            used_source.add(source)
+            used_target.add(target)
+            chosen[i] = True
+    return pairs.take(chosen)
+
+
+# ---------------------------------------------------------------------------------------------------- search
+
+
+def choose_search(num_source: int, num_target: int) -> Search:
+    """Exact up to `EXACT_LIMIT` sentences a side, approximate beyond.
+
+    Raises:
+        UsageError: If that needs faiss and it is not installed.
+    """
+    if max(num_source, num_target) <= EXACT_LIMIT:
+        return "exact"
+    _import_faiss()
+    return "approximate"
+
+
+def find_neighbours(
+    source: Tensor,
+    target: Tensor,
+    *,
+    k: int,
+    similarity: Similarity = "cosine",
+    search: Search = "exact",
+    progress: bool = False,
+) -> tuple[Neighbours, Neighbours]:
+    """The k nearest neighbours of each sentence on the other side, in both directions.
+
+    Args:
+        source: (N, D), fp32 or fp16; products are computed in fp32.
+        target: (M, D).
+        k: Neighbours; as many as there are, if there are fewer.
+        similarity: Of two vectors. With `"dot"` the vectors are used as they are, so they may lie in a
+            memory-mapped file.
+        search: `"exact"` takes (N + M) x k numbers beside the vectors and time that grows with N x M.
+            `"approximate"` looks at the lists of vectors that are nearest to a query; some of its true
+            neighbours may be missed. It runs on the CPU.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        Neighbours of the source sentences, and of the target sentences.
+
+    Raises:
+        UsageError: If faiss is needed and not installed.
+    """
+    source, target = _scaled(source, similarity), _scaled(target, similarity)
+    find = _exact_neighbours if search == "exact" else _approximate_neighbours
+    return find(source, target, k, progress)
+
+
+def _scaled(vectors: Tensor, similarity: Similarity) -> Tensor:
+    """Vectors whose dot product is the similarity."""
+    return F.normalize(vectors, dim=-1) if similarity == "cosine" else vectors
+
+
+def _exact_neighbours(
+    source: Tensor, target: Tensor, k: int, progress: bool
+) -> tuple[Neighbours, Neighbours]:
+    forth, back = _Nearest(source, min(k, len(target))), _Nearest(target, min(k, len(source)))
+    for row, column, scores in _tiles(source, target, progress=progress):
+        forth.update(row, column, scores)
+        # On the CPU a search along columns takes far longer than turning the tile.
+        back.update(column, row, scores.t().contiguous())
+    return Neighbours(forth.score, forth.index), Neighbours(back.score, back.index)
+
+
+def _tiles(
+    queries: Tensor, candidates: Tensor, *, progress: bool = False
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Dot products (R, C) of all queries with all candidates, with the first row and column of each tile."""
+    rows = range(0, len(queries), TILE_ROWS)
+    for row in tqdm(rows, "searching", unit=" tiles", delay=_PROGRESS_DELAY, disable=not progress):
+        some = queries[row : row + TILE_ROWS].float()
+        for column in range(0, len(candidates), TILE_COLUMNS):
+            yield row, column, some @ candidates[column : column + TILE_COLUMNS].float().t()
+
+
+class _Nearest:
+    """The k highest scores of each vector so far, and the indices of the vectors that have them."""
+
+    def __init__(self, vectors: Tensor, k: int) -> None:
+        self.k = k
+        self.score = torch.full((len(vectors), k), -torch.inf, device=vectors.device)
+        self.index = torch.zeros(len(vectors), k, dtype=torch.long, device=vectors.device)
+
+    def update(self, row: int, column: int, scores: Tensor) -> None:
+        """Take the scores (R, C) of vectors from `row` on with others from `column` on.
+
+        Not `topk`: which of equal scores it takes is not defined.
+        """
+        rows = torch.arange(row, row + len(scores), device=scores.device)
+        for remaining in reversed(range(self.k)):
+            score, index = scores.max(dim=1)
+            kept = torch.nonzero(score > self.score[rows, -1])[:, 0]
+            if not len(kept):
+                return
+            rows, score, index = rows[kept], score[kept], index[kept]
+            self._insert(rows, score, index + column)
+            if remaining:  # look for the next one where there may be one: after a few tiles, in few rows
+                scores = scores.index_select(0, kept).scatter_(1, index[:, None], -torch.inf)
+
+    def _insert(self, rows: Tensor, score: Tensor, index: Tensor) -> None:
+        """Put a score behind those of its row that are as high, which came earlier."""
+        scores = torch.cat([self.score[rows], score[:, None]], dim=1)
+        indices = torch.cat([self.index[rows], index[:, None]], dim=1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        self.score[rows] = scores[:, : self.k]
+        self.index[rows] = indices.gather(1, order)[:, : self.k]
+
+
+# ------------------------------------------------------------------------------------------------------ faiss
+
+
+def _approximate_neighbours(
+    source: Tensor, target: Tensor, k: int, progress: bool
+) -> tuple[Neighbours, Neighbours]:
+    # One after the other: only one index is in memory at a time.
+    forth = _search_index(_build_index(target), source, min(k, len(target)), progress)
+    return forth, _search_index(_build_index(source), target, min(k, len(source)), progress)
+
+
+def _import_faiss() -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise UsageError(
+            f"more than {EXACT_LIMIT:,} sentences are searched with faiss, which is not installed: "
+            "pip install 'modeling-infoxlm[eval]'."
+        ) from error
+
+
+def _build_index(candidates: Tensor) -> Any:
+    """Lists of like vectors, which are kept in fp16: 2 x D bytes and a number of 8 bytes for each."""
+    faiss = _import_faiss()
+    lists = max(1, math.isqrt(16 * len(candidates)))
+    index = faiss.index_factory(candidates.shape[1], f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    every = max(1, len(candidates) // (lists * _TRAINING_ROWS_PER_LIST))
+    index.train(_as_numpy(candidates[::every]))
+    for start in range(0, len(candidates), _ROWS_AT_ONCE):
+        index.add(_as_numpy(candidates[start : start + _ROWS_AT_ONCE]))
+    index.nprobe = _PROBES
+    return index
+
+
+def _search_index(index: Any, queries: Tensor, k: int, progress: bool) -> Neighbours:
+    score, found = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
+    bar = tqdm(
+        total=len(queries), desc="searching", unit=" sentences", delay=_PROGRESS_DELAY, disable=not progress
+    )
+    with bar:
+        for start in range(0, len(queries), _ROWS_AT_ONCE):
+            some = _as_numpy(queries[start : start + _ROWS_AT_ONCE])
+            scores, indices = (torch.from_numpy(part) for part in index.search(some, k))
+            missing = indices < 0
+            score[start : start + len(some)] = scores.masked_fill(missing, torch.nan)
+            found[start : start + len(some)] = indices.masked_fill(missing, 0)
+            bar.update(len(some))
+    return Neighbours(score, found)
+
+
+def _as_numpy(vectors: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(vectors.float().cpu().numpy())

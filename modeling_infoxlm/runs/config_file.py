@@ -1,0 +1,447 @@
+"""Recipes: a YAML or JSON file that holds a whole run, overridden by flags of the command line.
+
+Every entry of a recipe becomes the flag of the same name, put before the flags that were typed. So a value
+means the same in a recipe as on the command line (`2e-4` is a float, `131_072` an int, a wrong choice is
+refused), and the last one given wins.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from modeling_infoxlm.data.readers import what_else
+from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
+from modeling_infoxlm.runs.provenance import blot_secrets, holds_secret, takes_secret
+
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+_MOST_VALUES = 100_000  # of a recipe; its longest lists are of files
+# Of transformers' own flags those that `--help` shows; `--help_all` shows all.
+_OFTEN_USED = set(
+    "output_dir max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps "
+    "learning_rate warmup_steps bf16 fp16 use_cpu seed dataloader_num_workers logging_steps save_steps "
+    "save_total_limit eval_strategy eval_steps report_to push_to_hub hub_model_id".split()
+)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; its message is one clear line."""
+
+
+def parse_args_with_config(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    program: str | None = None,
+    about: str | None = None,
+) -> tuple[Any, ...]:
+    """Build the dataclasses from `--config recipe.yaml` and the flags that override it.
+
+    Instead of `--config FILE` the file may come first: `run_pretraining.py recipe.yaml --max_steps 10`.
+    Every usage error (unknown flag or key, wrong value, unreadable recipe) ends the process with exit code 2
+    and one line on standard error.
+
+    Args:
+        dataclass_types: Dataclasses whose fields are the flags, in the order in which `--help` shows them.
+        argv: Arguments without the program's name, as in `sys.argv[1:]`.
+        program: What is typed before them; None for the script's name.
+        about: What `--help` says before the flags: purpose and examples.
+
+    Returns:
+        One instance of each dataclass, in the same order.
+
+    Example:
+        >>> parse_args_with_config([DataArguments], ["--config", "recipes/demo.yaml", "--mlm_examples", "4"])
+    """
+    parser = _RecipeParser(dataclass_types, program=program, about=about, show_all="--help_all" in argv)
+    try:
+        path, flags = _split_off_config(argv)
+        _refuse_secrets(argv)
+        recipe = {} if path is None else read_recipe(path)
+        _refuse_secrets([f"--{name}={value}" for name, value in recipe.items()])
+        arguments = parser.add_recipe(recipe, source=str(path)) + flags
+        parser.refuse_unknown_flags(flags)
+        # look_for_args_file: a stray `run_pretraining.args` beside the script would be read in silence.
+        parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError as error:  # RecipeError, or raised by the dataclasses' own checks
+        parser.error(str(error))
+    return parsed[: len(dataclass_types)]  # without the namespace that holds `config`
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe file; scalars of YAML other than true, false and null stay the text that was written.
+
+    Raises:
+        RecipeError: If the file is missing, is no YAML or JSON, is no mapping, or names a key twice.
+    """
+    try:
+        content_bytes = path.read_bytes()
+        kind = what_else(content_bytes[:4096])
+        if kind:
+            raise RecipeError(f"it is {kind}, expected UTF-8 text.")
+        text = content_bytes.decode("utf-8-sig")
+        if path.suffix == ".json":
+            content = json.loads(text, object_pairs_hook=_unique_keys)
+        else:
+            content = yaml.load(text, Loader=_RecipeLoader)  # nosec B506: a SafeLoader
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not valid UTF-8 at byte {error.start:,}.") from error
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"recipe {path} is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise RecipeError(f"recipe {path} is malformed: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"recipe {path} must be a mapping of flag names to values, not a {type(content).__name__}."
+        )
+    return content
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML without YAML 1.1's surprises.
+
+    There `no` (Norwegian), `on` and `y` are booleans, `2e-4` is a string, `010` is 8 and `12:30` is 750. Here
+    only true, false and null are resolved; what every other scalar means is left to the type of its flag.
+    """
+
+    # Replaced, not changed in place: the table of the base class is shared by all loaders.
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document; refuse aliases that write out to more than a recipe means, or to no end."""
+        document = super().get_single_node()
+        waiting, count = [document], 0
+        while waiting:
+            node = waiting.pop()
+            count += 1
+            if count > _MOST_VALUES:
+                raise RecipeError(
+                    f"it holds more than {_MOST_VALUES:,} values, its aliases (*name) written out."
+                )
+            if isinstance(node, yaml.MappingNode):
+                waiting += [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+        return document
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping; a key given twice is refused (PyYAML would keep the last one in silence)."""
+        mapping = super().construct_mapping(node, deep=deep)
+        _unique_keys([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+        return mapping
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF")
+)
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$", re.I), ["n", "N", "~", ""]
+)
+
+
+def _unique_keys(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise RecipeError(f"the key {key} is given twice; keep one.")
+        result[key] = value
+    return result
+
+
+def _split_off_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Take the recipe's path out of the arguments, given as a leading file name or by --config."""
+    flags = list(argv)
+    paths: list[str] = []
+    if flags and not flags[0].startswith("-") and flags[0].endswith(RECIPE_SUFFIXES):
+        paths.append(flags.pop(0))
+    while (position := next((i for i, flag in enumerate(flags) if _is_config(flag)), None)) is not None:
+        flag = flags.pop(position)
+        if "=" in flag:
+            paths.append(flag.partition("=")[2])
+        elif position < len(flags):
+            paths.append(flags.pop(position))
+        else:
+            raise RecipeError("--config needs a file: --config recipes/demo.yaml")
+    if len(paths) > 1:
+        raise RecipeError(
+            f"give one recipe, not {len(paths)} ({', '.join(paths)}); flags override its values."
+        )
+    return (Path(paths[0]) if paths else None), flags
+
+
+def _refuse_secrets(arguments: Sequence[str]) -> None:
+    """Refuse tokens and passwords as values of other flags, from where they get into records, logs and cards.
+
+    Raises:
+        RecipeError: With the flag, and without the secret.
+    """
+    flag = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        flag = name if argument.startswith("-") else flag
+        if holds_secret(value if argument.startswith("-") and equals else argument) and not takes_secret(
+            flag
+        ):
+            raise RecipeError(
+                f"{blot_secrets(flag) or 'an argument'} holds what looks like an access token or a password, "
+                "which does not belong there; `hf auth login` stores a token, or --token takes it."
+            )
+
+
+def _is_config(flag: str) -> bool:
+    return flag == "--config" or flag.startswith("--config=")
+
+
+_AT_LEAST_1 = (
+    "max_steps per_device_train_batch_size per_device_eval_batch_size batch_size "
+    "gradient_accumulation_steps save_total_limit eval_accumulation_steps torch_empty_cache_steps "
+    "ddp_timeout ddp_bucket_cap_mb dataloader_prefetch_factor num_hidden_layers hidden_size "
+    "num_attention_heads "
+    "intermediate_size preprocessing_num_workers max_seq_length max_side_length min_length max_length_ratio "
+    "heldout_max_pairs tokenizer_vocab_size mlm_examples tlm_examples xlco_examples queue_size "
+    "momentum_warmup_steps tokens_per_device eval_max_pairs max_train_samples max_eval_samples "
+    "max_predict_samples mixed_max_samples doc_stride max_query_length max_answer_length n_best_size "
+    "margin_neighbours max_pairs num_candidates num_shards"
+).split()
+_ABOVE_0 = "num_train_epochs save_steps logging_steps eval_steps adam_epsilon momentum_exponent".split()
+_BELOW_1 = (
+    "adam_beta1 adam_beta2 hidden_dropout_prob attention_probs_dropout_prob heldout_fraction "
+    "label_smoothing_factor"
+).split()
+_OF_ANY_SIGN = "null_score_diff_threshold threshold".split()
+_LOWEST = {"xlco_temperature": LOWEST_TEMPERATURE, "xlco_layer": -1, "eval_layer": -1}
+LARGEST_SEED = 2**32 - 1  # numpy's
+LARGEST_INT = 2**53  # up to here an int is the same number as a float
+_LIMITS = {
+    # Deeper or wider ones than anybody has trained would only fill the memory for minutes.
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**16,
+    "num_attention_heads": 2**12,
+    "intermediate_size": 2**18,
+    "max_position_embeddings": 2**20,
+    "max_seq_length": 2**20,
+    **dict.fromkeys(("seed", "data_seed", "prepare_seed"), LARGEST_SEED),
+    **dict.fromkeys(("momentum", "momentum_start", "mask_probability"), 1),
+}
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse a value that no flag of this name can mean: what is not named above is 0 or more.
+
+    Raises:
+        ValueError: If it is not finite, or outside the flag's range; the message goes on from the name.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, found {value}.")
+    if name in _AT_LEAST_1 and value < 1:
+        raise ValueError(f"must be at least 1, found {value:g}.")
+    if name in _ABOVE_0 and value <= 0:
+        raise ValueError(f"must be above 0, found {value:g}.")
+    if name in _BELOW_1 and not 0 <= value < 1:
+        raise ValueError(f"must be at least 0 and below 1, found {value:g}.")
+    if name not in _OF_ANY_SIGN and value < _LOWEST.get(name, 0):
+        raise ValueError(f"must be at least {_LOWEST.get(name, 0):g}, found {value:g}.")
+    if value > _LIMITS.get(name, LARGEST_INT):
+        raise ValueError(f"must be at most {_LIMITS.get(name, LARGEST_INT):,}, found {value:g}.")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Each flag once, under its own name, with the kind of value it takes; no default where there is none."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = next(name for name in action.option_strings if name.startswith("--"))
+        return f"{name} {self._format_args(action, 'VALUE')}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, "", []) else action.help
+
+
+class _RecipeParser(HfArgumentParser):
+    """HfArgumentParser that accepts a recipe, suggests names and reports usage errors in one line."""
+
+    def __init__(
+        self,
+        dataclass_types: Sequence[Any],
+        *,
+        program: str | None = None,
+        about: str | None = None,
+        show_all: bool = False,
+    ) -> None:
+        # allow_abbrev: `--config_n` or `--learn` would be guessed.
+        super().__init__(
+            tuple(dataclass_types),
+            allow_abbrev=False,
+            prog=program,
+            usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",
+            description=about,
+            formatter_class=_HelpFormatter,
+        )
+        self.add_argument(
+            "--config", metavar="FILE", help="recipe (YAML or JSON) whose values the flags override"
+        )
+        if any(issubclass(kind, TrainingArguments) for kind in dataclass_types):
+            self.add_argument(
+                "--help_all", action="help", help="show all flags of transformers' Trainer as well"
+            )
+            if not show_all:
+                self._hide_trainer_flags(dataclass_types)
+        self.hints = {
+            field.name: get_type_hints(dataclass_type)[field.name]
+            for dataclass_type in dataclass_types
+            for field in dataclasses.fields(dataclass_type)
+            if field.init
+        }
+        for action in self._actions:
+            if action.type in (int, float):
+                action.metavar = "NUMBER"
+                action.type = _checked_number(action.dest, action.type, action.default)
+        self.recipe: dict[str, Any] = {}
+        self.recipe_source = ""
+        self.typed_flags: set[str] = set()
+
+    def _hide_trainer_flags(self, dataclass_types: Sequence[Any]) -> None:
+        inherited: set[str] = set()
+        for kind in dataclass_types:
+            if issubclass(kind, TrainingArguments):
+                inherited |= {field.name for field in dataclasses.fields(TrainingArguments)}
+                for parent in kind.__mro__[: kind.__mro__.index(TrainingArguments)]:
+                    inherited -= set(vars(parent).get("__annotations__", {}))
+        hidden = [action for action in self._actions if action.dest in inherited - _OFTEN_USED]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        if hidden:
+            self.epilog = f"--help_all lists {len(hidden)} more flags, those of transformers' Trainer."
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line; argparse would print a usage of some 200 flags first."""
+        where = self._where(message)
+        message = re.sub(r"^argument --(\w+)\S*: (?=must )", r"\1 ", " ".join(message.split()))
+        line = f"{self.prog}: error: {where}{message}"
+        self.exit(2, f"{blot_secrets(line)}\n")
+
+    def _where(self, message: str) -> str:
+        """Name the recipe if the flag that is complained about came from there."""
+        named = re.match(r"argument --(\w+)", message)
+        in_recipe = named is not None and named[1] in self.recipe and named[1] not in self.typed_flags
+        return f"recipe {self.recipe_source}: " if in_recipe else ""
+
+    def add_recipe(self, recipe: Mapping[str, Any], *, source: str) -> list[str]:
+        """Return the recipe's values as flags; values that no flag can express become defaults.
+
+        Raises:
+            RecipeError: If a key is unknown or a value has a form that its flag cannot take.
+        """
+        flags: list[str] = []
+        for name, value in recipe.items():
+            if name not in self.hints:
+                raise RecipeError(f"recipe {source}: unknown key {name}{self._suggestion(str(name))}")
+            try:
+                flags += self._as_flags(name, value)
+                json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+            except RecipeError as error:
+                raise RecipeError(f"recipe {source}: {error}") from error
+            except UnicodeEncodeError as error:
+                raise RecipeError(f"recipe {source}: {name} holds half a surrogate pair.") from error
+        self.recipe, self.recipe_source = dict(recipe), source
+        return flags
+
+    def _as_flags(self, name: str, value: Any) -> list[str]:
+        alternatives = get_args(self.hints[name]) or (self.hints[name],)
+        if value is None:
+            return self._as_null(name, alternatives)
+        if isinstance(value, list):
+            return self._as_list(name, value, alternatives)
+        if isinstance(value, dict):
+            return self._as_mapping(name, value, alternatives)
+        return [f"--{name}={value}"]
+
+    def _as_null(self, name: str, alternatives: tuple[Any, ...]) -> list[str]:
+        if type(None) not in alternatives:
+            raise RecipeError(f"{name} must have a value; remove the line to keep its default.")
+        self.set_defaults(**{name: None})
+        return []
+
+    def _as_list(self, name: str, value: list[Any], alternatives: tuple[Any, ...]) -> list[str]:
+        hint = self.hints[name]
+        if not any(get_origin(form) is list for form in (hint, *alternatives)):
+            raise RecipeError(f"{name} takes one value, not a list of {len(value)}.")
+        if any(isinstance(item, list | dict) or item is None for item in value):
+            raise RecipeError(f"{name} takes a flat list of values.")
+        # Empty, or `str | list[str]`, whose flag takes one value only: no flag can say it.
+        if not value or str in alternatives:
+            self.set_defaults(**{name: value})
+            return []
+        return [f"--{name}", *map(str, value)]
+
+    def _as_mapping(self, name: str, value: dict[str, Any], alternatives: tuple[Any, ...]) -> list[str]:
+        if not any(form is dict or get_origin(form) is dict for form in alternatives):
+            raise RecipeError(f"{name} takes a value, not a mapping.")
+        return [f"--{name}={json.dumps(_typed(value))}"]
+
+    def refuse_unknown_flags(self, flags: Sequence[str]) -> None:
+        """End with exit code 2 if a typed argument belongs to no flag (HfArgumentParser: a traceback)."""
+        self.typed_flags = {self._flag_name(flag) for flag in flags if flag.startswith("--")}
+        _, unknown = self.parse_known_args(list(flags))
+        if not unknown:
+            return
+        first = unknown[0]
+        if first.startswith("--"):
+            self.error(
+                f"unknown flag {first.partition('=')[0]}{self._suggestion(self._flag_name(first), '--')}"
+            )
+        self.error(
+            f"unexpected argument {first!r}; "
+            "a flag that takes one value was given several, or its name is missing."
+        )
+
+    @staticmethod
+    def _flag_name(flag: str) -> str:
+        return flag.partition("=")[0].lstrip("-").replace("-", "_")
+
+    def _suggestion(self, name: str, prefix: str = "") -> str:
+        nearest = difflib.get_close_matches(name, self.hints, n=1)
+        return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; --help lists the flags."
+
+
+def _checked_number(name: str, kind: type, default: Any) -> Callable[[str], float]:
+    """The type of a flag that takes a number; its default, a sign for something else, is always allowed."""
+
+    def number(text: str) -> float:
+        value: float = kind(text)
+        if value != default:
+            try:
+                check_number(name, value)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error)) from error
+        return value
+
+    number.__name__ = kind.__name__  # argparse shows it: invalid int value
+    return number
+
+
+def _typed(value: Any) -> Any:
+    """Turn the texts inside a mapping into numbers where they are some: no flag's type says it for them."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

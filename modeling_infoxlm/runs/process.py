@@ -1,0 +1,175 @@
+"""Settings of the whole process and exit codes, for entry points: importing the package changes nothing."""
+
+import ctypes
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import torch
+
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.runs.provenance import blot_secrets, secrets_of_command, writing
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done with what was given: one line, exit code 2."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Input that cannot be used ends a program as wrong usage does."""
+    try:
+        yield
+    except DataError as error:
+        raise UsageError(str(error)) from error
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal after a checkpoint."""
+
+
+def configure_process(*, distributed: bool = False) -> None:
+    """Make a CPU process as fast as it can be: the oneDNN product, and memory that stays in the process.
+
+    Args:
+        distributed: Whether the program knows to work with others that the same launcher has started.
+
+    Raises:
+        UsageError: If it does not and there are others: all would do the same work, and write the same files.
+    """
+    others = int(os.environ.get("WORLD_SIZE") or 1) - 1 if "LOCAL_RANK" in os.environ else 0
+    if others and not distributed:
+        raise UsageError(
+            f"this program runs in one process and was started in {others + 1}; start it without torchrun or "
+            "accelerate launch."
+        )
+    # Without AMX nothing is rounded by "medium", and fp32 products take half the time on AMD.
+    if not torch.cuda.is_available() and not torch.cpu.get_capabilities().get("amx_tile", False):
+        torch.set_float32_matmul_precision("medium")
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Keep large blocks in the heap.
+
+    Else glibc gives each one back, and faulting it in anew costs ten times its use.
+    """
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl has no mallopt
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def leave_process_group() -> None:
+    """End a distributed run in order: an exit under running gloo threads now and then aborts the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+class _Blotted:
+    """A stream that no secret gets through."""
+
+    def __init__(self, stream: TextIO, known: Sequence[str]) -> None:
+        self._stream, self._known = stream, known
+
+    def write(self, text: str) -> int:
+        self._stream.write(blot_secrets(text, self._known))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def without_secrets(argv: Sequence[str]) -> Iterator[None]:
+    """What is printed or logged in the block holds no token or password.
+
+    Args:
+        argv: Arguments of the command; values of flags for a token are blotted out whatever they look like.
+    """
+    known, factory = secrets_of_command(argv), logging.getLogRecordFactory()
+
+    def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        # Libraries that were imported earlier log to the stream as it was then.
+        record.msg, record.args = blot_secrets(record.getMessage(), known), ()
+        return record
+
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(cast(TextIO, _Blotted(sys.stdout, known))))
+        stack.enter_context(redirect_stderr(cast(TextIO, _Blotted(sys.stderr, known))))
+        stack.callback(logging.setLogRecordFactory, factory)
+        logging.setLogRecordFactory(make_record)
+        yield
+
+
+def run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+    """Run an entry point and map how it ends to an exit code.
+
+    Returns:
+        0 done; 1 failure, after one line on stderr that says what to do (`--debug` anywhere in `argv` adds
+        the traceback); 2 the same for a `UsageError`; 130 interrupted. The argument parser ends the process
+        with 2 by itself.
+    """
+    with without_secrets(argv):
+        return _run_main(main, argv)
+
+
+def _run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+    arguments = [argument for argument in argv if argument != "--debug"]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for client in ("httpx", "httpx2"):  # which say each request
+        logging.getLogger(client).setLevel(logging.WARNING)
+    try:
+        with writing(_output_of(argv)):
+            _refuse_file_as_folder(argv)
+            main(arguments)
+        leave_process_group()
+    except (KeyboardInterrupt, Interrupted) as interruption:
+        print(f"interrupted: {interruption}" if str(interruption) else "interrupted", file=sys.stderr)
+        if isinstance(interruption, Interrupted):  # which all ranks agreed on
+            leave_process_group()
+        return INTERRUPTED
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        status = USAGE if isinstance(error, (UsageError, DataError)) else FAILED
+        message = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (ValueError, OSError)):  # not foreseen: say what it is, and how to see more
+            message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
+        print(f"error: {message}", file=sys.stderr)
+        return status
+    return OK
+
+
+def _flags(argv: Sequence[str]) -> dict[str, str]:
+    flags = dict(argument.partition("=")[::2] for argument in argv if "=" in argument)
+    return flags | dict(zip(argv, argv[1:], strict=False))
+
+
+def _refuse_file_as_folder(argv: Sequence[str]) -> None:
+    """Before the work, whose result could not be written."""
+    folder = Path(_flags(argv).get("--output_dir") or ".")
+    nearest = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} exists and is not a folder; choose another output folder.")
+
+
+def _output_of(argv: Sequence[str]) -> str:
+    """What a command writes to, for a failure that does not name its place."""
+    flags = _flags(argv)
+    return flags.get("--output_dir") or flags.get("--output") or "the output"

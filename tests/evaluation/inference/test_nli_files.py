@@ -1,0 +1,334 @@
+"""Inference data in every layout gives the same rows, and what is wrong with it is said with its place."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from tiny_nli import Row, nli_rows, write_nli, write_xnli
+
+from modeling_infoxlm.evaluation.inference import nli_files
+from modeling_infoxlm.evaluation.inference.nli_files import (
+    LABELS,
+    XNLI_LANGUAGES,
+    NLIRows,
+    dataset_commit,
+    files_in_folder,
+    files_of_patterns,
+    read_hub_nli,
+    read_nli,
+)
+from modeling_infoxlm.runs.process import UsageError
+
+ROWS: list[Row] = [
+    ("Il a dit oui.", 'Il a dit "oui".', "neutral"),
+    ("line\u2028separator", "à", "contradiction"),
+    ("w4", "", "entailment"),
+]
+EXPECTED = NLIRows([row[0] for row in ROWS], [row[1] for row in ROWS], [1, 2, 0], [""] * 3)
+DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
+
+
+def as_tsv(path: Path) -> None:
+    path.write_text("".join("\t".join(row) + "\n" for row in ROWS), encoding="utf-8")
+
+
+def as_tsv_with_genre(path: Path) -> None:
+    path.write_text("".join("\t".join((*row, "fiction")) + "\r\n" for row in ROWS), encoding="utf-8")
+
+
+def as_numbers(path: Path) -> None:
+    lines = [f"{premise}\t{hypothesis}\t{LABELS.index(label)}\n" for premise, hypothesis, label in ROWS]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def as_translated_multinli(path: Path) -> None:
+    named = [(a, b, label.replace("contradiction", "contradictory")) for a, b, label in ROWS]
+    lines = ["premise\thypo\tlabel", *("\t".join(row) for row in named)]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def as_official_xnli(path: Path) -> None:
+    """All languages in one file; the columns in another order, others between."""
+    lines = ["language\tgold_label\tsentence1_parse\tsentence1\tsentence2\tpromptID"]
+    for premise, hypothesis, label in ROWS:
+        lines.append(f"de\tneutral\t(x)\tDeutsch\tAuch\t{len(lines)}")
+        lines.append(f"fr\t{label}\t(x)\t{premise}\t{hypothesis}\t{len(lines)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def as_jsonl(path: Path) -> None:
+    names = ("sentence1", "sentence2", "gold_label")
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS)
+
+
+def as_parquet(path: Path) -> None:
+    columns = list(zip(*ROWS, strict=True))
+    table = {
+        "premise": list(columns[0]),
+        "hypothesis": list(columns[1]),
+        "label": [LABELS.index(x) for x in columns[2]],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+
+
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("dev-fr.tsv", as_tsv),
+        ("dev-fr.tsv", as_tsv_with_genre),
+        ("dev-fr.tsv", as_numbers),
+        ("multinli.train.fr.tsv", as_translated_multinli),
+        ("xnli.dev.tsv", as_official_xnli),
+        ("dev-fr.jsonl.gz", as_jsonl),
+        ("dev-fr.parquet", as_parquet),
+    ],
+)
+def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, write: object) -> None:
+    write(tmp_path / name)
+    genres = ["fiction"] * 3 if write is as_tsv_with_genre else [""] * 3
+    assert read_nli(tmp_path / name, "fr") == replace(EXPECTED, genres=genres)
+
+
+NO_HARM: list[object] = ["-", "-1", -1, -1.0, None, float("nan"), ""]
+
+
+class HubRows(list[dict[str, object]]):
+    """Rows of a dataset whose columns may hold anything."""
+
+    features: dict[str, object] = {}
+
+
+def hub_of(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> NLIRows:
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: HubRows(rows))
+    return read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet", "hub"])
+def test_rows_that_do_no_harm_are_left_out_and_counted(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SNLI's `-`, the -1 of test sets, blank lines; and numbers are labels also as 0.0."""
+    path, blank = tmp_path / f"dev-fr.{kind}", 0
+    labels: list[object] = [0.0, *NO_HARM, 1.0, 2.0]
+    rows = [{"premise": f"p{i}", "hypothesis": "h", "label": label} for i, label in enumerate(labels)]
+    if kind == "tsv":
+        shown = ["" if label is None else str(label) for label in labels]
+        path.write_text("\n" + "\n \n".join(f"p{i}\th\t{label}" for i, label in enumerate(shown)) + "\n\n")
+        blank = 11
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+        blank = 1
+    elif kind == "parquet":
+        numbers = [label if label is None else float(label) for label in labels if label not in ("-", "")]
+        texts = ["p0", *(f"p{i}" for i in range(2, 7)), "p8", "p9"]
+        table = {"premise": texts, "hypothesis": ["h"] * 8, "label": numbers}
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    found = hub_of(monkeypatch, rows) if kind == "hub" else read_nli(path, "fr")
+    assert (found.premises, found.labels) == (["p0", "p8", "p9"], [0, 1, 2])
+    unlabelled = 5 if kind == "parquet" else 7
+    expected = {"rows without a gold label": unlabelled, **({"blank lines": blank} if blank else {})}
+    assert found.left_out == expected
+    assert f"{unlabelled} rows without a gold label" in caplog.text
+
+
+def test_a_set_without_gold_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test-fr.tsv").write_text("a\tb\t-\nc\td\t-\n")
+    with pytest.raises(
+        UsageError, match="of the language fr that can be used, only 2 rows without a gold lab"
+    ):
+        read_nli(tmp_path / "test-fr.tsv", "fr")
+    with pytest.raises(UsageError, match="facebook/xnli has no row .* only 1 rows without"):
+        hub_of(monkeypatch, [{"premise": "a", "hypothesis": "b", "label": -1}])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a\tb\tneutral\na\tb\tmaybe\n", "dev-fr.tsv, line 2: label 'maybe' is none of entailment, neutral"),
+        ("a\tb\t3\n", "dev-fr.tsv, line 1: label '3' is none of"),
+        ("a\tb\tneutral\na\tb\n", r"line 2: expected the columns premise, hypothesis, label, found 2"),
+        ("premise\thypothesis\na\tb\n", "line 2: no label; found premise, hypothesis"),
+        ("", "dev-fr.tsv is empty"),
+        ("premise\thypothesis\tlabel\n", "dev-fr.tsv has no row of the language fr"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "dev-fr.tsv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_nli(path, "fr")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("dev-fr.tsv", b"caf\xe9\tb\tneutral\n", "line 1: invalid UTF-8, byte 0xe9"),
+        ("dev-fr.jsonl", b'{"premise": "a"\n', "line 1: not JSON"),
+        ("dev-fr.jsonl", b"[1]\n", "line 1: found list, expected an object"),
+        ("dev-fr.jsonl", b'{"premise": "a", "hypothesis": null, "label": 1}\n', "line 1: no hypothesis"),
+        ("dev-fr.tsv.gz", gzip.compress(b"a\tb\tneutral\n", mtime=0)[:-9], "cannot be read beyond line"),
+        ("dev-fr.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("dev-fr.txt", b"a\n", r"unknown kind of file; expected \.tsv, \.jsonl or \.parquet"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_nli(tmp_path / name, "fr")
+
+
+# ---------------------------------------------------------------------------- which file is of which language
+
+
+def test_a_folder_has_a_file_for_each_language(tmp_path: Path) -> None:
+    write_xnli(tmp_path)
+    (tmp_path / "SOURCE.txt").write_text("x")
+    found = files_in_folder(tmp_path, "dev", ["fr", "en"])
+    assert found == {"fr": tmp_path / "dev-fr.tsv", "en": tmp_path / "dev-en.tsv"}
+    assert files_in_folder(tmp_path, "train", ["en"]) == {"en": tmp_path / "train-en.tsv.gz"}
+    with pytest.raises(
+        UsageError, match=r"no test file, such as test-xx\.tsv, for sw, th; name the languages"
+    ):
+        files_in_folder(tmp_path, "test", ["en", "sw", "de", "th"])
+    with pytest.raises(UsageError, match="no such folder"):
+        files_in_folder(tmp_path / "nowhere", "test", ["en"])
+
+
+def test_one_official_file_serves_all_languages(tmp_path: Path) -> None:
+    as_official_xnli(tmp_path / "xnli.dev.tsv")
+    found = files_in_folder(tmp_path, "dev", XNLI_LANGUAGES)
+    assert set(found) == set(XNLI_LANGUAGES) and set(found.values()) == {tmp_path / "xnli.dev.tsv"}
+    assert read_nli(found["de"], "de").premises == ["Deutsch"] * 3
+    with pytest.raises(UsageError, match="has no row of the language sw"):
+        read_nli(found["sw"], "sw")
+
+
+def test_files_are_named_by_patterns(tmp_path: Path) -> None:
+    write_xnli(tmp_path)
+    pattern, options = [str(tmp_path / "dev-*.tsv")], {"unnamed": ["en"]}
+    everything = files_of_patterns(pattern, "--test_files", languages=None, **options)
+    assert everything == {name: tmp_path / f"dev-{name}.tsv" for name in ("de", "en", "fr")}
+    own = write_nli(tmp_path / "xnli.dev.tsv", nli_rows("en", 3))  # XNLI's own name: `dev` is no language
+    assert files_of_patterns([str(own)], "--validation_files", languages=["de"], unnamed=[]) == {"de": own}
+    own.unlink()
+    some = files_of_patterns(pattern, "--test_files", languages=["fr", "en"], **options)
+    assert list(some) == ["fr", "en"]
+    plain = write_nli(tmp_path / "mine.tsv", nli_rows("en", 3))
+    assert files_of_patterns([str(plain)], "--train_file", languages=None, **options) == {"en": plain}
+    for patterns, languages, message in (
+        ([*pattern, str(plain)], None, r"--test_files: .*mine\.tsv carries no language"),
+        (
+            [*pattern, str(write_nli(tmp_path / "b" / "x-fr.tsv", nli_rows("fr", 3)))],
+            None,
+            "both of the language fr",
+        ),
+        (pattern, ["fr", "sw"], "--test_files names no file for sw; name the languages"),
+        ([str(tmp_path / "nothing*.tsv")], None, "--test_files: no file matches"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            files_of_patterns(patterns, "--test_files", languages=languages, **options)
+
+
+# ---------------------------------------------------------------------------- the Hub
+
+
+def test_the_hub_is_asked_for_one_language_of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*args: object, **kwargs: object) -> HubRows:
+        asked.append((args, kwargs))
+        rows = [{"premise": a, "hypothesis": b, "label": LABELS.index(label)} for a, b, label in ROWS]
+        return HubRows(rows)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    options = {"revision": "abc", "cache_dir": "cache", "token": "secret"}
+    assert read_hub_nli("facebook/xnli", "dev", "fr", **options) == EXPECTED
+    assert asked == [(("facebook/xnli", "fr"), {"split": "validation", **options})]
+
+
+def test_a_label_is_what_the_dataset_calls_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all count from entailment: the numbers of others once were taken for ours."""
+    features = Features(
+        premise=Value("string"),
+        hypothesis=Value("string"),
+        gold_label=ClassLabel(names=["contradiction", "Neutral", "entailment"]),
+    )
+    rows = [{"premise": "a", "hypothesis": "b", "gold_label": number} for number in (0, 1, 2, -1)]
+    loaded = Dataset.from_list(rows, features=features)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: loaded)
+    found = read_hub_nli("group/nli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+    assert found.labels == [2, 1, 0] and found.left_out == {"rows without a gold label": 1}
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError("no network"), r"facebook/xnli, fr cannot be loaded: no network$"),
+        (RuntimeError("Dataset scripts are no longer supported"), "--dataset_revision refs/convert/parquet"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def load_dataset(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(UsageError, match=message):
+        read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+
+
+def test_the_newest_commit_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def dataset_info(self, name: str, revision: str | None) -> SimpleNamespace:
+            if name != "facebook/xnli":
+                raise OSError("404")
+            return SimpleNamespace(sha=f"commit of {revision}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert dataset_commit("facebook/xnli", "refs/convert/parquet", token="secret") == (
+        "commit of refs/convert/parquet"
+    )
+    assert dataset_commit("facebook/nothing", "0" * 40, token=None) == "0" * 40  # needs no network
+    with pytest.raises(UsageError, match="not reachable on the Hub"):
+        dataset_commit("facebook/nothing", None, token="secret")
+
+
+# ---------------------------------------------------------------------------- real files
+
+
+@pytest.mark.skipif(not (DATA / "eval/xnli_dev").is_dir(), reason=f"{DATA}/eval/xnli_dev is not there")
+def test_the_real_dev_sets_are_parallel() -> None:
+    files = files_in_folder(DATA / "eval/xnli_dev", "dev", XNLI_LANGUAGES)
+    english = read_nli(files["en"], "en")
+    assert Counter(english.labels) == {0: 830, 1: 830, 2: 830}
+    for language in ("sw", "th", "zh"):
+        assert read_nli(files[language], language).labels == english.labels
+
+
+@pytest.mark.skipif(not (DATA / "train/nli").is_dir(), reason=f"{DATA}/train/nli is not there")
+def test_the_real_training_sets_are_read() -> None:
+    pattern = str(DATA / "train/nli/train-*.tsv.gz")
+    files = files_of_patterns([pattern], "--train_file", languages=None, unnamed=[])
+    assert len(files) == 10
+    assert len(read_nli(files["en"], "en")) == len(read_nli(files["ur"], "ur")) == 15_001
+
+
+def test_sets_are_cut_and_joined() -> None:
+    assert nli_files.NLIRows.joined([EXPECTED.take([0]), EXPECTED]).labels == [1, 1, 2, 0]
+    assert EXPECTED.take([0, 2]) == NLIRows(
+        ["Il a dit oui.", "w4"], ['Il a dit "oui".', ""], [1, 0], [""] * 2
+    )
+    assert NLIRows(["a"], ["b"], [1]).take([0]).genres == []

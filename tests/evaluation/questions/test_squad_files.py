@@ -1,0 +1,234 @@
+"""Files in SQuAD's layout: what their names and contents tell, and what is refused."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_qa import article, question, write_squad
+
+from modeling_infoxlm.evaluation.questions import squad_files
+from modeling_infoxlm.evaluation.questions.squad_files import (
+    Answer,
+    check_distinct_ids,
+    cross_languages,
+    limit_questions,
+    read_question_sets,
+    record_questions,
+)
+from modeling_infoxlm.runs.process import UsageError
+
+DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
+GOOD = [article("w4 w5 w6", question("a", "w7", "w5", 3)), article("w8 w9", question("b", "w7 w8", "w9", 3))]
+
+
+def read(*specs: object, **options: Any) -> list[squad_files.QuestionSet]:
+    return read_question_sets([str(spec) for spec in specs], **{"on_mismatched_answers": "fail", **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "stem", "key"),
+    [
+        ("dev-context-de-question-en.json", "mlqa", "dev-context-de-question-en", "de-en"),
+        ("test-context-zh-question-zh.json", "mlqa", "test-zh", "zh"),
+        ("xquad.el.json", "xquad", "test-el", "el"),
+        ("tydiqa.sw.dev.json", "tydiqa", "dev-sw", "sw"),
+        ("tydiqa.goldp.en.train.json", "tydiqa", "train-en", "en"),
+        ("tydiqa-goldp-dev-swahili.json", "tydiqa", "dev-sw", "sw"),
+        ("tydiqa-goldp-v1.1-dev-telugu.json", "tydiqa", "dev-te", "te"),
+        ("policy_qa-dev-en.json", "qa", "test-en", "en"),
+    ],
+)
+def test_names_tell_benchmark_split_and_languages(
+    tmp_path: Path, name: str, benchmark: str, stem: str, key: str
+) -> None:
+    (part,) = read(write_squad(tmp_path / name, GOOD))
+    assert (part.benchmark, part.file_stem, part.name) == (benchmark, stem, key)
+
+
+def test_languages_that_are_written_out_win(tmp_path: Path) -> None:
+    path = write_squad(tmp_path / "xquad.el.json", GOOD)
+    (part,) = read(f"de-en={path}")
+    assert (part.context_language, part.question_language) == ("de", "en")
+    (part,) = read(f"fr={path}")
+    assert part.name == "fr"
+
+
+def test_a_name_without_language_is_refused_unless_it_does_not_matter(tmp_path: Path) -> None:
+    path = write_squad(tmp_path / "train-v1.1.json", GOOD)
+    with pytest.raises(UsageError, match=r"does not tell its language; write it in front, de="):
+        read(path)
+    assert read(path, unnamed="en")[0].name == "en"
+
+
+def test_questions_are_read_in_order_with_their_answers(tmp_path: Path) -> None:
+    path = tmp_path / "x.de.json.gz"
+    path.write_bytes(gzip.compress(json.dumps({"data": GOOD}).encode()))
+    (part,) = read(path)
+    assert [item.id for item in part.questions] == ["a", "b"]
+    assert part.questions[1].text == "w7 w8"
+    assert part.questions[1].context == "w8 w9"
+    assert part.questions[1].answers == (Answer("w9", 3),)
+
+
+def test_folders_and_globs(tmp_path: Path) -> None:
+    for name in ("xquad.de.json", "xquad.ar.json"):
+        write_squad(tmp_path / name, GOOD)
+    (tmp_path / "SOURCE.txt").write_text("from elsewhere")
+    assert [part.name for part in read(tmp_path)] == ["ar", "de"]
+    assert [part.name for part in read(tmp_path / "xquad.d*.json")] == ["de"]
+
+
+def broken(change: Callable[[dict[str, Any]], None]) -> str:
+    content = json.loads(json.dumps({"data": GOOD}))
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON file in UTF-8"),
+        ('{"data": ' + "[" * 100_000, "nested too deeply"),
+        ('{"data": ' + "9" * 5_000 + "}", "is no JSON file in UTF-8"),
+        ("[]", "is not in SQuAD's layout: in the file"),
+        ('{"data": []}', "has no question"),
+        (broken(lambda content: content.pop("data")), "'data' is missing"),
+        (broken(lambda content: content["data"][0]["paragraphs"][0].pop("context")), "'context' is missing"),
+        (
+            broken(lambda content: content["data"][0]["paragraphs"][0]["qas"][0].pop("question")),
+            "in question 'a', 'question' is missing",
+        ),
+        (
+            broken(lambda content: content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0].pop("text")),
+            "in question 'a', 'text' is missing",
+        ),
+        (
+            broken(lambda content: content["data"][0]["paragraphs"][0].update(context=None)),
+            "a text is of type NoneType",
+        ),
+        (broken(lambda content: content["data"][0]["paragraphs"][0].update(context="\ud83d")), "surrogates"),
+    ],
+)
+def test_files_of_another_layout_are_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "xquad.de.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises(UsageError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no file, and no folder or glob"):
+        read(tmp_path / "xquad.de.json")
+    (tmp_path / "xquad.fr.json.gz").write_bytes(gzip.compress(b"{}")[:10])
+    with pytest.raises(UsageError, match="cannot be read"):
+        read(tmp_path / "xquad.fr.json.gz")
+
+
+def test_answers_that_do_not_stand_at_their_start_are_counted_and_refused_or_skipped(tmp_path: Path) -> None:
+    wrong = article("w4 w5 w6", question("c", "w7", "w5", 4))
+    path = write_squad(tmp_path / "xquad.de.json", [*GOOD, wrong])
+    with pytest.raises(UsageError, match=r"1 of 3 questions .* first 'c'; .*--on_mismatched_answers skip"):
+        read(path)
+    # In training it is left out, in evaluation its text still counts.
+    (train,) = read(path, on_mismatched_answers="skip", for_training=True)
+    (test,) = read(path, on_mismatched_answers="skip")
+    assert [item.id for item in train.questions] == ["a", "b"]
+    assert [item.id for item in test.questions] == ["a", "b", "c"]
+    assert train.num_mismatched == test.num_mismatched == 1
+    only = write_squad(tmp_path / "xquad.fr.json", [wrong])
+    with pytest.raises(UsageError, match="no question is left"):
+        read(only, on_mismatched_answers="skip", for_training=True)
+
+
+def test_questions_without_answer_need_the_flag(tmp_path: Path) -> None:
+    unanswered = {"id": "d", "question": "w7", "answers": []}
+    # What might be an answer and is none, as SQuAD 2.0 gives it.
+    impossible = {**question("e", "w7", "w5", 3), "is_impossible": True}
+    path = write_squad(tmp_path / "xquad.de.json", [article("w4 w5", unanswered, impossible)])
+    with pytest.raises(UsageError, match="2 of 2 questions have no answer; give --version_2_with_negative"):
+        read(path)
+    (part,) = read(path, with_negatives=True)
+    assert [item.answers for item in part.questions] == [(), ()]
+
+
+def test_equal_ids_are_refused_where_predictions_are_written(tmp_path: Path) -> None:
+    (part,) = read(write_squad(tmp_path / "xquad.de.json", [GOOD[0], GOOD[0]]))
+    with pytest.raises(UsageError, match="two questions with the id 'a'"):
+        check_distinct_ids(part)
+
+
+def test_languages_are_crossed_by_question_ids_and_given_pairs_are_kept(tmp_path: Path) -> None:
+    german = [article("w14 w15", question("a", "w17", "w15", 4)), article("w8", question("z", "w7", "w8", 0))]
+    paths = [
+        write_squad(tmp_path / "dev-context-en-question-en.json", GOOD),
+        write_squad(tmp_path / "dev-context-de-question-de.json", german),
+        write_squad(tmp_path / "dev-context-de-question-en.json", german[1:]),
+        write_squad(tmp_path / "xquad.de.json", GOOD),
+    ]
+    sets = read(*paths)
+    crossed = cross_languages(sets)
+    assert crossed[: len(sets)] == sets
+    (made,) = crossed[len(sets) :]  # de-en is given, and MLQA is not mixed with XQuAD
+    assert (made.benchmark, made.name, made.file_stem) == ("mlqa", "en-de", "dev-context-en-question-de")
+    (item,) = made.questions  # "b" and "z" are not in both
+    assert (item.id, item.text, item.context) == ("a", "w17", "w4 w5 w6")
+    assert item.answers == (Answer("w5", 3),)
+
+
+def test_limits_and_records(tmp_path: Path) -> None:
+    (part,) = read(write_squad(tmp_path / "xquad.de.json", GOOD))
+    assert len(limit_questions(part, 1).questions) == 1
+    assert limit_questions(part, None) == part
+    assert [item.article for item in part.questions] == ["t", "t"]
+    assert list(record_questions("xquad", [part]).files) == ["xquad.de.json"]
+
+
+def test_rows_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"id": "a", "question": "w7", "context": "w4 w5", "answers": {"text": ["w5"], "answer_start": [3]}}
+    ]
+    asked: list[Any] = []
+    commits = {None: "c1", "v2": "c2"}
+
+    def load(name: str, config: str | None, **options: Any) -> list[dict[str, Any]]:
+        asked.append((name, config, *options.values()))
+        return rows
+
+    def commit(location: str, *, revision: str | None, token: str | None) -> str:
+        asked.append((location, token))
+        return commits[revision]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr(squad_files, "hub_revision", commit)
+    specs = ["hub:google/xquad:xquad.de:validation", "fr=hub:google/xquad"]
+    part, french = read(*specs, token="secret", cache_dir="cache")
+    # The commit is asked for once, and what it says is loaded: the dataset may change in between.
+    options = {"split": "validation", "revision": "c1", "token": "secret", "cache_dir": "cache"}
+    assert asked[0] == ("hub:google/xquad", "secret")
+    assert asked[1] == ("google/xquad", "xquad.de", *options.values())
+    assert asked[2:] == [("google/xquad", None, *{**options, "split": "train"}.values())]
+    assert (part.benchmark, part.name, part.split) == ("xquad", "de", "validation")
+    assert french.benchmark == "xquad"  # the dataset's name tells it
+    assert part.questions[0].answers == (Answer("w5", 3),) and part.questions[0].article == "w4 w5"
+    assert record_questions("xquad", [part]).revision == squad_files.fingerprint(part) == "c1"
+    (older,) = read("hub:google/xquad@v2:xquad.de:validation")
+    assert (older.commit, asked[-1][3]) == ("c2", "c2")
+    both = record_questions("xquad", [part, older])
+    assert both.revision is None and set(both.files.values()) == {"c1", "c2"}
+    rows[0].pop("answers")
+    with pytest.raises(UsageError, match="'answers' is missing; expected columns id"):
+        read("hub:google/xquad:xquad.de:validation")
+
+
+@pytest.mark.skipif(not (DATA / "eval").is_dir(), reason=f"no real data in {DATA}; set INFOXLM_DATA")
+def test_all_real_files_are_read() -> None:
+    mlqa = read(DATA / "eval" / "mlqa_dev")
+    assert {part.name for part in mlqa if "-" not in part.name} == {"ar", "de", "en", "es", "hi", "vi", "zh"}
+    assert len(mlqa) == 13 and sum(len(part.questions) for part in mlqa) == 7231
+    assert len(read(DATA / "eval" / "xquad")) == 12
+    assert sum(part.num_mismatched for part in mlqa) == 0

@@ -1,0 +1,211 @@
+"""Held-out retrieval and held-out losses on the tiny corpus."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import tiny_corpus, tiny_model
+
+from modeling_infoxlm.data.batches import JointDataset, StreamSettings
+from modeling_infoxlm.data.shards import PairStore
+from modeling_infoxlm.evaluation.retrieval.heldout import (
+    HeldoutRetrieval,
+    describe_change,
+    heldout_corpus,
+    with_start,
+)
+
+
+@dataclass(frozen=True)
+class TinyCorpus:
+    """What `heldout_corpus` replaces fields of."""
+
+    mono: dict[str, Any]
+    bitext: dict[str, Any]
+    heldout: dict[str, Any]
+    special: Any
+    max_length: int
+    folder: Path = field(default=Path("corpus"))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TinyCorpus:
+    return TinyCorpus(**vars(tiny_corpus(tmp_path)))
+
+
+def slow_accuracy(source: np.ndarray, target: np.ndarray) -> float:
+    hits = 0
+    for i in range(len(source)):
+        cosines = [source[i] @ row / np.linalg.norm(source[i]) / np.linalg.norm(row) for row in target]
+        hits += int(np.argmax(cosines)) == i
+    return hits / len(source)
+
+
+def slow_vectors(model: Any, store: Any, count: int, layer: int) -> np.ndarray:
+    """Mean vectors by the padded forward of transformers, a sentence at a time."""
+    rows = []
+    for i in range(count):
+        ids = torch.tensor([[0, *store[i].tolist(), 2]])
+        with torch.no_grad():
+            hidden = model.roberta(ids, output_hidden_states=True).hidden_states[layer]
+        rows.append(hidden[0].double().mean(dim=0).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("layer, max_pairs", [(0, 25), (3, 300)])
+def test_accuracies_equal_a_slow_search_in_both_directions(
+    corpus: TinyCorpus, layer: int, max_pairs: int
+) -> None:
+    # Random weights find next to nothing across languages; the first half of a sentence they often find.
+    pair = corpus.heldout["en-xx"]
+    model = tiny_model().eval()
+    halves = _HalvedStore(pair.source)
+    corpus = replace(corpus, heldout={"en-xx": PairStore(pair.source, halves, "en", "xx")})
+    count = min(max_pairs, len(pair))
+    source, target = (slow_vectors(model, store, count, layer) for store in (pair.source, halves))
+    forth, back = slow_accuracy(source, target), slow_accuracy(target, source)
+    assert 0 < forth < 1 and 0 < back < 1
+    retrieval = HeldoutRetrieval(corpus, layer=layer, max_pairs=max_pairs)
+    accuracy = retrieval.accuracies(model.roberta)["en-xx"]
+    assert (accuracy.source_to_target, accuracy.target_to_source) == pytest.approx((forth, back))
+    assert retrieval(model)["retrieval/en-xx"] == pytest.approx((forth + back) / 2)
+
+
+class _HalvedStore:
+    """The first half of each sentence, as its translation."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        ids = self.store[index]
+        return ids[: max(1, len(ids) // 2)]
+
+
+def test_mean_is_over_pairs_however_large(corpus: TinyCorpus) -> None:
+    pair = corpus.heldout["en-xx"]
+    same = PairStore(pair.source, pair.source, "en", "yy")
+    retrieval = HeldoutRetrieval(replace(corpus, heldout={"en-xx": pair, "en-yy": same}), layer=2)
+    scores = retrieval(tiny_model())
+    assert scores.keys() == {"retrieval/en-xx", "retrieval/en-yy", "retrieval/mean"}
+    assert scores["retrieval/mean"] == (scores["retrieval/en-xx"] + scores["retrieval/en-yy"]) / 2
+    assert scores["retrieval/en-yy"] > 0.9 > scores["retrieval/en-xx"]
+
+
+def test_candidates_are_the_first_ones(corpus: TinyCorpus) -> None:
+    model = tiny_model()
+    retrieval = HeldoutRetrieval(corpus, layer=2, max_pairs=7)
+    sides = retrieval.vectors(model.roberta, "en-xx")
+    assert [side.shape for side in sides] == [(7, 16), (7, 16)]
+    whole = HeldoutRetrieval(corpus, layer=2).vectors(model.roberta, "en-xx")[1]
+    torch.testing.assert_close(sides[1], whole[:7], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_vectors_are_made_without_dropout_and_the_mode_is_restored(
+    corpus: TinyCorpus, training: bool
+) -> None:
+    model = tiny_model(hidden_dropout_prob=0.5).train(training)
+    retrieval = HeldoutRetrieval(corpus, layer=3)
+    first = retrieval.vectors(model.roberta, "en-xx")[0]
+    assert torch.equal(first, retrieval.vectors(model.roberta, "en-xx")[0])
+    assert model.training is model.roberta.training is training
+    assert all(module.training is training for module in model.roberta.modules())
+
+
+def test_layer_and_pooling_matter(corpus: TinyCorpus) -> None:
+    model = tiny_model()
+    vectors = [
+        HeldoutRetrieval(corpus, layer=layer, pooling=pooling).vectors(model.roberta, "en-xx")[0]
+        for layer, pooling in ((1, "mean"), (2, "mean"), (2, "cls"))
+    ]
+    assert not torch.allclose(vectors[0], vectors[1]) and not torch.allclose(vectors[1], vectors[2])
+
+
+def test_vectors_that_are_not_finite_are_no_accuracy(corpus: TinyCorpus) -> None:
+    model = tiny_model()
+    model.roberta.get_input_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"not finite, first for number 0 of \d+ sequences"):
+        HeldoutRetrieval(corpus, layer=1)(model)
+
+
+def test_a_corpus_that_holds_out_nothing(corpus: TinyCorpus) -> None:
+    with pytest.raises(
+        ValueError, match="corpus holds out no pair; prepare it with heldout_fraction above 0"
+    ):
+        HeldoutRetrieval(replace(corpus, heldout={}), layer=2)
+
+
+# ---------------------------------------------------------------------------- held-out losses
+
+
+def test_heldout_pairs_become_a_corpus_of_their_own(corpus: TinyCorpus) -> None:
+    pair = corpus.heldout["en-xx"]
+    trained_on = PairStore(pair.target, pair.source, "xx", "zz")
+    held = heldout_corpus(replace(corpus, mono={"zz": pair.source}, bitext={"xx-zz": trained_on}))
+    assert held.bitext == corpus.heldout
+    assert sorted(held.mono) == ["en", "xx"] and len(held.mono["xx"]) == len(pair)
+
+
+def test_mlm_examples_are_whole_sentences_with_their_special_tokens(corpus: TinyCorpus) -> None:
+    pair = corpus.heldout["en-xx"]
+    tokens, lengths = heldout_corpus(corpus).mono["xx"].gather(np.array([4, 0]))
+    expected = [[0, *pair.target[i].tolist(), 2] for i in (4, 0)]
+    assert tokens.tolist() == sum(expected, []) and lengths.tolist() == [len(ids) for ids in expected]
+
+
+def test_all_objectives_can_be_read_from_it(corpus: TinyCorpus) -> None:
+    dataset = JointDataset(heldout_corpus(corpus), StreamSettings(), num_items=16)
+    assert set(dataset.pack(range(16))) == {"mlm", "tlm", "xlco"}
+
+
+def test_a_language_of_several_pairs_is_read_once(corpus: TinyCorpus) -> None:
+    pair = corpus.heldout["en-xx"]
+    twice = {"en-xx": pair, "en-yy": PairStore(pair.source, pair.target, "en", "yy")}
+    assert sorted(heldout_corpus(replace(corpus, heldout=twice)).mono) == ["en", "xx", "yy"]
+
+
+# ---------------------------------------------------------------------------- start and end of a run
+
+
+def ended(retrieval: float, mlm: float) -> dict[str, Any]:
+    start = {"step": 0, "epoch": 0, "eval_retrieval/mean": 0.872, "eval_loss/mlm": 3.0}
+    later = {"step": 4, "eval_retrieval/mean": 0.5, "eval_loss/mlm": 1.0}
+    end = {"eval_retrieval/mean": retrieval, "eval_loss/mlm": mlm, "eval_loss/xlco": 1.0, "epoch": 1}
+    return with_start(end, [start, later])
+
+
+def test_a_run_that_became_better_shows_both_ends() -> None:
+    results = ended(0.902, 2.5)
+    assert (results["start_retrieval/mean"], results["eval_retrieval/mean"]) == (0.872, 0.902)
+    assert not {"warning", "start_loss/xlco", "start_epoch"} & results.keys()
+    assert describe_change(results, layer=12, pooling="mean") == [
+        "held-out pairs, vectors of layer 12 by mean pooling: "
+        "retrieval 87.2 -> 90.2 %, loss/mlm 3.000 -> 2.500"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "mlm", "worse"),
+    [
+        (0.132, 2.5, "retrieval 87.2 -> 13.2 %"),
+        (0.902, 3.5, "loss/mlm 3.000 -> 3.500"),
+        (0.132, 3.5, "retrieval 87.2 -> 13.2 %, loss/mlm 3.000 -> 3.500"),
+    ],
+)
+def test_a_run_that_became_worse_says_so_in_capitals(retrieval: float, mlm: float, worse: str) -> None:
+    results = ended(retrieval, mlm)
+    assert results["warning"] == f"THIS RUN ENDED WORSE THAN IT BEGAN: {worse}"
+    assert describe_change(results, layer=12, pooling="mean")[-1] == results["warning"]
+
+
+def test_a_run_whose_start_was_not_measured_claims_nothing() -> None:
+    end = {"eval_retrieval/mean": 0.1}
+    assert with_start(end, [{"step": 1, "loss": 2.0}]) == end
+    assert describe_change(end, layer=1, pooling="cls") == []

@@ -1,0 +1,255 @@
+"""Retrieval results: each number is that of the vectors, layer by layer and direction by direction."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from tiny_encoder import save_tiny_encoder, word_tokenizer
+from transformers import XLMRobertaModel
+
+from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.results import DatasetRecord
+from modeling_infoxlm.evaluation.retrieval import tatoeba
+from modeling_infoxlm.evaluation.retrieval.bitext_sets import PAPER_LANGUAGES, XTREME_LANGUAGES, BitextSet
+from modeling_infoxlm.evaluation.retrieval.tatoeba import (
+    TatoebaArguments,
+    evaluate_retrieval,
+    print_result,
+    resolve_layer,
+    write_figure,
+)
+from modeling_infoxlm.runs.process import UsageError
+
+RECORD = DatasetRecord("made up", {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # With small weights the first tokens of all sentences are so alike that rounding would choose among them.
+    return save_tiny_encoder(tmp_path_factory.mktemp("encoder"), initializer_range=0.3)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Encoder:
+    return load_encoder(EncoderArguments(model_name_or_path=str(folder)))
+
+
+def make_set(language: str, *, seed: int, count: int = 40) -> BitextSet:
+    """The other side says the sentence with one word changed, so a random encoder finds some of them."""
+    draw = np.random.default_rng(seed)
+    rows = [draw.integers(4, 59, draw.integers(2, 9)) for _ in range(count - 2)]
+    rows += rows[:2]  # sentences that stand twice: only the first can be found
+    others = [np.append(row[:-1], draw.integers(4, 59)) for row in rows]
+    sides = [[" ".join(f"w{i}" for i in row) for row in side] for side in (rows, others)]
+    return BitextSet(language, f"{language}-en", *sides)
+
+
+def arguments(**given: Any) -> TatoebaArguments:
+    return TatoebaArguments(data_dir="unused", **given)
+
+
+def slow_accuracy(folder: Path, one: BitextSet, layer: int, pooling: str, similarity: str) -> list[float]:
+    """Percent in both directions: transformers, one sentence at a time, and one row of numpy at a time."""
+    model, tokenizer = XLMRobertaModel.from_pretrained(folder).eval(), word_tokenizer()
+    sides = []
+    for texts in (one.source, one.target):
+        vectors = []
+        for text in texts:
+            with torch.no_grad():
+                output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+            hidden = output.hidden_states[layer][0].double().numpy()
+            vectors.append(hidden[0] if pooling == "cls" else hidden.mean(axis=0))
+        table = np.stack(vectors)
+        if similarity == "cosine":
+            table /= np.linalg.norm(table, axis=1, keepdims=True)
+        sides.append(table)
+    hits = [
+        [int(np.argmax([query @ other for other in others]) == i) for i, query in enumerate(queries)]
+        for queries, others in (sides, sides[::-1])
+    ]
+    return [100 * float(np.mean(direction)) for direction in hits]
+
+
+def directions(result: tatoeba.TaskResult, language: str) -> list[float]:
+    return [result.scores[language][name].value for name in tatoeba.DIRECTIONS]
+
+
+@pytest.mark.parametrize(
+    ("layer", "pooling", "similarity"), [(3, "mean", "cosine"), (1, "mean", "dot"), (2, "cls", "cosine")]
+)
+def test_accuracy_is_that_of_a_slow_search_in_both_directions(
+    folder: Path, encoder: Encoder, layer: int, pooling: Any, similarity: Any
+) -> None:
+    sets = [make_set("de", seed=1), make_set("fr", seed=2)]
+    options = arguments(layer=layer, pooling=pooling, similarity=similarity)
+    result = evaluate_retrieval(encoder, sets, RECORD, options)
+    for one in sets:
+        expected = slow_accuracy(folder, one, layer, pooling, similarity)
+        assert directions(result, one.language) == pytest.approx(expected)
+        assert result.scores[one.language]["accuracy"].value == pytest.approx(np.mean(expected))
+        assert 0 < min(expected) and max(expected) < 100
+        assert result.scores[one.language]["accuracy"].count == 40
+    assert (result.settings["layer"], result.settings["search"]) == (layer, "exact")
+
+
+def test_every_layer_has_the_numbers_that_it_has_alone(encoder: Encoder) -> None:
+    sets = [make_set("de", seed=1), make_set("fr", seed=2)]
+    together = evaluate_retrieval(encoder, sets, RECORD, arguments(layer=1, all_layers=True))
+    curves = together.details["layers"]
+    for layer in range(4):
+        alone = evaluate_retrieval(encoder, sets, RECORD, arguments(layer=layer))
+        assert "layers" not in alone.details
+        for language in ("de", "fr"):
+            assert [curves[language][name][layer] for name in tatoeba.DIRECTIONS] == pytest.approx(
+                directions(alone, language)
+            )
+        means = [together.details["layer_means"][name][layer] for name in tatoeba.DIRECTIONS]
+        assert means == pytest.approx([alone.summary[f"mean_{name}"] for name in tatoeba.DIRECTIONS])
+    at_layer = [curves["de"][name][1] for name in tatoeba.DIRECTIONS]
+    assert directions(together, "de") == pytest.approx(at_layer)
+    assert len({tuple(curves["de"][name]) for name in tatoeba.DIRECTIONS}) == 2
+
+
+def test_margin_options_reach_the_search(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def spy(source: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.update(options)
+        return torch.ones(40, dtype=torch.bool), torch.zeros(40, dtype=torch.bool)
+
+    monkeypatch.setattr(tatoeba, "translations_found", spy)
+    options = arguments(margin="ratio", margin_neighbours=3, similarity="dot")
+    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, options)
+    assert seen == {"similarity": "dot", "margin": "ratio", "k": 3, "search": "exact"}
+    assert directions(result, "de") == [100.0, 0.0] and result.scores["de"]["accuracy"].value == 50.0
+    assert result.settings["margin_neighbours"] == 3
+
+
+def test_sides_that_sets_share_and_sentences_that_stand_twice_are_encoded_once(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[list[str]] = []
+    encode = Encoder.encode
+
+    def spy(self: Encoder, texts: list[str], **options: Any) -> torch.Tensor:
+        encoded.append(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(Encoder, "encode", spy)
+    english = make_set("de", seed=1).target
+    sources = {code: make_set(code, seed=seed).source for seed, code in enumerate("xyz")}
+    sets = [BitextSet(code, f"{code}-en", source, english) for code, source in sources.items()]
+    evaluate_retrieval(encoder, sets, RECORD, arguments())
+    assert len(encoded) == 4 and sum(texts == list(dict.fromkeys(english)) for texts in encoded) == 1
+    assert all(len(texts) == len(set(texts)) for texts in encoded)
+
+
+@pytest.mark.parametrize(
+    ("languages", "groups"),
+    [
+        (XTREME_LANGUAGES, ["mean", "mean_14", "mean_36"]),
+        (PAPER_LANGUAGES, ["mean", "mean_14"]),
+        (XTREME_LANGUAGES[1:], ["mean", "mean_14"]),  # Afrikaans is missing
+        (PAPER_LANGUAGES[:13], ["mean"]),
+    ],
+)
+def test_means_of_groups_only_when_they_are_complete(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, languages: tuple[str, ...], groups: list[str]
+) -> None:
+    """Language i finds i of 40 sentences forth and none back."""
+    count = iter(range(len(languages)))
+    monkeypatch.setattr(
+        tatoeba, "translations_found", lambda *_, **__: (torch.arange(40) < next(count), torch.zeros(40) > 0)
+    )
+    sets = [make_set(language, seed=1) for language in languages]
+    summary = evaluate_retrieval(encoder, sets, RECORD, arguments()).summary
+    suffixes = ("", *(f"_{direction}" for direction in tatoeba.DIRECTIONS))
+    assert list(summary) == [name + suffix for name in groups for suffix in suffixes]
+    for name in groups:
+        group = tatoeba.LANGUAGE_GROUPS.get(name, languages)
+        forth = float(np.mean([languages.index(language) / 40 for language in group])) * 100
+        assert summary[f"{name}_source_to_target"] == pytest.approx(forth)
+        assert summary[name] == pytest.approx(forth / 2) and summary[f"{name}_target_to_source"] == 0
+
+
+def test_default_layer(encoder: Encoder, tmp_path: Path) -> None:
+    assert resolve_layer(encoder, None) == 3 and resolve_layer(encoder, 0) == 0
+    save_tiny_encoder(tmp_path, num_hidden_layers=9)
+    deep = load_encoder(EncoderArguments(model_name_or_path=str(tmp_path)))
+    assert resolve_layer(deep, None) == 7
+    (tmp_path / "modules.json").write_text(
+        '[{"type": "sentence_transformers.models.Transformer", "path": ""}]'
+    )
+    assert resolve_layer(deep, None) == 9  # what such a folder gives, whatever the paper measured
+    with pytest.raises(UsageError, match=r"layer must be in 0\.\.3, found 4"):
+        resolve_layer(encoder, 4)
+
+
+def test_printed_table(encoder: Encoder) -> None:
+    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments())
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    print_result(result, console)
+    text = console.export_text()
+    assert "xx to en" in text and "made up" in text
+    (line,) = [line for line in text.splitlines() if " de " in line]
+    assert all(f"{value:.1f}" in line for value in directions(result, "de"))
+
+
+def test_figure_draws_the_curves_of_the_result(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = evaluate_retrieval(
+        encoder, [make_set("de", seed=1), make_set("fr", seed=2)], RECORD, arguments(all_layers=True)
+    )
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(figure: Figure, *given: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *given, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    path = write_figure(tmp_path / "out", result)
+    assert path is not None and path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in path.parent.iterdir()] == ["tatoeba_layers.png"]
+    axes = drawn[0].axes[0]
+    lines: list[Any] = [np.asarray(line.get_ydata()) for line in axes.lines]
+    curves = result.details["layers"]
+    expected = [np.mean([curves[code][name] for name in tatoeba.DIRECTIONS], axis=0) for code in ("de", "fr")]
+    assert np.allclose(lines[:2], expected)
+    assert np.allclose(lines[2:4], [result.details["layer_means"][name] for name in tatoeba.DIRECTIONS])
+    means = np.mean(lines[2:4], axis=0)
+    best = int(np.argmax(means))
+    assert axes.get_title(loc="left").startswith(f"Best layer {best} with {means[best]:.1f}%")
+    assert {text.get_text() for text in axes.texts} == {"de", "fr"}
+
+
+def test_a_figure_of_older_results_is_removed(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / tatoeba.FIGURE_NAME).write_text("old")
+    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments())
+    assert write_figure(tmp_path, result) is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "found none"),
+        ({"data_dir": "a", "dataset_name": "b"}, "found data_dir, dataset_name"),
+        ({"data_dir": "a", "margin_neighbours": 0}, "at least 1, found 0"),
+    ],
+)
+def test_impossible_arguments(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TatoebaArguments(**given)
+
+
+def test_result_can_be_written(encoder: Encoder) -> None:
+    from dataclasses import asdict
+
+    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments(all_layers=True))
+    json.dumps(asdict(result))  # no array, no tensor: without `default`

@@ -1,0 +1,290 @@
+"""Recipes and flags: each test names a way in which a recipe could be read wrongly in silence."""
+
+import gzip
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+
+
+@dataclass
+class Settings:
+    _argument_group_name = "ours"
+
+    language: str = field(default="en", metadata={"help": "Share of 15%% text."})
+    languages: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=lambda: [1])
+    learning_rate: float = 1e-3
+    steps: int = 10
+    layer: int | None = 4
+    pooling: Literal["cls", "mean"] = "cls"
+    masking: bool = True
+    prefill: bool = False
+    report_to: None | str | list[str] = None
+    extra: dict | str | None = None
+
+
+@dataclass
+class Other:
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "bad":
+            raise ValueError("name is bad;\nexpected a good one.")
+
+
+@dataclass
+class Secret:
+    hub_token: str | None = None
+
+
+@pytest.fixture
+def parse(tmp_path: Path):
+    def parse_recipe(text: str, *flags: str, suffix: str = ".yaml") -> Settings:
+        path = tmp_path / f"recipe{suffix}"
+        path.write_text(text, encoding="utf-8")
+        return parse_args_with_config([Settings, Other], ["--config", str(path), *flags])[0]
+
+    return parse_recipe
+
+
+def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The one line of a usage error."""
+    with pytest.raises(SystemExit) as error:
+        parse_args_with_config([Settings, Other], argv)
+    assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_instances_come_in_the_order_asked_for_and_nothing_else():
+    parsed = parse_args_with_config([Other, Settings], ["--name", "x"])
+    assert [type(part) for part in parsed] == [Other, Settings]
+    assert parsed[0].name == "x"
+    assert parsed[1] == Settings()
+
+
+@pytest.mark.parametrize("code", ["no", "on", "y", "NO", "010", "12:30", "2024-01-01", "1e5", "0x1f"])
+def test_text_stays_text_whatever_yaml_1_1_makes_of_it(parse, code):
+    assert parse(f"language: {code}\nlanguages: [de, {code}]") == Settings(
+        language=code, languages=["de", code]
+    )
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002"])
+def test_numbers_are_numbers_in_any_notation(parse, text):
+    assert parse(f"learning_rate: {text}").learning_rate == 2e-4
+
+
+def test_numbers_with_underscores_and_in_lists(parse):
+    settings = parse("steps: 131_072\nsizes: [3, 4]")
+    assert settings.steps == 131072
+    assert settings.sizes == [3, 4]
+
+
+@pytest.mark.parametrize("text, expected", [("true", True), ("False", False), ('"false"', False)])
+def test_booleans_in_both_directions(parse, text, expected):
+    settings = parse(f"masking: {text}\nprefill: {text}")
+    assert (settings.masking, settings.prefill) == (expected, expected)
+
+
+def test_null_is_none_where_the_field_allows_it(parse):
+    assert parse("layer: null").layer is None
+    assert parse("layer:").layer is None
+    assert parse("layer: null", "--layer", "2").layer == 2
+
+
+def test_lists_may_be_empty_single_or_long(parse):
+    assert parse("languages: []\nsizes: []") == Settings(languages=[], sizes=[])
+    assert parse("languages: de").languages == ["de"]
+    assert parse("languages:\n- de\n- fr").languages == ["de", "fr"]
+    assert parse("report_to: [tensorboard, trackio]").report_to == ["tensorboard", "trackio"]
+
+
+def test_mapping_becomes_json_with_numbers(parse):
+    assert parse("extra: {power: 2e-1, names: [no, 1], deep: {on: true}}").extra == (
+        '{"power": 0.2, "names": ["no", 1], "deep": {"on": true}}'
+    )
+
+
+def test_values_with_a_leading_dash_are_values(parse):
+    assert parse("language: -x\nlearning_rate: 1").language == "-x"
+    with pytest.raises(SystemExit):  # a value, but not one that a rate can have
+        parse("learning_rate: -1")
+
+
+def test_flags_override_the_recipe_and_lists_are_replaced(parse):
+    settings = parse(
+        "steps: 5\nlanguages: [de]\nmasking: true", "--steps=7", "--languages", "fr", "--no_masking"
+    )
+    assert (settings.steps, settings.languages, settings.masking) == (7, ["fr"], False)
+
+
+def test_json_recipe(parse):
+    settings = parse('{\n\t"learning_rate": 2e-4, "masking": false, "layer": null}', suffix=".json")
+    assert settings == Settings(learning_rate=2e-4, masking=False, layer=None)
+
+
+def test_recipe_as_first_argument(tmp_path):
+    path = tmp_path / "recipe.yml"
+    path.write_text("steps: 5")
+    assert parse_args_with_config([Settings], [str(path), "--layer", "1"]) == (Settings(steps=5, layer=1),)
+    assert parse_args_with_config([Settings], [f"--config={path}"]) == (Settings(steps=5),)
+
+
+def test_empty_recipe_is_no_error(parse):
+    assert parse("# nothing yet\n") == Settings()
+
+
+def test_stray_args_file_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "run.args").write_text("--steps 99")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "run.py")])
+    assert parse_args_with_config([Settings], [])[0].steps == 10
+
+
+def test_unknown_key_names_the_nearest(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("learning_rat: 1")
+    message = refusal(capsys, ["--config", str(path)])
+    assert str(path) in message
+    assert "unknown key learning_rat; did you mean learning_rate?" in message
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("pooling: max", "invalid choice: 'max'"),
+        ("steps: many", "invalid int value: 'many'"),
+        ("masking: maybe", "Truthy value expected"),
+        ("steps: null", "steps must have a value"),
+        ("steps: [1, 2]", "steps takes one value, not a list of 2"),
+        ("languages: [[de]]", "languages takes a flat list"),
+        ("languages: {de: 1}", "languages takes a value, not a mapping"),
+        ("steps: 1\nsteps: 2", "steps is given twice"),
+        ("extra: {a: 1, a: 2}", "a is given twice"),
+        ("steps: [1", "malformed"),
+        ("- steps", "must be a mapping"),
+        ("? [a]\n: 1", "malformed"),
+        ("languages: " + "[" * 20_000, "nested too deeply"),
+        (
+            "b0: &b0 [x, x]\n"
+            + "".join(f"b{i}: &b{i} [*b{i - 1}{f', *b{i - 1}' * 9}]\n" for i in range(1, 9)),
+            "100,000",
+        ),
+        ("extra: &x {a: *x}", "more than 100,000 values"),
+        ('language: "\\ud83d"', "language holds half a surrogate pair"),
+        ('languages: ["\\ud83d"]', "languages holds half a surrogate pair"),
+    ],
+)
+def test_bad_recipe_is_one_line_that_names_the_file(tmp_path, capsys, text, complaint):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    message = refusal(capsys, ["--config", str(path)])
+    assert complaint in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b'{"steps": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"steps": ' + b"9" * 5000 + b"}", "is malformed: Exceeds the limit"),
+        (b'{"language": "\\ud83d"}', "language holds half a surrogate pair"),
+        ('{"steps": 1}'.encode("utf-16"), "it is UTF-16 text"),
+        (gzip.compress(b'{"steps": 1}', mtime=0), "it is gzip-compressed data"),
+    ],
+)
+def test_bad_json_recipe_is_one_line_that_names_the_file(tmp_path, capsys, content, complaint):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(content)
+    message = refusal(capsys, [str(path)])
+    assert complaint in message and str(path) in message
+
+
+def test_aliases_of_plain_values_are_read(parse):
+    assert parse("languages: &l [de, fr]\nlanguage: &x en\nextra: {a: *x}").languages == ["de", "fr"]
+
+
+def test_json_with_a_key_twice(tmp_path, capsys):
+    path = tmp_path / "recipe.json"
+    path.write_text('{"steps": 1, "steps": 2}')
+    assert "steps is given twice" in refusal(capsys, [str(path)])
+
+
+def test_wrong_flag_is_not_blamed_on_the_recipe(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("pooling: mean")
+    assert str(path) not in refusal(capsys, ["--config", str(path), "--pooling", "max"])
+
+
+@pytest.mark.parametrize(
+    "argv, complaint",
+    [
+        (["--step", "3"], "unknown flag --step; did you mean --steps?"),  # no abbreviations
+        (["--qqqq=3"], "unknown flag --qqqq; --help lists the flags."),
+        (["--language", "de", "fr"], "unexpected argument 'fr'"),
+        (["--config"], "--config needs a file"),
+        (["--config", "a.yaml", "--config=b.yaml"], "give one recipe, not 2 (a.yaml, b.yaml)"),
+        (["a.yaml", "--config", "b.yaml"], "give one recipe, not 2 (a.yaml, b.yaml)"),
+        (["--config", "missing.yaml"], "missing.yaml cannot be read: No such file or directory"),
+        (["--name", "bad"], "name is bad; expected a good one."),
+    ],
+)
+def test_usage_errors_end_with_code_2_and_one_line(capsys, argv, complaint):
+    assert complaint in refusal(capsys, argv)
+
+
+def test_recipe_that_is_not_utf8(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"language: \xff")
+    assert "not valid UTF-8 at byte 10" in refusal(capsys, ["--config", str(path)])
+
+
+def test_help_exits_with_0_and_shows_our_group_and_config(capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args_with_config([Settings, Other], ["--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config FILE" in text
+    assert "\nours:\n" in text
+    assert "Share of 15% text." in text
+
+
+TOKEN = "hf_" + "aB1" * 12
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--language", TOKEN],
+        [f"--language={TOKEN}"],
+        ["--steps", TOKEN],
+        ["--languages", "en", f"https://me:{TOKEN}@hub.org"],
+        ["--languages", "https://hub.org/x?token=s3cret"],
+        ["--langage", TOKEN],
+        [TOKEN],
+        [f"--{TOKEN}"],
+        ["--config", f"{TOKEN}.yaml"],
+        ["--config", "RECIPE"],
+        ["--steps", "x", "--pooling", "hf_Short123"],
+    ],
+)
+def test_a_token_is_refused_where_it_does_not_belong_and_not_repeated(
+    argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"report_to: [{TOKEN}]")
+    line = refusal(capsys, [str(recipe) if part == "RECIPE" else part for part in argv])
+    assert not [secret for secret in (TOKEN[3:], "s3cret", "Short123") if secret in line]
+
+
+def test_a_token_is_taken_by_its_own_flag_and_folders_may_be_called_much() -> None:
+    parsed, _, secret = parse_args_with_config(
+        [Settings, Other, Secret], ["--language", "hf_checkpoints/x", "--hub_token", TOKEN]
+    )
+    assert (parsed.language, secret.hub_token) == ("hf_checkpoints/x", TOKEN)

@@ -1,0 +1,208 @@
+"""How a program ends: exit codes, one line for a person, the traceback for a developer."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_infoxlm.commands import tatoeba
+from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.evaluation.alignment.word_alignment import align_words_command
+from modeling_infoxlm.evaluation.information import information_command
+from modeling_infoxlm.evaluation.retrieval.mine import mine_command
+from modeling_infoxlm.runs.process import Interrupted, UsageError, configure_process, run_main
+
+
+def raising(error: BaseException) -> Callable[[list[str]], None]:
+    def main(argv: list[str]) -> None:
+        raise error
+
+    return main
+
+
+def test_done_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(lambda argv: None, []) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [UsageError, DataError])
+def test_a_usage_error_is_one_line_and_2(capsys: pytest.CaptureFixture[str], kind: type[Exception]) -> None:
+    assert run_main(raising(kind("layer must be in 0..2,\n found 9.")), []) == 2
+    assert capsys.readouterr().err == "error: layer must be in 0..2, found 9.\n"
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper"])
+@pytest.mark.parametrize("form", ["--output_dir={}", "--output_dir {}"])
+def test_a_file_in_the_place_of_the_output_folder_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str, form: str
+) -> None:
+    (tmp_path / "file").write_text("of the user")
+    argv = form.format(tmp_path / place).split()
+    assert run_main(raising(AssertionError("the work")), argv) == 2
+    line = f"error: {tmp_path}/file exists and is not a folder; choose another output folder.\n"
+    assert capsys.readouterr() == ("", line)
+    done: list[list[str]] = []
+    assert run_main(done.append, ["--output_dir", str(tmp_path / "new")]) == 0 and len(done) == 1
+
+
+def test_debug_is_taken_out_of_the_arguments() -> None:
+    seen: list[str] = []
+    run_main(seen.extend, ["--seed", "1", "--debug", "--max_steps", "2"])
+    assert seen == ["--seed", "1", "--max_steps", "2"]
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (
+            ValueError("xlco_layer is 9 but\n  the model has 2 layers."),
+            "xlco_layer is 9 but the model has 2 layers.",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "a"), "[Errno 2] No such file or directory: 'a'"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_failure_is_1_and_exactly_one_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    assert run_main(raising(error), []) == 1
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_an_error_of_ours_is_told_apart_from_one_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(KeyError("query")), []) == 1
+    expected = "error: KeyError: 'query' (run again with --debug for the traceback)\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_debug_adds_the_traceback_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(ValueError("bad")), ["--debug"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last)") and "in main" in error
+    assert error.endswith("ValueError: bad\nerror: bad\n")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (Interrupted("checkpoint-4 is saved."), "interrupted: checkpoint-4 is saved."),
+    ],
+)
+def test_interrupted_is_130_and_exactly_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, line: str
+) -> None:
+    assert run_main(raising(error), ["--debug"]) == 130
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_usage_errors_of_the_parser_pass() -> None:
+    with pytest.raises(SystemExit) as error:
+        run_main(raising(SystemExit(2)), [])
+    assert error.value.code == 2
+
+
+def test_no_secret_is_printed_or_logged(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever library says it, by whichever handler it had before."""
+    token = "hf_" + "aB1" * 12
+
+    def main(argv: list[str]) -> None:
+        print("to", f"https://me:pass-word@hub.org/{token}")
+        logging.getLogger("of.a.library").warning("with %s and %s", token, "s3cret-of-a-flag")
+        raise RuntimeError(f"Illegal header value b'Bearer s3cret-of-a-flag' for {token}")
+
+    assert run_main(main, ["--debug", "--hub_token", "s3cret-of-a-flag"]) == 1
+    shown = "".join(capsys.readouterr()) + caplog.text
+    assert shown.count("<token>") >= 6
+    assert not [secret for secret in (token, "pass-word", "s3cret") if secret in shown]
+    assert logging.LogRecord is logging.getLogRecordFactory()
+
+
+@pytest.mark.parametrize("place", ["out/x", "the output"])
+def test_a_full_disk_names_the_output(capsys: pytest.CaptureFixture[str], place: str) -> None:
+    argv = ["--seed=1", f"--output_dir={place}"] if place == "out/x" else []
+    assert run_main(raising(OSError(28, "No space left on device")), argv) == 1
+    assert capsys.readouterr().err.startswith(f"error: {place} cannot be written: its disk is full")
+
+
+# ---------------------------------------------------------------------------- the process
+
+
+@contextmanager
+def restored_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("amx, expected", [(False, "medium"), (True, "highest")])
+def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
+    """With AMX "medium" would compute fp32 products in bf16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})
+    monkeypatch.setattr("modeling_infoxlm.runs.process._keep_memory", lambda: None)
+    with restored_precision():
+        torch.set_float32_matmul_precision("highest")
+        configure_process()
+        assert torch.get_float32_matmul_precision() == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        (tatoeba.run, "--data_dir d --output_dir out"),
+        (mine_command, "a.de b.en --output out"),
+        (information_command, "--bitext_files b.tsv --output_dir out"),
+        (align_words_command, "--test_dir d --output_dir out"),
+    ],
+)
+def test_what_runs_in_one_process_says_so_to_a_launcher(
+    command: Callable[[list[str]], None], argv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process would do all the work, and write the same files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UsageError, match="runs in one process and was started in 2; start it without torchrun"
+    ):
+        command([*argv.split(), "--model_name_or_path", "m"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_package_changes_no_setting_of_the_process() -> None:
+    program = (
+        "import logging, signal, torch; before = torch.get_float32_matmul_precision();"
+        "import modeling_infoxlm.training.trainer, modeling_infoxlm.runs.process as process;"
+        "assert torch.get_float32_matmul_precision() == before;"
+        "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL;"
+        "assert not logging.getLogger().handlers"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_our_log_lines_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    run_main(lambda argv: logging.getLogger("modeling_infoxlm.x").info("prepared"), [])
+    assert capsys.readouterr().err == "INFO modeling_infoxlm.x: prepared\n"
+
+
+def test_the_process_group_is_left_in_order(tmp_path: Path) -> None:
+    def main(argv: list[str]) -> None:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    assert run_main(main, []) == 0
+    assert not torch.distributed.is_initialized()
