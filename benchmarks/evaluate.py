@@ -48,7 +48,7 @@ from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
 from modeling_infoxlm.evaluation.retrieval.mining import nearest_neighbours, retrieval_accuracy
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.process import configure_process
 from modeling_infoxlm.training.throughput import matmul_peak
 

@@ -60,19 +60,17 @@ _LAZY = {
     "PretrainingArguments": "training.arguments",
     "PretrainingCollator": "data.batches",
     "StreamSettings": "data.batches",
-    "save_as_infoxlm": "hub.as_infoxlm",
+    "save_as_infoxlm": "hub.formats",
     "save_as_onnx": "hub.as_onnx",
-    "save_as_sentence_transformer": "hub.as_sentence_transformer",
-    "save_as_xlm_roberta": "hub.as_xlm_roberta",
+    "save_as_sentence_transformer": "hub.formats",
+    "save_as_xlm_roberta": "hub.formats",
 }
 
 if TYPE_CHECKING:
     from .data.batches import JointDataset, PretrainingCollator, StreamSettings
     from .data.shards import Corpus
-    from .hub.as_infoxlm import save_as_infoxlm
     from .hub.as_onnx import save_as_onnx
-    from .hub.as_sentence_transformer import save_as_sentence_transformer
-    from .hub.as_xlm_roberta import save_as_xlm_roberta
+    from .hub.formats import save_as_infoxlm, save_as_sentence_transformer, save_as_xlm_roberta
     from .key_queue import KeyQueue
     from .momentum import MomentumEncoder
     from .training.arguments import ContrastArguments, PretrainingArguments

@@ -45,7 +45,7 @@ from modeling_infoxlm import plots
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens
 from modeling_infoxlm.evaluation.encoding import encode_sequences
 from modeling_infoxlm.evaluation.retrieval.mining import RetrievalAccuracy, retrieval_accuracy
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.process import INTERRUPTED, Interrupted, configure_process, run_main

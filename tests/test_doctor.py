@@ -22,8 +22,8 @@ from modeling_infoxlm import doctor
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.doctor import check_attention, check_disk, check_login, doctor_command
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
 from modeling_infoxlm.hub.checkup import Finding, check_card, check_checkpoint
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.process import run_main
 
 CARD = "---\nlicense: mit\nlanguage: [en, xx]\nbase_model: org/base\n---\n# Title\n"

@@ -6,7 +6,7 @@ from tiny_run import VOCAB, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

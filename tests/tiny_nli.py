@@ -14,7 +14,7 @@ from tiny_run import VOCAB, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 
 LABELS = ("entailment", "neutral", "contradiction")
 _FIRST_WORD = {"en": 4, "de": 14, "fr": 24, "sw": 34}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, XLMRobertaForMultipleChoice
 
-from modeling_infoxlm.hub.as_xlm_roberta import plain_encoder, plain_model
+from modeling_infoxlm.hub.formats import plain_encoder, plain_model
 from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForMaskedLM,
     InfoXLMForPreTraining,

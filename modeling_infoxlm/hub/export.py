@@ -16,15 +16,16 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from modeling_infoxlm.hub.as_infoxlm import save_as_infoxlm
 from modeling_infoxlm.hub.as_onnx import require_packages, save_as_onnx
-from modeling_infoxlm.hub.as_sentence_transformer import (
-    DEFAULT_POOLING,
-    Pooling,
-    save_as_sentence_transformer,
-)
-from modeling_infoxlm.hub.as_xlm_roberta import MAX_SHARD_SIZE, save_as_xlm_roberta
 from modeling_infoxlm.hub.evidence import write_training
+from modeling_infoxlm.hub.formats import (
+    DEFAULT_POOLING,
+    MAX_SHARD_SIZE,
+    Pooling,
+    save_as_infoxlm,
+    save_as_sentence_transformer,
+    save_as_xlm_roberta,
+)
 from modeling_infoxlm.hub.source import Source, load_source
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.process import UsageError

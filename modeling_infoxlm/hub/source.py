@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file, extract_commit_hash
 
-from modeling_infoxlm.hub.as_xlm_roberta import PLAIN_CLASSES
+from modeling_infoxlm.hub.formats import PLAIN_CLASSES
 from modeling_infoxlm.hub.loading import MODEL_TYPES, check_name, explain, load, load_whole_model, some
 from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForMaskedLM,

@@ -19,7 +19,7 @@ from modeling_infoxlm.evaluation.encoders import (
     load_encoder,
     longest_sequence,
 )
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.process import UsageError
 
 TEXTS = ["w4 w5 w6 w7 w8", "w9", "", "w10 w11 w12", "w9 w10", "w13 w14 w15 w16", "w17 w18"]

@@ -41,7 +41,7 @@ from modeling_infoxlm.evaluation.information import (
     sentence_bound,
     token_bounds,
 )
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.process import UsageError, run_main
 from modeling_infoxlm.runs.provenance import read_result
 

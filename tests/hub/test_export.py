@@ -26,7 +26,6 @@ from modeling_infoxlm.configuration_infoxlm import AUTO_MAP
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.hub import export as export_module
-from modeling_infoxlm.hub.as_infoxlm import save_as_infoxlm
 from modeling_infoxlm.hub.export import (
     RELEASE_FILE,
     ExportRecord,
@@ -35,6 +34,7 @@ from modeling_infoxlm.hub.export import (
     read_record,
     save_as_xlm_roberta,
 )
+from modeling_infoxlm.hub.formats import save_as_infoxlm
 from modeling_infoxlm.hub.source import PROJECTION
 from modeling_infoxlm.runs.process import UsageError
 from modeling_infoxlm.runs.provenance import DiskFullError, file_sha256

@@ -22,7 +22,7 @@ import modeling_infoxlm  # noqa: F401  # registers the auto classes
 from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
 from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.runs.signals import StopOnSignal

@@ -35,7 +35,7 @@ from modeling_infoxlm.evaluation.alignment.word_alignment import (
     transport_alignment,
 )
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
-from modeling_infoxlm.hub.as_xlm_roberta import save_as_xlm_roberta
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.process import UsageError, run_main
 from modeling_infoxlm.runs.provenance import read_result
 
