@@ -1,54 +1,36 @@
 """Any encoder that `AutoModel` loads, as a source of sentence vectors.
 
-XLM-R and InfoXLM run packed and leave at the asked layer (`encoding.py`); every other architecture runs
-through its own padded forward pass.
-
-Shapes: N sentences, T tokens of the longest, D hidden, L layers and the embedding output.
+Shapes: N sentences, K layers, D hidden.
 """
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from modeling_infoxlm.evaluation.encoding import PROGRESS_DELAY, check_finite, encode_texts
+from modeling_infoxlm.evaluation.encoding import PACKED_TYPES, Pooling, encode_layers, longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
-from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.runs.json_files import check_shape, read_json
 from modeling_infoxlm.runs.process import UsageError
 from modeling_infoxlm.runs.provenance import hash_weights
 
-logger = logging.getLogger(__name__)
-
-Pooling = Literal["mean", "cls"]
-
-_PACKED_TYPES = ("xlm-roberta", "infoxlm")
-# Their positions are numbered from pad_token_id + 1, so so many rows of the table are never used.
-_OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta-xl", "mpnet", "xmod", "data2vec-text", "ibert")
 # Fields of a configuration that say where and how it was stored.
 _NOT_COMPUTED = "_name_or_path architectures auto_map dtype tokenizer_class transformers_version".split()
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
-_SENTENCES_PER_WINDOW = 32768
 
 
 @dataclass
@@ -136,117 +118,59 @@ class Encoder:
         return layer
 
     def encode(
-        self, texts: Sequence[str], *, layer: int, pooling: Pooling = "mean", progress: bool = True
+        self,
+        texts: Sequence[str],
+        *,
+        layer: int,
+        pooling: Pooling = "mean",
+        normalize: bool = False,
+        out: Tensor | None = None,
+        progress: bool = True,
     ) -> Tensor:
-        """Sentence vectors, (N, D), fp32, not normalised, row i for text i.
+        """Sentence vectors, (N, D), row i for text i.
 
         Args:
             texts: N texts; longer ones are cut at `max_length`.
             layer: 0 is the embedding output.
             pooling: `"mean"` over all tokens, special ones included, or `"cls"`, the first token.
+            normalize: Scale each vector to length 1.
+            out: Where they are written, (N, D); None is fp32 on the model's device.
             progress: Show a progress bar when it takes longer than two seconds.
 
         Raises:
             UsageError: If the model does not have the layer, or the vector of a text is not finite.
         """
-        self.check_layer(layer)
-        if isinstance(self.model, InfoXLMModel) and self.tokenizer.is_fast:
-            return encode_texts(
-                self.model,
-                self.tokenizer,
-                texts,
-                layer=layer,
-                pooling=pooling,
-                bf16=self.bf16,
-                progress=progress,
-            )
-        return self._encode_padded(texts, [layer], pooling, progress)[0]
+        place = None if out is None else out[None]
+        return self.encode_layers(
+            texts, layers=[layer], pooling=pooling, normalize=normalize, out=place, progress=progress
+        )[0]
 
     def encode_layers(
-        self, texts: Sequence[str], *, pooling: Pooling = "mean", progress: bool = True
+        self,
+        texts: Sequence[str],
+        *,
+        layers: Sequence[int] | None = None,
+        pooling: Pooling = "mean",
+        normalize: bool = False,
+        out: Tensor | None = None,
+        progress: bool = True,
     ) -> Tensor:
-        """Sentence vectors of every layer in one pass, (L + 1, N, D), fp32; see `encode`."""
-        return self._encode_padded(texts, range(self.num_layers + 1), pooling, progress)
-
-    @torch.no_grad()
-    def _encode_padded(
-        self, texts: Sequence[str], layers: Sequence[int], pooling: Pooling, progress: bool
-    ) -> Tensor:
-        vectors = torch.empty(len(layers), len(texts), self.model.config.hidden_size)
-        bar = tqdm(
-            total=len(texts), desc="encoding", unit=" sentences", delay=PROGRESS_DELAY, disable=not progress
+        """Sentence vectors of K layers, None for all, in one pass, (K, N, D); see `encode`."""
+        layers = range(self.num_layers + 1) if layers is None else [self.check_layer(one) for one in layers]
+        if out is None:
+            shape = (len(layers), len(texts), self.model.config.hidden_size)
+            out = torch.empty(shape, device=self.model.device)
+        return encode_layers(
+            self.model,
+            self.tokenizer,
+            texts,
+            out,
+            layers=layers,
+            pooling=pooling,
+            normalize=normalize,
+            bf16=self.bf16,
+            progress=progress,
         )
-        with bar, self._autocast():
-            for members, batch in self._batches(texts):
-                hidden = self.model(**batch, output_hidden_states=True).hidden_states
-                mask = batch["attention_mask"]
-                for row, layer in enumerate(layers):
-                    vectors[row, members] = pool(hidden[layer].float(), mask, pooling).cpu()
-                check_finite(vectors[:, members], self.model, lambda number: repr(texts[number]), members)
-                bar.update(len(members))
-        return vectors
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.model.device.type, torch.bfloat16) if self.bf16 else nullcontext()
-
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Padded batches of texts of like length, and the numbers of these texts."""
-        most = _TOKENS_PER_BATCH.get(self.model.device.type, _TOKENS_PER_BATCH["cuda"])
-        for start in range(0, len(texts), _SENTENCES_PER_WINDOW):
-            window = list(texts[start : start + _SENTENCES_PER_WINDOW])
-            rows = self.tokenizer(window, truncation=True, max_length=self.max_length)["input_ids"]
-            lengths = np.array([len(row) for row in rows])
-            for members in batches_by_length(lengths, most):
-                batch = pad_rows(self.tokenizer, {"input_ids": [rows[i] for i in members]})
-                yield start + members, {name: part.to(self.model.device) for name, part in batch.items()}
-
-
-def batches_by_length(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
-    """Numbers of sequences of like length, whose padded batch has at most so many tokens, or one sequence.
-
-    The longest come first: they need the most memory, and if it is not enough it shows at once.
-
-    Args:
-        lengths: Tokens of each sequence, (N,).
-        most_tokens: Of a padded batch.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, most_tokens // max(1, int(lengths[order[start]])))
-        yield order[start : start + size]
-        start += size
-
-
-def pad_rows(tokenizer: PreTrainedTokenizerBase, columns: dict[str, list[list[int]]]) -> BatchEncoding:
-    """Pad rows to the longest at their end, with a mask, whatever the tokenizer is set to.
-
-    Scores must not depend on the rows beside: the first state is that of `<s>`, and words and answers are
-    counted from there.
-    """
-    padded: BatchEncoding = tokenizer.pad(
-        columns, padding_side="right", return_attention_mask=True, return_tensors="pt"
-    )
-    return padded
-
-
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Sentence vectors (N, D) of hidden states (N, T, D): the first token's, or the mean over the mask."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def longest_sequence(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Most tokens of a sequence that a model has positions for, special tokens included."""
-    if config.model_type in _PACKED_TYPES:
-        return max_sequence_length(config)
-    # Models with relative positions name no limit; then the tokenizer's holds.
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
-    return int(min(positions, tokenizer.model_max_length))
 
 
 def load_encoder(arguments: EncoderArguments) -> Encoder:
@@ -260,7 +184,7 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
     name = transformer_folder(arguments.model_name_or_path)
     options = arguments.hub_options()
     config = load(AutoConfig.from_pretrained, name, part="config", **options)
-    model_class: Any = InfoXLMModel if config.model_type in _PACKED_TYPES else AutoModel
+    model_class: Any = InfoXLMModel if config.model_type in PACKED_TYPES else AutoModel
     model, report = load_whole_model(model_class, name, dtype=torch.float32, **options)
     check_encoder(name, model, sorted(report["missing_keys"]))
     tokenizer: PreTrainedTokenizerBase = load(

@@ -7,7 +7,7 @@ A script reads its data, then
     run = open_run(args, identity=identity, argv=argv)
     rows = cached_rows(encode, key=(tokenizer_hash(head.tokenizer), *texts), cache_dir=model_args.cache_dir)
     fine_tune(head, args, rows=rows, label_names=("labels",), selection=..., checkpoint=run.checkpoint)
-    for members, output in forward_batches(head.model, test_rows, head.tokenizer, bf16=args.bf16): ...
+    forward_batches(head.model, test_rows, head.tokenizer, take, bf16=args.bf16)
     finish_run(args, task, run, identity=identity, argv=argv)
 
 Batches hold rows of like length in training as in evaluation, so hardly any padding is computed. A run that
@@ -20,7 +20,6 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader
-from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -44,21 +42,14 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling_infoxlm.evaluation.batching import check_finite, progress_bar, run_batches
 from modeling_infoxlm.evaluation.encoders import (
     EncoderArguments,
-    batches_by_length,
     check_tokenizer,
     describe_model,
-    longest_sequence,
-    pad_rows,
     transformer_folder,
 )
-from modeling_infoxlm.evaluation.encoding import (
-    CPU_TOKENS_PER_BATCH,
-    GPU_TOKENS_PER_BATCH,
-    PROGRESS_DELAY,
-    check_finite,
-)
+from modeling_infoxlm.evaluation.encoding import longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.runs.process import Interrupted, UsageError
@@ -370,7 +361,15 @@ def collate(
 ) -> dict[str, Tensor]:
     """Pad rows to the longest: `input_ids` and the like (B, T), and `labels`, (B, K) for K label names."""
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
-    batch = dict(pad_rows(tokenizer, {name: [row[name] for row in inputs] for name in inputs[0]}))
+    # At their ends, whatever the tokenizer is set to: the first state is that of `<s>`, and words of answers
+    # are counted from there.
+    padded = tokenizer.pad(
+        {name: [row[name] for row in inputs] for name in inputs[0]},
+        padding_side="right",
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    batch: dict[str, Tensor] = dict(padded)
     if label_names:
         batch["labels"] = torch.tensor([[row[name] for name in label_names] for row in rows])
     return batch
@@ -458,43 +457,35 @@ def forward_batches(
     model: PreTrainedModel,
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
+    take: Callable[[np.ndarray, Any], None],
     *,
     bf16: bool = False,
     description: str = "predicting",
-) -> Iterator[tuple[np.ndarray, Any]]:
-    """Run the model over all rows, those of like length together, the longest first.
-
-    The model is in eval mode meanwhile.
+) -> None:
+    """Run the model over all rows in eval mode, those of like length together, the longest first.
 
     Args:
         model: Any, on its device.
         rows: From `cached_rows`.
         tokenizer: Pads.
+        take: Called with the numbers of the rows of a batch, (B,), and the model's output for them.
         bf16: Run products in bf16.
         description: Of the progress bar, which shows after two seconds.
 
-    Yields:
-        Numbers of the rows of a batch, (B,), and the model's output for them, on the device.
+    Raises:
+        UsageError: If logits are not finite.
     """
-    device = model.device
-    most = CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
-    lengths = np.asarray(rows[LENGTH][:])
-    trained = model.training
-    model.eval()
-    bar = tqdm(total=len(rows), desc=description, unit=" rows", delay=PROGRESS_DELAY, leave=False)
-    try:
-        for members in batches_by_length(lengths, most):
-            batch = collate(rows.__getitems__(members.tolist()), tokenizer)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-                output = model(**{name: part.to(device) for name, part in batch.items()})
-            logits = [output.logits] if "logits" in output else [output.start_logits, output.end_logits]
-            for part in logits:
-                check_finite(part, model, lambda number: f"row {number + 1:,}", members)
-            yield members, output
-            bar.update(len(members))
-    finally:
-        bar.close()
-        model.train(trained)
+
+    def run(members: np.ndarray) -> None:
+        batch = collate(rows.__getitems__(members.tolist()), tokenizer)
+        output = model(**{name: part.to(model.device) for name, part in batch.items()})
+        logits = [output.logits] if "logits" in output else [output.start_logits, output.end_logits]
+        for part in logits:
+            check_finite(part, model, lambda number: f"row {number + 1:,}", members)
+        take(members, output)
+
+    with progress_bar(len(rows), description, " rows") as bar:
+        run_batches(model, np.asarray(rows[LENGTH][:]), run, bf16=bf16, bar=bar)
 
 
 # -------------------------------------------------------------------------------------------------- training

@@ -25,7 +25,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,7 +34,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from modeling_infoxlm.data.masking import mask_tokens
@@ -45,20 +43,19 @@ from modeling_infoxlm.data.readers import SkipBadLines, read_pairs
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import SpecialTokens
 from modeling_infoxlm.data.sources import BitextSource, is_hub, parse_bitext_sources
+from modeling_infoxlm.evaluation.batching import (
+    check_finite,
+    packed_ids,
+    padded_inputs,
+    progress_bar,
+    run_batches,
+)
 from modeling_infoxlm.evaluation.encoders import (
     Encoder,
     EncoderArguments,
     Pooling,
-    batches_by_length,
     load_encoder,
-    pad_rows,
     transformer_folder,
-)
-from modeling_infoxlm.evaluation.encoding import (
-    CPU_TOKENS_PER_BATCH,
-    GPU_TOKENS_PER_BATCH,
-    PROGRESS_DELAY,
-    check_finite,
 )
 from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
@@ -304,51 +301,37 @@ class LanguageModel:
     special: SpecialTokens
     bf16: bool = False
 
-    @torch.no_grad()
     def losses(self, sequences: MaskedSequences, *, progress: bool = True) -> np.ndarray:
         """-log q of the true token at each chosen position, in nats, in the order of the text, (M,)."""
         inputs, losses = sequences.inputs, np.zeros(len(sequences.targets))
         places = PackedRows(np.arange(len(losses)), inputs.lengths)
-        bar = tqdm(
-            total=len(inputs),
-            desc="masked tokens",
-            unit=" sentences",
-            delay=PROGRESS_DELAY,
-            disable=not progress,
-        )
-        device = self.model.device
-        with bar, torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            for members in batches_by_length(inputs.lengths, self._tokens_per_batch()):
-                place = places.take(members).tokens
-                rows = np.flatnonzero(sequences.side[place] >= 0)
-                if len(rows):
-                    labels = torch.from_numpy(sequences.targets[place[rows]].astype(np.int64)).to(device)
-                    batch = inputs.take(members)
-                    found = self._batch_losses(batch, rows, labels)
-                    owner = np.repeat(members, batch.lengths)[rows]
-                    check_finite(found[:, None], self.model, lambda i: f"sentence {i + 1:,}", owner)
-                    losses[place[rows]] = found.double().cpu().numpy()
-                bar.update(len(members))
-        return losses[sequences.side >= 0]
 
-    def _tokens_per_batch(self) -> int:
-        if not isinstance(self.model, InfoXLMForPreTraining):
-            return _PADDED_TOKENS_PER_BATCH
-        return CPU_TOKENS_PER_BATCH if self.model.device.type == "cpu" else GPU_TOKENS_PER_BATCH
+        def run(members: np.ndarray) -> None:
+            place = places.take(members).tokens
+            rows = np.flatnonzero(sequences.side[place] >= 0)
+            if len(rows):
+                labels = torch.from_numpy(sequences.targets[place[rows]].astype(np.int64))
+                batch = inputs.take(members)
+                found = self._batch_losses(batch, rows, labels.to(self.model.device))
+                owner = np.repeat(members, batch.lengths)[rows]
+                check_finite(found[:, None], self.model, lambda i: f"sentence {i + 1:,}", owner)
+                losses[place[rows]] = found.double().cpu().numpy()
+
+        most = None if isinstance(self.model, InfoXLMForPreTraining) else _PADDED_TOKENS_PER_BATCH
+        with progress_bar(len(inputs), "masked tokens", " sentences", show=progress) as bar:
+            run_batches(self.model, inputs.lengths, run, bf16=self.bf16, tokens_per_batch=most, bar=bar)
+        return losses[sequences.side >= 0]
 
     def _batch_losses(self, batch: PackedRows, rows: np.ndarray, labels: Tensor) -> Tensor:
         """Losses (M,) at rows (M,) of the batch's tokens (T,)."""
         model, index = self.model, torch.from_numpy(rows).to(self.model.device)
         if isinstance(model, InfoXLMForPreTraining):
-            ids = torch.from_numpy(batch.tokens.astype(np.int64)).to(model.device)
-            last = model.config.num_hidden_layers
+            ids, last = packed_ids(batch, model.device), model.config.num_hidden_layers
             (hidden,) = encode(model.roberta, [EncodeRequest(ids, batch.lengths.tolist(), last, index)])
             weight, bias = model.lm_head.output_table()
             return linear_cross_entropy(model.lm_head.transform(hidden), weight, bias, labels)
-        sequences = np.split(batch.tokens.astype(np.int64), np.cumsum(batch.lengths)[:-1])
-        padded = pad_rows(self.tokenizer, {"input_ids": [ids.tolist() for ids in sequences]})
-        padded = padded.to(model.device)
-        logits = model(**padded).logits[padded["attention_mask"].bool()]
+        inputs = padded_inputs(batch, model)
+        logits = model(**inputs).logits[inputs["attention_mask"].bool()]
         return F.cross_entropy(logits[index].float(), labels, reduction="none")
 
 
@@ -640,9 +623,7 @@ def _sentence_bounds(
 
 def _vectors(encoder: Encoder, texts: Sequence[str], layers: Sequence[int], pooling: Pooling) -> Tensor:
     """Sentence vectors at each layer, (layers, N, D)."""
-    if len(layers) == 1:
-        return encoder.encode(texts, layer=layers[0], pooling=pooling)[None]
-    return encoder.encode_layers(texts, pooling=pooling)[list(layers)]
+    return encoder.encode_layers(texts, layers=layers, pooling=pooling)
 
 
 def _token_bounds(model: LanguageModel, sample: PairSample, max_length: int, seed: int) -> TokenBounds:

@@ -7,74 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import VOCAB, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaModel
+from tiny_nli import word_tokenizer, write_encoders
+from tiny_run import VOCAB
+from transformers import AutoModel, XLMRobertaModel
 
 from modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.evaluation.encoders import (
     Encoder,
     EncoderArguments,
-    batches_by_length,
     load_encoder,
-    longest_sequence,
 )
-from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.process import UsageError
 
 TEXTS = ["w4 w5 w6 w7 w8", "w9", "", "w10 w11 w12", "w9 w10", "w13 w14 w15 w16", "w17 w18"]
 
 
-def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
-    """Words w4, w5, ... are their own ids, in XLM-R's layout."""
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"w{i}": i for i in range(4, size)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_max_length=40,
-    )
-
-
-def write_bert(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=50,
-        pad_token_id=1,
-    )
-    BertModel(config).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One encoder folder of each kind."""
-    root = tmp_path_factory.mktemp("encoders")
-    model = tiny_model()
-    model.save_pretrained(root / "infoxlm")
-    word_tokenizer().save_pretrained(root / "infoxlm")
-    save_as_xlm_roberta(model, root / "plain", tokenizer=word_tokenizer())
-    write_bert(root / "bert")
-    write_bert(root / "st" / "0_Transformer")
-    modules = [
-        {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    ]
-    (root / "st" / "modules.json").write_text(json.dumps(modules))
-    return {name: root / name for name in ("infoxlm", "plain", "bert", "st")}
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 def load(folder: Path, **options: object) -> Encoder:
@@ -102,8 +52,8 @@ def test_vectors_are_those_of_each_text_alone(folders: dict[str, Path], kind: st
     encoder = load(folders[kind])
     assert isinstance(encoder.model, InfoXLMModel) == (kind in ("infoxlm", "plain"))
     every_layer = encoder.encode_layers(TEXTS, pooling=pooling)
-    assert every_layer.shape == (4, len(TEXTS), 16)
-    for layer in range(4):
+    assert every_layer.shape == (encoder.num_layers + 1, len(TEXTS), 32)
+    for layer in range(encoder.num_layers + 1):
         expected = slow_vectors(folders[kind], layer, pooling)
         torch.testing.assert_close(encoder.encode(TEXTS, layer=layer, pooling=pooling), expected)
         torch.testing.assert_close(every_layer[layer], expected)
@@ -123,16 +73,7 @@ def test_long_texts_are_cut_at_the_positions(folders: dict[str, Path]) -> None:
     encoder = load(folders["bert"])
     assert encoder.max_length == 40  # the tokenizer's limit, below the model's 50 positions
     long, cut = "w5 " * 60, "w5 " * 38
-    torch.testing.assert_close(encoder.encode([long], layer=3), encoder.encode([cut], layer=3))
-
-
-def test_roberta_loses_two_positions_to_padding() -> None:
-    tokenizer = word_tokenizer()
-    tokenizer.model_max_length = 10_000
-    config = BertConfig(max_position_embeddings=514, pad_token_id=1)
-    assert longest_sequence(config, tokenizer) == 514
-    config.model_type = "roberta"
-    assert longest_sequence(config, tokenizer) == 512
+    torch.testing.assert_close(encoder.encode([long], layer=2), encoder.encode([cut], layer=2))
 
 
 def test_the_record_names_the_weights(folders: dict[str, Path]) -> None:
@@ -142,9 +83,9 @@ def test_the_record_names_the_weights(folders: dict[str, Path]) -> None:
     assert record.sha256 != load(folders["infoxlm"]).record.sha256
 
 
-@pytest.mark.parametrize("layer", [-1, 4])
+@pytest.mark.parametrize("layer", [-1, 3])
 def test_a_layer_that_does_not_exist_is_refused(folders: dict[str, Path], layer: int) -> None:
-    with pytest.raises(UsageError, match=rf"layer must be in 0\.\.3, found {layer}"):
+    with pytest.raises(UsageError, match=rf"layer must be in 0\.\.2, found {layer}"):
         load(folders["bert"]).encode(TEXTS, layer=layer)
 
 
@@ -188,11 +129,3 @@ def test_a_broken_list_of_modules_is_told_of_with_its_file(tmp_path: Path, text:
     (tmp_path / "modules.json").write_text(text)
     with pytest.raises(UsageError, match=r"modules\.json"):
         load(tmp_path)
-
-
-def test_batches_hold_every_sequence_once_and_keep_the_limit() -> None:
-    lengths = torch.randint(1, 30, (57,), generator=torch.Generator().manual_seed(0)).numpy()
-    batches = list(batches_by_length(lengths, 64))
-    assert sorted(i for batch in batches for i in batch) == list(range(57))
-    assert all(len(batch) * lengths[batch].max() <= 64 for batch in batches)
-    assert [len(batch) for batch in batches_by_length(lengths, 1)] == [1] * 57

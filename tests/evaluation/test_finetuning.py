@@ -210,16 +210,18 @@ def test_each_row_has_the_output_it_has_alone(
     folders: dict[str, Path], rows: Dataset, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = load(folders[kind])
-    monkeypatch.setattr("modeling_infoxlm.evaluation.finetuning.CPU_TOKENS_PER_BATCH", 128)
+    monkeypatch.setattr("modeling_infoxlm.evaluation.batching.CPU_TOKENS_PER_BATCH", 128)
     head.model.train()
     found = torch.full((len(rows), 3), torch.nan)
-    sizes = []
-    for members, output in forward_batches(head.model, rows, head.tokenizer):
+    sizes: list[int] = []
+
+    def take(members: np.ndarray, output: Any) -> None:
         assert not head.model.training and not output.logits.requires_grad
-        assert torch.is_grad_enabled()  # the caller's own
         found[members] = output.logits
         sizes.append(len(members))
-    assert head.model.training
+
+    forward_batches(head.model, rows, head.tokenizer, take)
+    assert head.model.training and torch.is_grad_enabled()
     assert sum(sizes) == 60 and 3 <= min(sizes) < max(sizes)
     head.model.eval()
     with torch.no_grad():
@@ -234,7 +236,7 @@ def test_logits_that_are_not_finite_are_refused(folders: dict[str, Path], rows: 
     damaged = rows["input_ids"][5][1]
     head.model.get_input_embeddings().weight.data[damaged] = float("nan")
     with pytest.raises(UsageError, match=r"not finite, first for row \d+; its weights"):
-        list(forward_batches(head.model, rows, head.tokenizer))
+        forward_batches(head.model, rows, head.tokenizer, lambda *_: None)
 
 
 @pytest.mark.parametrize("count", [1, 7, 50, 99, 100, 101, None])

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,17 +27,15 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from modeling_infoxlm.data.ragged import PackedRows
+from modeling_infoxlm.evaluation.batching import check_finite, padded_inputs, progress_bar, run_batches
 from modeling_infoxlm.evaluation.encoders import (
     Encoder,
     EncoderArguments,
-    batches_by_length,
     load_encoder,
-    pad_rows,
 )
-from modeling_infoxlm.evaluation.encoding import check_finite
 from modeling_infoxlm.evaluation.results import (
     DatasetRecord,
     Estimate,
@@ -63,9 +61,7 @@ ITERMAX_ALPHA, ITERMAX_ROUNDS = 0.9, 2  # SimAlign's
 _SMALLEST = 1e-6  # what XLM-Align puts in place of a similarity that is not positive
 _CONTEXT: Mapping[Method, Context] = {"ot": "pair", "argmax": "single", "itermax": "single"}
 # The states of all layers are held, so a batch is smaller than where one layer is asked for.
-_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
-_PAIRS_PER_WINDOW = 8192
-_PROGRESS_DELAY = 2.0  # seconds
+_CPU_TOKENS_PER_BATCH, _GPU_TOKENS_PER_BATCH = 2048, 16384
 _GOLD_NAMES = ("alignv2.txt", "gold.txt")
 
 
@@ -296,14 +292,23 @@ class WordAligner:
             raise ValueError(
                 f"expected one translation for each of {len(sources):,} sentences, found {len(targets):,}."
             )
-        links: list[list[set[Link]]] = []
-        bar = tqdm(
-            total=len(sources), desc="aligning", unit=" pairs", delay=_PROGRESS_DELAY, disable=not progress
-        )
-        with bar:
-            for start in range(0, len(sources), _PAIRS_PER_WINDOW):
-                window = slice(start, start + _PAIRS_PER_WINDOW)
-                links += self._align_window(self._read(sources[window], targets[window]), bar)
+        pairs = self._read(sources, targets)
+        links: list[list[set[Link]]] = [[set() for _ in self.layers] for _ in pairs]
+
+        def run(members: np.ndarray) -> None:
+            batch = [pairs[i] for i in members]
+            for i, pair, (source, target) in zip(members, batch, self._states(batch), strict=True):
+                for side, states in ((pair.source, source), (pair.target, target)):
+                    self._check_finite(side, states)
+                if pair.source.ids and pair.target.ids:
+                    aligned = _align_states(source, target, self.method, self.iterations)
+                    links[i] = _word_links(aligned, pair)
+
+        model = self.encoder.model
+        lengths = np.array([len(pair.source.ids) + len(pair.target.ids) + 4 for pair in pairs])
+        most = _CPU_TOKENS_PER_BATCH if model.device.type == "cpu" else _GPU_TOKENS_PER_BATCH
+        with progress_bar(len(pairs), "aligning", " pairs", show=progress) as bar:
+            run_batches(model, lengths, run, bf16=self.encoder.bf16, tokens_per_batch=most, bar=bar)
         return links
 
     def _read(self, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> list[_Pair]:
@@ -316,35 +321,18 @@ class WordAligner:
             self.num_cut += pairs[-1] != whole
         return pairs
 
-    def _align_window(self, pairs: Sequence[_Pair], bar: Any) -> list[list[set[Link]]]:
-        links: list[list[set[Link]]] = [[set() for _ in self.layers] for _ in pairs]
-        lengths = np.array([len(pair.source.ids) + len(pair.target.ids) + 4 for pair in pairs])
-        device_type = self.encoder.model.device.type
-        for members in batches_by_length(lengths, _TOKENS_PER_BATCH.get(device_type, 16384)):
-            batch = [pairs[i] for i in members]
-            for i, pair, (source, target) in zip(members, batch, self._states(batch), strict=True):
-                for side, states in ((pair.source, source), (pair.target, target)):
-                    self._check_finite(side, states)
-                if pair.source.ids and pair.target.ids:
-                    aligned = _align_states(source, target, self.method, self.iterations)
-                    links[i] = _word_links(aligned, pair)
-            bar.update(len(members))
-        return links
-
     def _check_finite(self, side: _SubWords, states: Tensor) -> None:
         tokenizer = self.encoder.tokenizer
         check_finite(
             states.flatten(1)[:, None], self.encoder.model, lambda _: repr(tokenizer.decode(side.ids))
         )
 
-    @torch.no_grad()
     def _states(self, pairs: Sequence[_Pair]) -> Iterator[tuple[Tensor, Tensor]]:
         """States (K, m, D) and (K, n, D) of each pair, special tokens left out."""
         encoder = self.encoder
         rows, places = _rows(pairs, self.context, encoder.tokenizer)
-        batch = pad_rows(encoder.tokenizer, {"input_ids": rows}).to(encoder.model.device)
-        with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=encoder.bf16):
-            hidden = encoder.model(**batch, output_hidden_states=True).hidden_states
+        batch = padded_inputs(PackedRows.from_lists(rows), encoder.model)
+        hidden = encoder.model(**batch, output_hidden_states=True).hidden_states
         for (first, start, stop), (second, begin, end) in places:
             source = torch.stack([hidden[layer][first, start:stop] for layer in self.layers])
             target = torch.stack([hidden[layer][second, begin:end] for layer in self.layers])

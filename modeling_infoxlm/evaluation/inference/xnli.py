@@ -411,8 +411,11 @@ def predict_probabilities(
     """Probability of each of `LABELS`, (N, C), row i for row i."""
     columns = label_columns(model.config)
     probabilities = np.empty((len(rows), len(LABELS)), dtype=np.float32)
-    for members, output in forward_batches(model, rows, tokenizer, bf16=bf16, description=description):
+
+    def take(members: np.ndarray, output: Any) -> None:
         probabilities[members] = output.logits.float().softmax(dim=-1)[:, columns].cpu().numpy()
+
+    forward_batches(model, rows, tokenizer, take, bf16=bf16, description=description)
     return probabilities
 
 

@@ -5,6 +5,7 @@ Shapes: B windows of a batch, F windows of all questions, N questions, T tokens,
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +92,8 @@ def predict_answers(
     null_scores = np.zeros(len(windows))
     begin, stop = (torch.from_numpy(bound) for bound in windows.own_range())
     last = torch.from_numpy(windows.context_at + windows.size)
-    batches = forward_batches(model, windows.rows, tokenizer, bf16=bf16, description=description)
-    for members, output in batches:
+
+    def take(members: np.ndarray, output: Any) -> None:
         first_logits, last_logits = output.start_logits.float(), output.end_logits.float()
         bounds = [bound[members].to(first_logits.device) for bound in (begin, stop, last)]
         text_starts, text_ends = _characters(windows, members, first_logits)
@@ -109,6 +110,8 @@ def predict_answers(
         for table, part in zip((scores, starts, ends), found, strict=True):
             table[members, :count] = part.cpu().numpy()
         null_scores[members] = (first_logits[:, 0] + last_logits[:, 0]).cpu().numpy()
+
+    forward_batches(model, windows.rows, tokenizer, take, bf16=bf16, description=description)
     return choose_answers(questions, windows, BestSpans(scores, starts, ends, null_scores), settings)
 
 

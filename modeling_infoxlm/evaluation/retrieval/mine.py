@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,7 +42,6 @@ from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.process import UsageError, configure_process, usage_errors
 from modeling_infoxlm.runs.provenance import writing
 
-SENTENCES_PER_WINDOW = 8192  # encoded together; their fp32 vectors are in memory
 # The index of the approximate search is in fp16 anyway.
 DTYPES: dict[Search, type[np.floating]] = {"exact": np.float32, "approximate": np.float16}
 _BREAKS = str.maketrans("\t\r\n", "   ")
@@ -192,14 +190,8 @@ def encode_to_file(
             os.posix_fallocate(file.fileno(), 0, size)
         file.truncate(size)
     stored = np.memmap(path, dtype=dtype, mode="r+", shape=(len(texts), width))
-    bar = tqdm(total=len(texts), desc=f"encoding {path.name}", unit=" sentences", delay=_PROGRESS_DELAY)
-    with bar:
-        for start in range(0, len(texts), SENTENCES_PER_WINDOW):
-            window = texts[start : start + SENTENCES_PER_WINDOW]
-            vectors = encoder.encode(window, layer=layer, pooling=pooling, progress=False)
-            stored[start : start + len(window)] = F.normalize(vectors, dim=-1).cpu().numpy()
-            bar.update(len(window))
-    return torch.from_numpy(stored)
+    vectors = torch.from_numpy(stored)
+    return encoder.encode(texts, layer=layer, pooling=pooling, normalize=True, out=vectors)
 
 
 def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Search) -> Pairs:

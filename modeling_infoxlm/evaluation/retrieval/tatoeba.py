@@ -227,10 +227,7 @@ def _encode(encoder: Encoder, layers: Sequence[int], pooling: Pooling, texts: tu
     A text that stands twice is encoded once: else rounding would decide which of the two is nearer.
     """
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    if len(layers) == 1:
-        vectors = encoder.encode(list(rows), layer=layers[0], pooling=pooling, progress=False)[None]
-    else:
-        vectors = encoder.encode_layers(list(rows), pooling=pooling, progress=False)
+    vectors = encoder.encode_layers(list(rows), layers=layers, pooling=pooling, progress=False)
     return vectors[:, [rows[text] for text in texts]]
 
 

@@ -298,8 +298,7 @@ def test_the_side_that_a_tokenizer_pads_on_changes_no_link(encoder: Encoder, fol
 
 def test_batches_and_windows_keep_the_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = WordAligner(encoder).align(SOURCES * 3, TARGETS * 3)
-    monkeypatch.setattr(word_alignment, "_TOKENS_PER_BATCH", {"cpu": 20})
-    monkeypatch.setattr(word_alignment, "_PAIRS_PER_WINDOW", 4)
+    monkeypatch.setattr(word_alignment, "_CPU_TOKENS_PER_BATCH", 20)
     assert WordAligner(encoder).align(SOURCES * 3, TARGETS * 3) == whole
 
 

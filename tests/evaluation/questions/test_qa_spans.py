@@ -120,9 +120,9 @@ def test_the_answer_does_not_depend_on_how_many_are_written() -> None:
     first, last = torch.tensor([[0.0, 0.0, 1.0, 9.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0, 9.0, 1.0]])
 
     def answers(count: int) -> list[list[str]]:
-        model = SimpleNamespace(start_logits=first, end_logits=last)
+        output = SimpleNamespace(start_logits=first, end_logits=last)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(qa_spans, "forward_batches", lambda *args, **kwargs: [(np.array([0]), model)])
+            patch.setattr(qa_spans, "forward_batches", lambda *args, **kwargs: args[3](np.array([0]), output))
             found = predict_answers(
                 None, None, [Question("a", "?", text, ())], windows, SpanSettings(3, count)
             )

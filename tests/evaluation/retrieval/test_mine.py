@@ -10,6 +10,7 @@ import torch
 from disk_limit import file_size_limit
 from tiny_encoder import save_tiny_encoder
 
+from modeling_infoxlm.evaluation import encoding
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.retrieval import mine as mine_module
 from modeling_infoxlm.evaluation.retrieval import mining
@@ -145,7 +146,7 @@ def test_vectors_lie_in_the_file_whatever_the_window(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = sentences()
-    monkeypatch.setattr(mine_module, "SENTENCES_PER_WINDOW", 7)
+    monkeypatch.setattr(encoding, "SENTENCES_PER_WINDOW", 7)
     vectors = encode_to_file(encoder, source, tmp_path / "v", layer=2, pooling="mean", dtype=np.float16)
     expected = torch.nn.functional.normalize(encoder.encode(source, layer=2), dim=-1)
     torch.testing.assert_close(vectors, expected.half(), rtol=0, atol=1e-3)

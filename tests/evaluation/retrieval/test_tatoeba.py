@@ -134,13 +134,13 @@ def test_sides_that_sets_share_and_sentences_that_stand_twice_are_encoded_once(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[list[str]] = []
-    encode = Encoder.encode
+    encode = Encoder.encode_layers
 
     def spy(self: Encoder, texts: list[str], **options: Any) -> torch.Tensor:
         encoded.append(texts)
         return encode(self, texts, **options)
 
-    monkeypatch.setattr(Encoder, "encode", spy)
+    monkeypatch.setattr(Encoder, "encode_layers", spy)
     english = make_set("de", seed=1).target
     sources = {code: make_set(code, seed=seed).source for seed, code in enumerate("xyz")}
     sets = [BitextSet(code, f"{code}-en", source, english) for code, source in sources.items()]
