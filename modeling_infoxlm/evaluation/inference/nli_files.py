@@ -15,12 +15,13 @@ from typing import Any, Literal
 from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
 from modeling_infoxlm.data.sources import HUB_PREFIX, language_in, take_apart
+from modeling_infoxlm.hub.benchmarks import LANGUAGES
 from modeling_infoxlm.runs.process import UsageError, usage_errors
 
 logger = logging.getLogger(__name__)
 
 LABELS = ("entailment", "neutral", "contradiction")  # their numbers in facebook/xnli are 0, 1, 2
-XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
+XNLI_LANGUAGES = tuple(sorted(LANGUAGES["xnli"]))
 
 Split = Literal["train", "dev", "test"]
 

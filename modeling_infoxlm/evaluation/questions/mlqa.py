@@ -44,6 +44,7 @@ from modeling_infoxlm.evaluation.questions.squad_files import (
     record_questions,
 )
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, Estimate, TaskResult, estimate_share, summarise
+from modeling_infoxlm.hub.benchmarks import SCORING_RULES
 from modeling_infoxlm.runs.process import UsageError
 from modeling_infoxlm.runs.provenance import write_json
 from modeling_infoxlm.training.arguments import refuse_bypassed
@@ -51,8 +52,6 @@ from modeling_infoxlm.training.arguments import refuse_bypassed
 PREDICTIONS = "predictions"  # folders beside the model
 N_BEST = "nbest_predictions"
 
-# What the literature, since XTREME (arXiv 2003.11080), scores a benchmark by, if not by MLQA's own rules.
-_RULES: dict[str, Rules] = {"xquad": "squad", "tydiqa": "squad"}
 _DEFAULT_RULES: Rules = "mlqa"
 
 
@@ -254,8 +253,8 @@ def choose_rules(task: MLQAArguments, name: str, parts: Sequence[QuestionSet]) -
     """
     if task.scoring_rules is not None:
         return task.scoring_rules
-    benchmarks = [name] if name in _RULES else sorted({part.benchmark for part in parts})
-    rules = {_RULES.get(benchmark, _DEFAULT_RULES) for benchmark in benchmarks}
+    benchmarks = [name] if name in SCORING_RULES else sorted({part.benchmark for part in parts})
+    rules = {SCORING_RULES.get(benchmark, _DEFAULT_RULES) for benchmark in benchmarks}
     if len(rules) > 1:
         raise UsageError(
             f"{name} would hold {' and '.join(benchmarks)}, which are scored by different rules; "

@@ -19,14 +19,11 @@ from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import hub_revision, read_pairs
 from modeling_infoxlm.data.sources import HUB_PREFIX, BitextSource, is_hub, parse_bitext_sources
 from modeling_infoxlm.evaluation.results import DatasetRecord
+from modeling_infoxlm.hub.benchmarks import LANGUAGES
 from modeling_infoxlm.runs.process import UsageError, usage_errors
 
 # The 14 languages of the paper's tables (arXiv 2007.07834) and the 36 of XTREME (arXiv 2003.11080).
-PAPER_LANGUAGES = tuple("ar bg de el es fr hi ru sw th tr ur vi zh".split())
-XTREME_LANGUAGES = tuple(
-    "af ar bg bn de el es et eu fa fi fr he hi hu id it ja "
-    "jv ka kk ko ml mr nl pt ru sw ta te th tl tr ur vi zh".split()
-)
+PAPER_LANGUAGES, XTREME_LANGUAGES = LANGUAGES["tatoeba"], LANGUAGES["tatoeba_xtreme"]
 ENGLISH = "en"
 
 _SHORT_CODES = {
