@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.runs.provenance import RUN_FILE, describe_program, write_json
+from modeling_infoxlm.runs.files import write_json
+from modeling_infoxlm.runs.provenance import RUN_FILE, describe_program
 
 
 def measure(options: argparse.Namespace, training_flags: list[str]) -> dict[str, Any]:

@@ -48,8 +48,10 @@ from modeling_infoxlm.evaluation.retrieval.mining import RetrievalAccuracy, retr
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import INTERRUPTED, Interrupted, configure_process, run_main
-from modeling_infoxlm.runs.provenance import describe_program, file_sha256, write_json
+from modeling_infoxlm.runs.errors import Interrupted
+from modeling_infoxlm.runs.files import file_sha256, write_json
+from modeling_infoxlm.runs.process import INTERRUPTED, configure_process, run_main
+from modeling_infoxlm.runs.provenance import describe_program
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,

@@ -35,8 +35,10 @@ from modeling_infoxlm.hub.loading import check_name
 from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
 from modeling_infoxlm.packed import VarlenAttention, plan_attention
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError, configure_process
-from modeling_infoxlm.runs.provenance import PACKAGES, blot_secrets
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import configure_process
+from modeling_infoxlm.runs.provenance import PACKAGES
+from modeling_infoxlm.runs.secrets import blot_secrets
 from modeling_infoxlm.training.throughput import matmul_peak
 
 LOGIN_TIMEOUT = 10.0  # seconds

@@ -17,7 +17,7 @@ from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, demo
 from modeling_infoxlm.data.shards import Corpus, PairStore, SpecialTokens
 from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
-from modeling_infoxlm.runs.process import Interrupted
+from modeling_infoxlm.runs.errors import Interrupted
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 

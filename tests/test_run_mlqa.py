@@ -18,8 +18,8 @@ from transformers import AutoModelForQuestionAnswering
 import run_mlqa
 from modeling_infoxlm.evaluation import finetuning
 from modeling_infoxlm.evaluation.finetuning import FineTuner
+from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.runs.provenance import read_result
-from modeling_infoxlm.runs.signals import StopOnSignal
 
 FLAGS = (
     "--max_seq_length 16 --doc_stride 4 --max_query_length 4 --max_answer_length 2 --use_cpu true "

@@ -22,7 +22,7 @@ import run_pretraining
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
-from modeling_infoxlm.runs.signals import StopOnSignal
+from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.training import plan_checks
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification
 import run_xnli
 from modeling_infoxlm.evaluation import finetuning
 from modeling_infoxlm.evaluation.finetuning import FineTuner
+from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.runs.provenance import read_result
-from modeling_infoxlm.runs.signals import StopOnSignal
 
 MIXED = ("--mixed_languages", "true", "--mixed_max_samples", "9")
 KINDS = ("infoxlm", "plain", "bert", "st")

@@ -20,8 +20,8 @@ from modeling_infoxlm.evaluation.retrieval.heldout import (
 )
 from modeling_infoxlm.hub.push import push_run
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import Interrupted, UsageError, configure_process
-from modeling_infoxlm.runs.signals import StopOnSignal
+from modeling_infoxlm.runs.errors import Interrupted, UsageError
+from modeling_infoxlm.runs.process import StopOnSignal, configure_process
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,

@@ -20,7 +20,8 @@ from modeling_infoxlm.evaluation.retrieval.tatoeba import (
 )
 from modeling_infoxlm.hub.push import push_model
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError, configure_process
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import configure_process
 
 
 def run(argv: list[str]) -> None:

@@ -11,19 +11,15 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modeling_infoxlm.runs.files import own_name
+
 BEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 100.0  # longer than a network file system may keep an old date of a file
 POLL_SECONDS = 0.2
-
-
-def own_name(path: Path) -> Path:
-    """A name beside `path` that no other job and no other call has; a kill leaves it as `NAME.*.partial`."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 @contextmanager

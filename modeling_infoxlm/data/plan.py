@@ -18,17 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from modeling_infoxlm.data.claims import make_once, own_name
-from modeling_infoxlm.data.errors import DataError, make_folder
+from modeling_infoxlm.data.claims import make_once
 from modeling_infoxlm.data.heldout import HeldoutRule
 from modeling_infoxlm.data.readers import hub_revision
-from modeling_infoxlm.data.shards import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    SpecialTokens,
-    fsync_file,
-    read_manifest,
-)
+from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, SpecialTokens, read_manifest
 from modeling_infoxlm.data.sources import (
     HUB_PREFIX,
     BitextSource,
@@ -38,7 +31,8 @@ from modeling_infoxlm.data.sources import (
     is_hub,
 )
 from modeling_infoxlm.data.tokenise import find_sentencepiece_model
-from modeling_infoxlm.runs.provenance import file_sha256
+from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.files import file_sha256, make_folder, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -358,7 +352,7 @@ def _shared_sha256(location: str, name: str, work: Path | None) -> str:
     if work is None:
         return _sha256(location)
     path = work / f"hash-{name}"
-    make_once(path, work / f"hash-{name}.claim", lambda: write_atomically(path, _sha256(location)))
+    make_once(path, work / f"hash-{name}.claim", lambda: write_text(path, _sha256(location)))
     return path.read_text(encoding="utf-8")
 
 
@@ -373,17 +367,6 @@ def _readable(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{location}: cannot be read ({error.strerror}).") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and durably."""
-    partial = own_name(path)
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        fsync_file(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def is_complete(plan: Plan) -> bool:

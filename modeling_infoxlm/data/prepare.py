@@ -35,8 +35,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from modeling_infoxlm.data.claims import POLL_SECONDS, Watch, claimed, make_once, own_name
-from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.data.claims import POLL_SECONDS, Watch, claimed, make_once
 from modeling_infoxlm.data.heldout import Candidate, HeldoutScan, choose_distinct, is_among
 from modeling_infoxlm.data.plan import (
     Plan,
@@ -49,7 +48,6 @@ from modeling_infoxlm.data.plan import (
     make_work_folder,
     plain_text_encoder,
     require,
-    write_atomically,
 )
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces, sums_of_runs
 from modeling_infoxlm.data.readers import (
@@ -68,7 +66,6 @@ from modeling_infoxlm.data.shards import (
     SpecialTokens,
     TokenStore,
     TokenStoreWriter,
-    fsync_file,
     read_manifest,
     shard_files,
 )
@@ -83,7 +80,8 @@ from modeling_infoxlm.data.tokenise import (
     TokenizersEncoder,
     find_known,
 )
-from modeling_infoxlm.runs.provenance import writing
+from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.files import whole_file, write_text, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -278,7 +276,7 @@ def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
     work = make_work_folder(plan.folder)
     warn_of_extra_columns([unit.source for unit in plan.units], plan.settings.bitext_columns)
     tokenizer_file = work / f"tokenizer-{plan.description['tokenizer']['sha256'][:16]}.json"
-    write_atomically(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
+    write_text(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
     sentencepiece_file = _usable_sentencepiece(plan, tokenizer_file)
     return [
         _Task(
@@ -660,14 +658,8 @@ def _with_progress(lines: Iterator[T], task: _Task) -> Iterator[T]:
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays to an `.npz` file without pickle, whole or not at all."""
-    partial = own_name(path)
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        fsync_file(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _as_bytes(content: Any) -> np.ndarray:
@@ -721,7 +713,7 @@ def _decide_all(plan: Plan, tasks: Sequence[_Task]) -> None:
             new=new.get(task.name, np.empty(0, dtype=bool)),
             dropped=_as_bytes(dropped[task.name]),
         )
-    write_atomically(_work_folder(plan.folder) / f"decided-{plan.corpus_key[:16]}", "")
+    write_text(_work_folder(plan.folder) / f"decided-{plan.corpus_key[:16]}", "")
 
 
 def _grouped(
@@ -782,8 +774,8 @@ def _write_heldout(plan: Plan, encoder: TextEncoder, pair: str, chosen: Sequence
     with ExitStack() as stack:
         writer = _PairWriter(stack, folder / pair)
         writer.extend(_encode(encoder, texts))
-    write_atomically(folder / f"{pair}.tsv", "".join(f"{_cell(a)}\t{_cell(b)}\n" for a, b in texts))
-    write_atomically(folder / f"{pair}.json", json.dumps(writer.entry(f"heldout/{pair}", Counter())))
+    write_text(folder / f"{pair}.tsv", "".join(f"{_cell(a)}\t{_cell(b)}\n" for a, b in texts))
+    write_text(folder / f"{pair}.json", json.dumps(writer.entry(f"heldout/{pair}", Counter())))
 
 
 def _cell(text: str) -> str:
@@ -804,7 +796,7 @@ def _write_unit(task: _Task) -> None:
             _loaded_json(task.keeping, "dropped")
         )
         write = _write_pairs if len(task.languages) == 2 else _write_blocks
-        write_atomically(task.finished_file, json.dumps(write(task, dropped)))
+        write_text(task.finished_file, json.dumps(write(task, dropped)))
         for prefix in task.raw_stores:
             for path in shard_files(prefix):
                 path.unlink(missing_ok=True)
@@ -869,7 +861,7 @@ def _finish(plan: Plan, tasks: Sequence[_Task]) -> None:
         "bitext": bitext,
         "heldout": _heldout_entries(plan, bitext),
     }
-    write_atomically(plan.folder / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_text(plan.folder / MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _merge(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.sources import (
     BitextSource,
     MonoSource,
@@ -33,6 +32,7 @@ from modeling_infoxlm.data.sources import (
     is_hub,
     take_apart,
 )
+from modeling_infoxlm.runs.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling_infoxlm.data.claims import own_name
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.ragged import PackedRows
-from modeling_infoxlm.runs.json_files import Each, check_shape, read_json
+from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.files import Each, check_shape, fsync_file, own_name, read_json
 
 FORMAT_VERSION = (
     2  # 1: sentences were told apart by text, so held-out ones were trained on in other spellings
@@ -59,15 +58,6 @@ def shard_files(prefix: Path) -> tuple[Path, Path]:
     """The tokens file and the offsets file of the shard `prefix`."""
     # Not with_suffix(): a prefix such as "en-de.source" already has a dot.
     return prefix.with_name(prefix.name + ".tokens"), prefix.with_name(prefix.name + ".offsets")
-
-
-def fsync_file(path: Path) -> None:
-    """Force a written file to the disk, so that a later rename never reveals an empty one."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class TokenStoreWriter:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from modeling_infoxlm.data.errors import DataError
+from modeling_infoxlm.runs.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import XLMRobertaTokenizer
 
-from modeling_infoxlm.data.claims import own_name
-from modeling_infoxlm.data.errors import DataError, make_folder
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
-from modeling_infoxlm.data.shards import fsync_file
 from modeling_infoxlm.data.sources import BitextSource, MonoSource
-from modeling_infoxlm.runs.provenance import writing
+from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.files import fsync_file, make_folder, own_name, writing
 
 logger = logging.getLogger(__name__)
 

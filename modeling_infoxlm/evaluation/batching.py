@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from modeling_infoxlm.data.ragged import PackedRows
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 # On 2 cores 2,048 to 4,096 tokens at once were fastest in fp32 and bf16, 256 were 7 to 13 % slower.
 # A GPU needs more to be busy; its figure is not measured.

@@ -25,8 +25,8 @@ from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
-from modeling_infoxlm.runs.json_files import check_shape, read_json
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import check_shape, read_json
 from modeling_infoxlm.runs.provenance import hash_weights
 
 # Fields of a configuration that say where and how it was stored.

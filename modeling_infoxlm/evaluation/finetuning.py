@@ -52,9 +52,9 @@ from modeling_infoxlm.evaluation.encoders import (
 from modeling_infoxlm.evaluation.encoding import longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
-from modeling_infoxlm.runs.process import Interrupted, UsageError
+from modeling_infoxlm.runs.errors import Interrupted, UsageError
+from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.runs.provenance import RUN_FILE
-from modeling_infoxlm.runs.signals import StopOnSignal
 from modeling_infoxlm.training.arguments import (
     BYPASSED,
     ReleaseArguments,

@@ -69,7 +69,8 @@ from modeling_infoxlm.hub.loading import load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel
 from modeling_infoxlm.packed import EncodeRequest, encode
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError, configure_process, usage_errors
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import configure_process
 
 logger = logging.getLogger(__name__)
 
@@ -558,8 +559,7 @@ def _sources(specs: Sequence[str]) -> dict[str, list[BitextSource]]:
     """Files by language pair, in the order given."""
     if not specs:
         raise UsageError("no text: give --bitext_files, translated text that the model was not trained on.")
-    with usage_errors():
-        sources = parse_bitext_sources(specs)
+    sources = parse_bitext_sources(specs)
     pairs: defaultdict[str, list[BitextSource]] = defaultdict(list)
     for source in sources:
         if is_hub(source):
@@ -569,8 +569,7 @@ def _sources(specs: Sequence[str]) -> dict[str, list[BitextSource]]:
 
 
 def _read(sources: Sequence[BitextSource], arguments: InformationArguments) -> PairSample:
-    with usage_errors():
-        sample = draw_pairs(sources, max_pairs=arguments.max_pairs, seed=arguments.seed)
+    sample = draw_pairs(sources, max_pairs=arguments.max_pairs, seed=arguments.seed)
     if len(sample.texts) < 2 * arguments.num_candidates:
         fewer = len(sample.texts) // 2
         files = ", ".join(str(path) for source in sources for path in source.locations)

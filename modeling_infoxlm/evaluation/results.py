@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from modeling_infoxlm.hub.evidence import PLACES
-from modeling_infoxlm.runs.provenance import RESULT_SCHEMA, describe_program, file_sha256, write_json
+from modeling_infoxlm.runs.files import file_sha256, write_json
+from modeling_infoxlm.runs.provenance import RESULT_SCHEMA, describe_program
 
 RESULT_SUFFIX = "_results.json"
 

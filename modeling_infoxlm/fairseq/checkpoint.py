@@ -47,9 +47,8 @@ from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import file_sha256, write_json
-from modeling_infoxlm.runs.whole_folder import whole_folder
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import file_sha256, whole_folder, write_json
 from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME
 
 CONVERSION_NAME = "conversion.json"

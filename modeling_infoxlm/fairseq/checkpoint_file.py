@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling_infoxlm.hub.loading import explain_pickle, is_pickle, what_is
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 # What may be built while a file is read, besides tensors and plain containers: `argparse.Namespace` alone, in
 # which fairseq keeps its flags. It is a plain data class: making one and setting its attributes runs no code.

@@ -6,7 +6,7 @@ from typing import Any
 
 from modeling_infoxlm.configuration_infoxlm import XLCO_LAYER_BY_DEPTH, InfoXLMConfig
 from modeling_infoxlm.fairseq.weights import Checkpoint, Geometry
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 _HEAD_SIZE = 64  # of every published RoBERTa and XLM-R
 _FIRST_POSITION = 2  # positions are numbered behind the padding's id, which is 1

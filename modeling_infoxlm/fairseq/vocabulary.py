@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ModelArguments
 from modeling_infoxlm.training.model_setup import load_tokenizer
 

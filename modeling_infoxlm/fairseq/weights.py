@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modeling_infoxlm.fairseq.checkpoint_file import read_file
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 # Module names of fairseq's encoder and of XLM-R's in transformers.
 _LAYER_MODULES = {

@@ -25,7 +25,7 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMPreTrainedModel,
 )
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from modeling_infoxlm.hub.evidence import (
     read_record,
     read_result_file,
 )
-from modeling_infoxlm.runs.provenance import blot_secrets, writing
+from modeling_infoxlm.runs.files import writing
+from modeling_infoxlm.runs.secrets import blot_secrets
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_NAME = "README.md"

@@ -20,16 +20,9 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, XLCO_LAYER_BY_DEPTH, InfoXLMConfig
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
-from modeling_infoxlm.runs.json_files import Each, check_shape, read_json
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import (
-    RUN_FILE,
-    TRAINER_STATE,
-    hash_weights,
-    is_result,
-    read_result,
-    write_json,
-)
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import Each, check_shape, read_json, write_json
+from modeling_infoxlm.runs.provenance import RUN_FILE, TRAINER_STATE, hash_weights, is_result, read_result
 
 TRAINING_FILE, TRAINING_SCHEMA = "training.json", "infoxlm-training-1"
 RESULTS_FOLDER, FIGURES_FOLDER, LEADERBOARD_FOLDER = "results", "figures", ".eval_results"

@@ -28,9 +28,8 @@ from modeling_infoxlm.hub.formats import (
 )
 from modeling_infoxlm.hub.source import Source, load_source
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import write_json
-from modeling_infoxlm.runs.whole_folder import whole_folder
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import whole_folder, write_json
 
 Format = Literal["xlm-roberta", "infoxlm", "sentence-transformers", "onnx"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -34,7 +34,7 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMPreTrainedModel,
 )
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 Pooling = Literal["cls", "mean"]
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging as transformers_logging
 
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError, some
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MOST_PARSED = 1 << 20  # bytes
 _MOST_LAYERS = 1000
-_MOST_NAMES = 6
 _SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 # Sizes that tensors show: the end of a name, and what the configuration calls its dimensions.
 _SHOWN_SIZES = {
@@ -447,12 +446,6 @@ def explain_pickle(error: BaseException) -> str:
             "Nothing in it was run; have it saved anew as safetensors"
         )
     return f"a pickle that is cut short, damaged or of another kind ({type(error).__name__}); {_AGAIN}"
-
-
-def some(items: Sequence[str]) -> str:
-    """The first items and the number of the others."""
-    shown = ", ".join(items[:_MOST_NAMES]) or "none"
-    return shown if len(items) <= _MOST_NAMES else f"{shown} and {len(items) - _MOST_NAMES:,} more"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from modeling_infoxlm.hub.release import (
     read_release_files,
 )
 from modeling_infoxlm.hub.retries import RetriedApi
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

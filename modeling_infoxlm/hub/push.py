@@ -27,7 +27,8 @@ from modeling_infoxlm.hub.publish import (
 from modeling_infoxlm.hub.release import ReleaseFile, build_release, list_release
 from modeling_infoxlm.hub.retries import RetriedApi
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError, leave_process_group
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import leave_process_group
 
 
 @dataclass

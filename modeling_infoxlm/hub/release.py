@@ -11,8 +11,9 @@ from modeling_infoxlm.hub.card import CARD_NAME, MARKER, write_card
 from modeling_infoxlm.hub.checkup import PICKLES
 from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence, refuse_outside
 from modeling_infoxlm.hub.export import RELEASE_FILE, Dtype, Format, Pooling, export, read_record
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import holds_token, write_json, writing
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import write_json, writing
+from modeling_infoxlm.runs.secrets import holds_token
 
 DEFAULT_FORMAT: Format = "xlm-roberta"
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")

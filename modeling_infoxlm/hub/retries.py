@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from modeling_infoxlm.runs.provenance import blot_secrets
+from modeling_infoxlm.runs.secrets import blot_secrets
 
 logger = logging.getLogger(__name__)
 

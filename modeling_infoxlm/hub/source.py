@@ -18,7 +18,7 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMModel,
     InfoXLMPreTrainedModel,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.provenance import hash_weights
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from modeling_infoxlm.data.readers import what_else
-from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
-from modeling_infoxlm.runs.provenance import blot_secrets, holds_secret, takes_secret
+from modeling_infoxlm.runs.secrets import blot_secrets, holds_secret, takes_secret
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 _MOST_VALUES = 100_000  # of a recipe; its longest lists are of files
@@ -83,11 +81,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: If the file is missing, is no YAML or JSON, is no mapping, or names a key twice.
     """
     try:
-        content_bytes = path.read_bytes()
-        kind = what_else(content_bytes[:4096])
-        if kind:
-            raise RecipeError(f"it is {kind}, expected UTF-8 text.")
-        text = content_bytes.decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text, object_pairs_hook=_unique_keys)
         else:
@@ -95,7 +89,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {path} is not valid UTF-8 at byte {error.start:,}.") from error
+        raise RecipeError(
+            f"recipe {path} is not valid UTF-8 at byte {error.start:,}; save it as plain UTF-8 text."
+        ) from error
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
     except RecursionError as error:
@@ -223,7 +219,7 @@ _BELOW_1 = (
     "label_smoothing_factor"
 ).split()
 _OF_ANY_SIGN = "null_score_diff_threshold threshold".split()
-_LOWEST = {"xlco_temperature": LOWEST_TEMPERATURE, "xlco_layer": -1, "eval_layer": -1}
+_LOWEST = {"xlco_layer": -1, "eval_layer": -1}
 LARGEST_SEED = 2**32 - 1  # numpy's
 LARGEST_INT = 2**53  # up to here an int is the same number as a float
 _LIMITS = {

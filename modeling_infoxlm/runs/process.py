@@ -1,40 +1,27 @@
-"""Settings of the whole process and exit codes, for entry points: importing the package changes nothing."""
+"""How a process begins, is stopped and ends, for entry points: importing the package changes nothing."""
 
 import ctypes
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO, cast
 
 import torch
+from transformers import TrainerCallback, TrainerControl
 
-from modeling_infoxlm.data.errors import DataError
-from modeling_infoxlm.runs.provenance import blot_secrets, secrets_of_command, writing
+from modeling_infoxlm.runs.errors import Interrupted, UsageError
+from modeling_infoxlm.runs.files import writing
+from modeling_infoxlm.runs.secrets import blot_secrets, secrets_of_command
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what Slurm and container runtimes send
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
-
-
-class UsageError(ValueError):
-    """What was asked for cannot be done with what was given: one line, exit code 2."""
-
-
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Input that cannot be used ends a program as wrong usage does."""
-    try:
-        yield
-    except DataError as error:
-        raise UsageError(str(error)) from error
-
-
-class Interrupted(Exception):
-    """Training was stopped by a signal after a checkpoint."""
 
 
 def configure_process(*, distributed: bool = False) -> None:
@@ -78,6 +65,44 @@ def leave_process_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+class StopOnSignal(TrainerCallback):
+    """Saves a checkpoint and ends training after the step under way.
+
+    A second signal ends the process at once.
+
+    Attributes:
+        received: Number of the signal received, None so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Listen from now on."""
+        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Hand the signals back to whoever had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Save and stop if a signal has come to any rank: all must agree on the step."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            received = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
+            # A signal that came to this rank meanwhile is met at the next step.
+            self.received = int(received) or self.received
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.default_int_handler)
 
 
 class _Blotted:
@@ -147,7 +172,7 @@ def _run_main(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        status = USAGE if isinstance(error, (UsageError, DataError)) else FAILED
+        status = USAGE if isinstance(error, UsageError) else FAILED
         message = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, (ValueError, OSError)):  # not foreseen: say what it is, and how to see more
             message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"

@@ -14,7 +14,7 @@ from modeling_infoxlm.hub.loading import check_state_file
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments
 
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"

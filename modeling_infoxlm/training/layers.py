@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import parse_layers
 
 

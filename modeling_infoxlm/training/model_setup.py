@@ -10,7 +10,7 @@ from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, InfoXLMConfig
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.packed import max_sequence_length
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, ModelArguments
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, DataArguments, PretrainingArguments
 from modeling_infoxlm.training.contrast import take_over_contrast
 from modeling_infoxlm.training.corpus_setup import parse_sources

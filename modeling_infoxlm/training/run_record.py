@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data.plan import differences
 from modeling_infoxlm.data.prepare import remove_prepared
 from modeling_infoxlm.data.shards import Corpus
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import RUN_FILE, TRAINER_STATE, describe_program, write_json
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import write_json
+from modeling_infoxlm.runs.provenance import RUN_FILE, TRAINER_STATE, describe_program
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
@@ -108,6 +110,8 @@ def write_run_record(
 
     Secrets that look like Hub tokens are blotted out of the command.
     """
+    for left_by_a_kill in output_dir.glob(f"{RUN_FILE}.*partial"):
+        left_by_a_kill.unlink(missing_ok=True)
     record = {**describe_program(argv), "identity": dict(identity), **details}
     write_json(output_dir / RUN_FILE, record)
 
@@ -131,7 +135,7 @@ def find_checkpoint(output_dir: Path, identity: Mapping[str, Any], *, overwrite:
         return None
     record = output_dir / RUN_FILE
     # A kill while the record was written, the first file of a run, leaves a part of it alone.
-    if not {path.name for path in output_dir.iterdir()} - {f"{RUN_FILE}.partial"}:
+    if all(fnmatch(path.name, f"{RUN_FILE}.*partial") for path in output_dir.iterdir()):
         return None
     if not record.is_file():
         raise OutputFolderError(

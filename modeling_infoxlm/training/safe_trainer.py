@@ -27,6 +27,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from transformers.utils.hub import PushInProgress
 
 from modeling_infoxlm.hub.publish import TrainingPublisher
+from modeling_infoxlm.runs.files import give_name
 from modeling_infoxlm.runs.provenance import TRAINER_STATE
 from modeling_infoxlm.training.state_files import load_state, save_state
 
@@ -343,13 +344,7 @@ class _LogState(TrainerCallback, ExportableState):
 
 def _publish(staged: Path, final: Path) -> None:
     """Make all files durable, then give the checkpoint its name."""
-    for path in [*staged.rglob("*"), staged]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
     if final.exists():  # the same step saved once more: set aside, so that a kill leaves one of them
         final.rename(staged.with_name("replaced"))
-    staged.rename(final)
+    give_name(staged, final)
     shutil.rmtree(staged.parent)

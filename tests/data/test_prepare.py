@@ -23,11 +23,10 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 from modeling_infoxlm.data import claims, plan, shards
 from modeling_infoxlm.data import prepare as prepare_module
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.prepare import PrepareSettings, prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
-from modeling_infoxlm.runs.provenance import DiskFullError
+from modeling_infoxlm.runs.errors import DataError, DiskFullError
 
 WriteLines = Callable[[str, Iterable[str]], Path]
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from modeling_infoxlm.data import readers
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
 from modeling_infoxlm.data.sources import (
     BitextSource,
@@ -26,6 +25,7 @@ from modeling_infoxlm.data.sources import (
     parse_bitext_sources,
     parse_mono_sources,
 )
+from modeling_infoxlm.runs.errors import DataError
 
 PAIRS = [("one", "eins"), ("two", "zwei"), ("", "drei")]
 TSV = "".join(f"{a}\t{b}\n" for a, b in PAIRS).encode()

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_infoxlm.data import shards
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.shards import FORMAT_VERSION, Corpus, TokenStore, TokenStoreWriter
+from modeling_infoxlm.runs.errors import DataError
 
 SEQUENCES = [[5, 6, 7], [], [2**32 - 1], [8, 9], [10]]
 

@@ -12,10 +12,9 @@ import sentencepiece
 from transformers import AutoTokenizer, XLMRobertaTokenizer
 
 from modeling_infoxlm.data import train_tokenizer as module
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
-from modeling_infoxlm.runs.provenance import DiskFullError
+from modeling_infoxlm.runs.errors import DataError, DiskFullError
 
 WORDS = "the house stands on a green hill and every morning light falls through its old windows".split()
 WORTE = "das Haus steht auf einem grünen Hügel und jeden Morgen fällt Licht durch seine alten Fenster".split()

@@ -17,7 +17,7 @@ from modeling_infoxlm.evaluation.encoders import (
     EncoderArguments,
     load_encoder,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 TEXTS = ["w4 w5 w6 w7 w8", "w9", "", "w10 w11 w12", "w9 w10", "w13 w14 w15 w16", "w17 w18"]
 

@@ -40,7 +40,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     open_run,
 )
 from modeling_infoxlm.evaluation.finetuning import run_identity as identity_of
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 KINDS = ("infoxlm", "plain", "bert", "st")
 

@@ -42,7 +42,8 @@ from modeling_infoxlm.evaluation.information import (
     token_bounds,
 )
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
-from modeling_infoxlm.runs.process import UsageError, run_main
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import run_main
 from modeling_infoxlm.runs.provenance import read_result
 
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=59, vocab_size=60, all_ids=(0, 1, 2, 3, 59))

@@ -34,7 +34,8 @@ from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.fairseq.checkpoint import ConvertArguments, convert_fairseq, convert_fairseq_command
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
-from modeling_infoxlm.runs.process import USAGE, UsageError, run_main
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import USAGE, run_main
 
 # The last sentence is shorter: its padding must change nothing.
 TOKENS = torch.tensor([[0, 7, 23, 41, 12, 2], [0, 33, 5, 18, 51, 2], [0, 55, 9, 2, 1, 1]])

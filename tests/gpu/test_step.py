@@ -9,7 +9,7 @@ from tiny_run import tiny_corpus, tiny_model
 from transformers import TrainerCallback
 
 from modeling_infoxlm.data.batches import JointDataset, StreamSettings
-from modeling_infoxlm.runs.signals import StopOnSignal
+from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from modeling_infoxlm.hub import as_onnx
 from modeling_infoxlm.hub.as_onnx import example_batch, save_as_onnx
 from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 FILES = {"config.json", "export.json", "model.onnx", "model.onnx.data"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}

@@ -18,7 +18,7 @@ from transformers import XLMRobertaModel
 from modeling_infoxlm import InfoXLMForMaskedLM
 from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
 from modeling_infoxlm.hub.formats import save_as_sentence_transformer
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 TEXTS = ["w9 w7 w23", "w41", "w5 w6 w7 w8 w9 w10 w11 w12", "w30 w31 w32", "w50 w4"]
 FILES = {

@@ -28,7 +28,7 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForQuestionAnswering,
     InfoXLMForSequenceClassification,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 REPO = "org/infoxlm-demo"
 EXPECTED = Path(__file__).with_name("expected_card.md")

@@ -20,7 +20,7 @@ from modeling_infoxlm.fairseq.checkpoint_file import read_file
 from modeling_infoxlm.hub.checkup import check_checkpoint
 from modeling_infoxlm.hub.loading import check_state_file
 from modeling_infoxlm.hub.source import load_source
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, ModelArguments
 from modeling_infoxlm.training.model_setup import build_model, load_tokenizer
 

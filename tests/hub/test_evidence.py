@@ -15,7 +15,7 @@ from huggingface_hub import parse_eval_result_entries
 from modeling_infoxlm.hub.card import build_card
 from modeling_infoxlm.hub.evidence import add_evidence, describe_training, leaderboard_entries
 from modeling_infoxlm.hub.export import export
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.provenance import hash_weights, read_result
 
 

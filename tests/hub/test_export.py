@@ -36,8 +36,8 @@ from modeling_infoxlm.hub.export import (
 )
 from modeling_infoxlm.hub.formats import save_as_infoxlm
 from modeling_infoxlm.hub.source import PROJECTION
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import DiskFullError, file_sha256
+from modeling_infoxlm.runs.errors import DiskFullError, UsageError
+from modeling_infoxlm.runs.files import file_sha256
 
 INPUT_IDS, MASK = INPUTS["input_ids"], INPUTS["attention_mask"]
 DEPTH_OF_BASE = {"num_hidden_layers": 12, "xlco_layer": None}  # whose layer of the contrast is known

@@ -18,7 +18,8 @@ from modeling_infoxlm.hub.publish import PushRecord, TrainingPublisher, push_rel
 from modeling_infoxlm.hub.push import push_command
 from modeling_infoxlm.hub.release import build_release
 from modeling_infoxlm.hub.retries import HubError, RetriedApi
-from modeling_infoxlm.runs.process import UsageError, run_main
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import run_main
 
 REPO = "org/model"
 

@@ -195,8 +195,8 @@ def test_bad_recipe_is_one_line_that_names_the_file(tmp_path, capsys, text, comp
         (b'{"steps": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"steps": ' + b"9" * 5000 + b"}", "is malformed: Exceeds the limit"),
         (b'{"language": "\\ud83d"}', "language holds half a surrogate pair"),
-        ('{"steps": 1}'.encode("utf-16"), "it is UTF-16 text"),
-        (gzip.compress(b'{"steps": 1}', mtime=0), "it is gzip-compressed data"),
+        ('{"steps": 1}'.encode("utf-16"), "not valid UTF-8 at byte 0; save it as plain UTF-8 text"),
+        (gzip.compress(b'{"steps": 1}', mtime=0), "not valid UTF-8 at byte 1"),
     ],
 )
 def test_bad_json_recipe_is_one_line_that_names_the_file(tmp_path, capsys, content, complaint):

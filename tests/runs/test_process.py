@@ -1,21 +1,24 @@
 """How a program ends: exit codes, one line for a person, the traceback for a developer."""
 
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerControl
 
 from modeling_infoxlm.commands import tatoeba
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.evaluation.alignment.word_alignment import align_words_command
 from modeling_infoxlm.evaluation.information import information_command
 from modeling_infoxlm.evaluation.retrieval.mine import mine_command
-from modeling_infoxlm.runs.process import Interrupted, UsageError, configure_process, run_main
+from modeling_infoxlm.runs.errors import DataError, Interrupted, UsageError
+from modeling_infoxlm.runs.process import STOP_SIGNALS, StopOnSignal, configure_process, run_main
 
 
 def raising(error: BaseException) -> Callable[[list[str]], None]:
@@ -206,3 +209,69 @@ def test_the_process_group_is_left_in_order(tmp_path: Path) -> None:
 
     assert run_main(main, []) == 0
     assert not torch.distributed.is_initialized()
+
+
+# ---------------------------------------------------------------------------- being asked to stop
+
+ARGS = SimpleNamespace(device=torch.device("cpu"))
+
+
+@pytest.fixture
+def stop() -> Iterator[StopOnSignal]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    callback = StopOnSignal()
+    callback.on_train_begin()
+    yield callback
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def step(callback: StopOnSignal) -> tuple[bool, bool]:
+    """Whether the end of a step saves, and whether it ends training."""
+    control = callback.on_step_end(ARGS, None, TrainerControl())
+    return control.should_save, control.should_training_stop
+
+
+def test_nothing_happens_without_a_signal(stop: StopOnSignal) -> None:
+    assert step(stop) == (False, False)
+    assert stop.received is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_at_the_end_of_the_step(stop: StopOnSignal, number: signal.Signals) -> None:
+    signal.raise_signal(number)  # no exception: the step under way goes on
+    assert stop.received == number
+    assert step(stop) == (True, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_at_once(stop: StopOnSignal, number: signal.Signals) -> None:
+    signal.raise_signal(number)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+def test_handlers_are_handed_back() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    callback = StopOnSignal()
+    callback.on_train_begin()
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+    callback.on_train_end()
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_handlers_are_handed_back_after_a_signal_too(stop: StopOnSignal) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    stop.on_train_end()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_to_another_rank_stops_this_one(stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(tensor: torch.Tensor, op: object) -> None:
+        assert op == torch.distributed.ReduceOp.MAX
+        tensor.fill_(signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert step(stop) == (True, True)
+    assert stop.received == signal.SIGTERM

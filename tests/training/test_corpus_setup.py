@@ -9,8 +9,8 @@ import pytest
 from tiny_text import sentence_pairs, write_pairs
 from transformers import PreTrainedTokenizerBase
 
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.sources import BitextSource, MonoSource
+from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.training.arguments import DataArguments, ModelArguments
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare, parse_sources
 

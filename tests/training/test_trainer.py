@@ -25,7 +25,7 @@ from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.momentum import MomentumEncoder
-from modeling_infoxlm.runs.signals import StopOnSignal
+from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.meter import ContrastCollapsed
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens

@@ -45,8 +45,9 @@ from modeling_infoxlm.evaluation.results import (
     write_result,
 )
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError, configure_process
-from modeling_infoxlm.runs.provenance import writing
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import write_text
+from modeling_infoxlm.runs.process import configure_process
 
 logger = logging.getLogger(__name__)
 
@@ -806,15 +807,8 @@ def _read_pair(files: PairFiles, index_base: str | None) -> _PairData:
 
 def write_links(path: Path, links: Sequence[set[Link]]) -> None:
     """Write links as `0-0 1-2`, a line for each sentence (Pharaoh's format), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (" ".join(f"{source}-{target}" for source, target in sorted(found)) for found in links)
-    unfinished = path.with_name(f"{path.name}.partial")
-    try:
-        with writing(path):
-            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _score(

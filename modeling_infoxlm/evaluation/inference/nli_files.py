@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
 from modeling_infoxlm.data.sources import HUB_PREFIX, language_in, take_apart
 from modeling_infoxlm.hub.benchmarks import LANGUAGES
-from modeling_infoxlm.runs.process import UsageError, usage_errors
+from modeling_infoxlm.runs.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -188,10 +187,9 @@ def read_nli(path: Path, language: str) -> NLIRows:
         UsageError: If the file cannot be read, lacks a column, has no row, or a label is none of the three.
     """
     rows = NLIRows([], [], [])
-    with usage_errors():
-        for place, record in _records(path, rows.left_out):
-            if record.get("language", language) == language:
-                _append(rows, record, place)
+    for place, record in _records(path, rows.left_out):
+        if record.get("language", language) == language:
+            _append(rows, record, place)
     return _checked(rows, str(path), language)
 
 

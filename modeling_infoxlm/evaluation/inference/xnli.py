@@ -6,7 +6,6 @@ XNLI itself only asks for transfer (InfoXLM, arXiv 2007.07834).
 Shapes: N rows, L languages, C = 3 labels.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,8 +51,8 @@ from modeling_infoxlm.evaluation.results import (
     estimate_share,
     summarise,
 )
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import file_sha256, writing
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import file_sha256, whole_folder
 
 ENGLISH = "en"
 PREDICTIONS = "predictions"
@@ -626,16 +625,11 @@ def write_predictions(
     Columns: premise, hypothesis, gold, predicted, and the probability of each label. A tab or a line break in
     a text becomes a space.
     """
-    partial_folder, final = folder / f"{PREDICTIONS}.partial", folder / PREDICTIONS
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    for language, rows in test.items():
-        path = partial_folder / f"{split}-{language}.tsv"
-        with writing(final), open(path, "w", encoding="utf-8", newline="\n") as file:
-            file.write("\t".join(("premise", "hypothesis", "gold", "predicted", *LABELS)) + "\n")
-            file.writelines(_prediction_lines(rows, probabilities[language]))
-    shutil.rmtree(final, ignore_errors=True)
-    partial_folder.rename(final)
+    with whole_folder(folder / PREDICTIONS, overwrite=True) as staged:
+        for language, rows in test.items():
+            with open(staged / f"{split}-{language}.tsv", "w", encoding="utf-8", newline="\n") as file:
+                file.write("\t".join(("premise", "hypothesis", "gold", "predicted", *LABELS)) + "\n")
+                file.writelines(_prediction_lines(rows, probabilities[language]))
 
 
 def _prediction_lines(rows: NLIRows, probabilities: np.ndarray) -> Iterator[str]:

@@ -45,8 +45,8 @@ from modeling_infoxlm.evaluation.questions.squad_files import (
 )
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, Estimate, TaskResult, estimate_share, summarise
 from modeling_infoxlm.hub.benchmarks import SCORING_RULES
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import write_json
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import write_json
 from modeling_infoxlm.training.arguments import refuse_bypassed
 
 PREDICTIONS = "predictions"  # folders beside the model

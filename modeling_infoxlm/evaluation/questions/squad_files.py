@@ -25,8 +25,8 @@ from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.evaluation.finetuning import draw
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank
 from modeling_infoxlm.evaluation.results import DatasetRecord
-from modeling_infoxlm.runs.process import UsageError, usage_errors
-from modeling_infoxlm.runs.provenance import file_sha256
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -176,12 +176,11 @@ def read_question_sets(
             questions are not what is expected.
     """
     hub = _Hub(token, cache_dir)
-    with usage_errors():
-        sets = [
-            _read_set(location, languages, (unnamed, unnamed) if unnamed else None, hub)
-            for spec in specs
-            for location, languages in _locations(*_take_apart(spec))
-        ]
+    sets = [
+        _read_set(location, languages, (unnamed, unnamed) if unnamed else None, hub)
+        for spec in specs
+        for location, languages in _locations(*_take_apart(spec))
+    ]
     return [
         _checked(part, on_mismatched_answers, with_negatives=with_negatives, for_training=for_training)
         for part in sets

@@ -21,8 +21,8 @@ from modeling_infoxlm.evaluation.report.result_files import find_results
 from modeling_infoxlm.evaluation.report.sections import Section, build_sections, is_mean
 from modeling_infoxlm.evaluation.report.writing import metric_title, to_csv, to_latex, to_markdown
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import writing
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import writing
 
 FORMATS = ("md", "tex", "csv", "png")
 _MAX_RADAR_ROWS = 7  # colours that can be told apart

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX
-from modeling_infoxlm.runs.json_files import read_json
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import read_json
 from modeling_infoxlm.runs.provenance import read_result
 
 logger = logging.getLogger(__name__)

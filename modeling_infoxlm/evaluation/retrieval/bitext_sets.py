@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modeling_infoxlm.data.errors import DataError
 from modeling_infoxlm.data.readers import hub_revision, read_pairs
 from modeling_infoxlm.data.sources import HUB_PREFIX, BitextSource, is_hub, parse_bitext_sources
 from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.hub.benchmarks import LANGUAGES
-from modeling_infoxlm.runs.process import UsageError, usage_errors
+from modeling_infoxlm.runs.errors import DataError, UsageError
 
 # The 14 languages of the paper's tables (arXiv 2007.07834) and the 36 of XTREME (arXiv 2003.11080).
 PAPER_LANGUAGES, XTREME_LANGUAGES = LANGUAGES["tatoeba"], LANGUAGES["tatoeba_xtreme"]
@@ -121,14 +120,13 @@ def load_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}.")
-    with usage_errors():
-        for find in (_tatoeba_files, _ntrex_files, _flores_files):
-            candidates = find(folder)
-            if candidates:
-                break
-        else:
-            candidates = _from_sources(parse_bitext_sources([str(folder)]))
-        return _load(candidates, languages, str(folder), folder.name)
+    for find in (_tatoeba_files, _ntrex_files, _flores_files):
+        candidates = find(folder)
+        if candidates:
+            break
+    else:
+        candidates = _from_sources(parse_bitext_sources([str(folder)]))
+    return _load(candidates, languages, str(folder), folder.name)
 
 
 def load_files(
@@ -143,8 +141,7 @@ def load_files(
     Raises:
         UsageError: If one cannot be read, or a language is missing.
     """
-    with usage_errors():
-        return _load(_from_sources(parse_bitext_sources(specs)), languages, " ".join(specs), " ".join(specs))
+    return _load(_from_sources(parse_bitext_sources(specs)), languages, " ".join(specs), " ".join(specs))
 
 
 def load_dataset_pairs(
@@ -170,15 +167,14 @@ def load_dataset_pairs(
     import datasets
 
     is_folder = Path(name).is_dir()
-    with usage_errors():
-        commit = None if is_folder else hub_revision(HUB_PREFIX + name, revision=revision, token=token)
-        options = {"revision": commit, "token": token}
-        try:
-            configs = datasets.get_dataset_config_names(name, **options)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"dataset {name} cannot be loaded: {error}") from error
-        candidates = [_from_config(name, config, options) for config in configs if config.count("-") == 1]
-        sets, _ = _load(candidates, languages, f"dataset {name}", name)
+    commit = None if is_folder else hub_revision(HUB_PREFIX + name, revision=revision, token=token)
+    options = {"revision": commit, "token": token}
+    try:
+        configs = datasets.get_dataset_config_names(name, **options)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"dataset {name} cannot be loaded: {error}") from error
+    candidates = [_from_config(name, config, options) for config in configs if config.count("-") == 1]
+    sets, _ = _load(candidates, languages, f"dataset {name}", name)
     files = [path for path in Path(name).rglob("*") if path.is_file()] if is_folder else []
     hashes = DatasetRecord.of_files(name, files).files
     return sets, DatasetRecord(name, hashes, commit, None if is_folder else name)

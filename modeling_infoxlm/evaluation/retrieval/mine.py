@@ -39,8 +39,9 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
 )
 from modeling_infoxlm.evaluation.retrieval.tatoeba import resolve_layer
 from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.process import UsageError, configure_process, usage_errors
-from modeling_infoxlm.runs.provenance import writing
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import whole_file, writing
+from modeling_infoxlm.runs.process import configure_process
 
 # The index of the approximate search is in fp16 anyway.
 DTYPES: dict[Search, type[np.floating]] = {"exact": np.float32, "approximate": np.float16}
@@ -159,11 +160,10 @@ def read_distinct(spec: str, on_bad_line: Literal["fail", "skip"] = "fail") -> l
         UsageError: If there is no sentence, or the text cannot be read.
     """
     handler: BadLineHandler = fail_on_bad_line if on_bad_line == "fail" else SkipBadLines()
-    with usage_errors():
-        # The language does not matter here, so a file's name need not carry it.
-        sources = [MonoSource("und", (spec,))] if Path(spec).is_file() else parse_mono_sources([spec])
-        texts = (text for source in sources for text in read_sentences(source, on_bad_line=handler))
-        distinct = list(dict.fromkeys(text.strip().translate(_BREAKS) for text in texts))
+    # The language does not matter here, so a file's name need not carry it.
+    sources = [MonoSource("und", (spec,))] if Path(spec).is_file() else parse_mono_sources([spec])
+    texts = (text for source in sources for text in read_sentences(source, on_bad_line=handler))
+    distinct = list(dict.fromkeys(text.strip().translate(_BREAKS) for text in texts))
     sentences = [text for text in distinct if text]
     if not sentences:
         raise UsageError(f"{spec} holds no sentence.")
@@ -220,13 +220,8 @@ def write_pairs(path: Path, pairs: Pairs, source: list[str], target: list[str]) 
         source: Source sentences, by their numbers.
         target: Target sentences.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with writing(path), open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(_lines(pairs, source, target))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_lines(pairs, source, target))
 
 
 def _lines(pairs: Pairs, source: list[str], target: list[str]) -> Iterator[str]:

@@ -35,8 +35,8 @@ from modeling_infoxlm.evaluation.retrieval.bitext_sets import (
     load_folder,
 )
 from modeling_infoxlm.evaluation.retrieval.mining import NEIGHBOURS, Search, choose_search, translations_found
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import writing
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import writing
 
 TASK = "tatoeba"
 FIGURE_NAME = f"{TASK}_layers.png"

@@ -36,7 +36,8 @@ from modeling_infoxlm.evaluation.alignment.word_alignment import (
 )
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
-from modeling_infoxlm.runs.process import UsageError, run_main
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import run_main
 from modeling_infoxlm.runs.provenance import read_result
 
 # ---------------------------------------------------------------------------- scores

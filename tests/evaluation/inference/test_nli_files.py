@@ -25,7 +25,7 @@ from modeling_infoxlm.evaluation.inference.nli_files import (
     read_hub_nli,
     read_nli,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 ROWS: list[Row] = [
     ("Il a dit oui.", 'Il a dit "oui".', "neutral"),

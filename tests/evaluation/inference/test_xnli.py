@@ -28,7 +28,7 @@ from modeling_infoxlm.evaluation.inference.xnli import (
     tokenise,
     write_predictions,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 
 def as_rows(language: str, count: int) -> NLIRows:

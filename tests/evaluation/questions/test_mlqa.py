@@ -28,7 +28,7 @@ from modeling_infoxlm.evaluation.questions.mlqa import (
 from modeling_infoxlm.evaluation.questions.qa_spans import Candidate
 from modeling_infoxlm.evaluation.questions.squad_files import Answer, Question, QuestionSet
 from modeling_infoxlm.evaluation.results import ModelRecord
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 
 @pytest.fixture(scope="module")

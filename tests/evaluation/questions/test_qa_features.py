@@ -25,7 +25,7 @@ from modeling_infoxlm.evaluation.questions.qa_features import (
     check_windows,
 )
 from modeling_infoxlm.evaluation.questions.squad_files import Answer, Question, read_question_sets
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
 SMALL = WindowSettings(max_seq_length=14, doc_stride=4, max_query_length=3)

@@ -19,7 +19,7 @@ from modeling_infoxlm.evaluation.questions.squad_files import (
     read_question_sets,
     record_questions,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
 GOOD = [article("w4 w5 w6", question("a", "w7", "w5", 3)), article("w8 w9", question("b", "w7 w8", "w9", 3))]

@@ -17,7 +17,8 @@ from modeling_infoxlm.evaluation.report.report import draw_figures, report_comma
 from modeling_infoxlm.evaluation.report.result_files import find_results
 from modeling_infoxlm.evaluation.report.sections import Section, build_sections
 from modeling_infoxlm.evaluation.report.writing import to_csv, to_latex, to_markdown
-from modeling_infoxlm.runs.process import UsageError, run_main
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import run_main
 from modeling_infoxlm.runs.provenance import RESULT_SCHEMA
 
 Scores = Mapping[str, Mapping[str, float]]

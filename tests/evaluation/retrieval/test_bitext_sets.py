@@ -16,8 +16,8 @@ from modeling_infoxlm.evaluation.retrieval.bitext_sets import (
     load_folder,
     short_code,
 )
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import file_sha256
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import file_sha256
 
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
 GERMAN, FRENCH = ["Guten Tag.", "Ja.", "Nein."], ["Salut.", "Oui.", "Non."]

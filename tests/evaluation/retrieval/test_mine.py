@@ -15,8 +15,8 @@ from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load
 from modeling_infoxlm.evaluation.retrieval import mine as mine_module
 from modeling_infoxlm.evaluation.retrieval import mining
 from modeling_infoxlm.evaluation.retrieval.mine import encode_to_file, mine, mine_command, read_distinct
-from modeling_infoxlm.runs.process import UsageError, run_main
-from modeling_infoxlm.runs.provenance import DiskFullError
+from modeling_infoxlm.runs.errors import DiskFullError, UsageError
+from modeling_infoxlm.runs.process import run_main
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
     retrieval_accuracy,
     translations_found,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 
 def slow_neighbours(queries: np.ndarray, candidates: np.ndarray) -> list[int]:

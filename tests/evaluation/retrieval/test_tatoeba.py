@@ -23,7 +23,7 @@ from modeling_infoxlm.evaluation.retrieval.tatoeba import (
     resolve_layer,
     write_figure,
 )
-from modeling_infoxlm.runs.process import UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 RECORD = DatasetRecord("made up", {})
 

@@ -1,5 +1,7 @@
-"""A folder appears whole or not at all, and only what is known to be an output is replaced."""
+"""Files and folders appear whole or not at all; only what is known to be an output is replaced."""
 
+import errno
+import json
 import os
 import socket
 from pathlib import Path
@@ -7,9 +9,42 @@ from pathlib import Path
 import pytest
 from disk_limit import file_size_limit
 
-from modeling_infoxlm.runs.process import UsageError
-from modeling_infoxlm.runs.provenance import DiskFullError
-from modeling_infoxlm.runs.whole_folder import whole_folder
+from modeling_infoxlm.runs.errors import DiskFullError, UsageError
+from modeling_infoxlm.runs.files import whole_folder, write_json, writing
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_with_its_place(error: Exception) -> None:
+    with pytest.raises(
+        DiskFullError, match=r"^out/model cannot be written: its disk is full.*free some room"
+    ):
+        with writing("out/model"):
+            try:
+                raise error
+            except Exception as cause:
+                raise ValueError("some library's own words") from cause
+
+
+def test_other_errors_of_writing_stay_what_they_are() -> None:
+    with pytest.raises(PermissionError), writing("out"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_file_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    with file_size_limit(1000), pytest.raises(DiskFullError, match=r"a\.json cannot be written"):
+        write_json(tmp_path / "a.json", {"x": "y" * 5000})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+# ------------------------------ folders
 
 
 def write(folder: Path, content: str, *, overwrite: bool = False, fail: bool = False) -> None:
@@ -49,14 +84,14 @@ def test_a_failed_renaming_brings_the_earlier_output_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "out", "1")
-    rename = Path.rename
+    replace = Path.replace
 
     def fail_at_the_end(self: Path, target: Path) -> Path:
         if self.name.endswith(".partial"):
             raise OSError("no space")
-        return rename(self, target)
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail_at_the_end)
+    monkeypatch.setattr(Path, "replace", fail_at_the_end)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "out", "2", overwrite=True)
     assert (tmp_path / "out/mark").read_text() == "1" and names(tmp_path) == ["out"]
