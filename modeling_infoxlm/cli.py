@@ -36,7 +36,7 @@ COMMANDS = {
     "report": "evaluation.report.report:report_command",
     "mine": "evaluation.retrieval.mine:mine_command",
     "information": "evaluation.information:information_command",
-    "align-words": "evaluation.alignment.word_alignment:align_words_command",
+    "align-words": "commands.align_words:run",
 }
 
 

@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli, doctor
+from modeling_infoxlm.commands import align_words
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.demo import markdown_table
 from modeling_infoxlm.evaluation import information
-from modeling_infoxlm.evaluation.alignment import word_alignment
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.inference import xnli
 from modeling_infoxlm.evaluation.questions import mlqa
@@ -207,7 +207,7 @@ def test_misspelt_command_is_refused(argv: list[str]) -> None:
 def known_flags() -> set[str]:
     types = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
     types += [OutputArguments, EncoderArguments]
-    modules = (information, mine, mlqa, report, tatoeba, word_alignment, xnli)
+    modules = (information, mine, mlqa, report, tatoeba, align_words, xnli)
     modules += (checkpoint, doctor, export, push)
     types += [part for module in modules for name, part in vars(module).items() if name.endswith("Arguments")]
     names = {field.name for part in types for field in fields(part)}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 
-from modeling_infoxlm.evaluation.alignment.word_alignment import alignment_rates, alignment_scores
+from modeling_infoxlm.evaluation.alignment.scoring import alignment_rates, alignment_scores
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank, exact_match_score, f1_score
 from modeling_infoxlm.evaluation.results import summarise
 from modeling_infoxlm.evaluation.retrieval.mining import retrieval_accuracy

@@ -13,8 +13,7 @@ import pytest
 import torch
 from transformers import TrainerControl
 
-from modeling_infoxlm.commands import tatoeba
-from modeling_infoxlm.evaluation.alignment.word_alignment import align_words_command
+from modeling_infoxlm.commands import align_words, tatoeba
 from modeling_infoxlm.evaluation.information import information_command
 from modeling_infoxlm.evaluation.retrieval.mine import mine_command
 from modeling_infoxlm.runs.errors import DataError, Interrupted, UsageError
@@ -165,7 +164,7 @@ def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bo
         (tatoeba.run, "--data_dir d --output_dir out"),
         (mine_command, "a.de b.en --output out"),
         (information_command, "--bitext_files b.tsv --output_dir out"),
-        (align_words_command, "--test_dir d --output_dir out"),
+        (align_words.run, "--test_dir d --output_dir out"),
     ],
 )
 def test_what_runs_in_one_process_says_so_to_a_launcher(

@@ -14,10 +14,10 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
+from modeling_infoxlm.commands.align_words import AlignWordsArguments
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
-from modeling_infoxlm.evaluation.alignment.word_alignment import AlignWordsArguments
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
 from modeling_infoxlm.evaluation.inference.xnli import XNLIArguments, XNLITrainingArguments

@@ -1,0 +1,243 @@
+"""Word alignment from the hidden states of any layer of any encoder: `infoxlm align-words`.
+
+    infoxlm align-words --model_name_or_path xlm-roberta-base --source_file test.de --target_file test.en \
+        --gold_file alignv2.txt --output_dir out
+
+Three methods: `ot`, the optimal-transport aligner of XLM-Align (Chi et al., ACL 2021), which encodes a pair
+as one sequence `<s> source </s> target </s>`; `argmax` and `itermax` of SimAlign (Jalili Sabet et al.,
+Findings of EMNLP 2020), which encode each sentence by itself. `--context` overrides either.
+
+A line is a sentence, its words are divided by blanks (not by U+00A0: gold files count words as GIZA does).
+Each word is cut into sub-words by itself, and two words are aligned if any of their sub-words are.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from modeling_infoxlm.evaluation.alignment.aligners import SINKHORN_ITERATIONS, Method
+from modeling_infoxlm.evaluation.alignment.gold_files import (
+    GoldAlignment,
+    PairFiles,
+    find_pairs,
+    read_gold,
+    read_words,
+)
+from modeling_infoxlm.evaluation.alignment.scoring import METRICS, Link, alignment_scores, estimate_rates
+from modeling_infoxlm.evaluation.alignment.word_aligner import Context, WordAligner
+from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.results import DatasetRecord, TaskResult, summarise, write_result
+from modeling_infoxlm.runs.config_file import parse_args_with_config
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import write_text
+from modeling_infoxlm.runs.flags import flag
+from modeling_infoxlm.runs.process import configure_process
+
+logger = logging.getLogger(__name__)
+
+TASK = "word_alignment"
+
+
+@dataclass
+class AlignWordsArguments:
+    """What is aligned, how, and where the links go."""
+
+    _argument_group_name = "word alignment"
+
+    source_file: str | None = flag(None, "Sentences, one a line, words divided by blanks.")
+    target_file: str | None = flag(None, "Their translations, line by line.")
+    pairs_file: str | None = flag(None, "Instead of both: one file of `source ||| target` lines.")
+    gold_file: str | None = flag(
+        None,
+        "Links drawn by people: `1-1 2-3 4p5` for each sentence (p: possible), or a line "
+        "`sentence source target S|P` for each link. Unset: align only.",
+    )
+    test_dir: str | None = flag(
+        None,
+        "Instead of all of these: a folder with a folder for each pair, xx-yy, that holds "
+        "test.xx, test.yy and alignv2.txt or gold.txt (the layout of XLM-Align's test sets).",
+    )
+    gold_index_base: Literal["0", "1"] | None = flag(
+        None,
+        "Number of the first word in the gold. Unset: 1 in the second form, told by the links in the first.",
+    )
+    pair: str | None = flag(
+        None, "Name of the language pair, such as de-en. Unset: from the names of the files."
+    )
+    dataset_name: str | None = flag(None, "Name of the test set in the result. Unset: the folder's name.")
+    method: Method = flag(
+        "ot",
+        "ot: optimal transport (XLM-Align); argmax: mutual argmax of cosines, itermax: repeated "
+        "for words left over (both SimAlign).",
+    )
+    context: Context | None = flag(
+        None, "Encode both sentences as one sequence, or each alone. Unset: pair for ot, else single."
+    )
+    layer: int | None = flag(
+        None,
+        "Layer whose links are written and whose score heads the result; 0 is the embedding "
+        "output. Unset: two thirds up, 8 of 12.",
+    )
+    sinkhorn_iter: int = flag(SINKHORN_ITERATIONS, "Rounds of scaling in the method ot.")
+    output_dir: str = flag("word_alignment", "Folder of the links and the result.")
+    overwrite_output_dir: bool = flag(False, "Replace the links and results that are in output_dir.")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        if self.sinkhorn_iter < 0:
+            raise ValueError(f"sinkhorn_iter must be 0 or more, found {self.sinkhorn_iter}.")
+
+    def pair_files(self) -> list[PairFiles]:
+        """The files of each pair.
+
+        Raises:
+            UsageError: If the flags name no text or contradict each other.
+        """
+        one, two = self.pairs_file is not None, bool(self.source_file and self.target_file)
+        if [one, two, self.test_dir is not None].count(True) != 1:
+            raise UsageError(
+                "give the sentences one way: --source_file and --target_file, --pairs_file, or --test_dir."
+            )
+        if self.test_dir is not None:
+            return find_pairs(Path(self.test_dir))
+        texts = tuple(Path(name) for name in (self.pairs_file, self.source_file, self.target_file) if name)
+        name = self.pair or "-".join(path.suffix[1:] or path.stem for path in texts)
+        return [PairFiles(name, texts, Path(self.gold_file) if self.gold_file else None)]
+
+    def check_output(self) -> None:
+        """Refuse to replace links or a result unless asked to, before anything is computed.
+
+        Raises:
+            UsageError: With the name of the first such file.
+        """
+        found = sorted(Path(self.output_dir).glob(f"{TASK}[-_]*"))
+        if found and not self.overwrite_output_dir:
+            raise UsageError(f"{found[0]} exists; give another --output_dir, or --overwrite_output_dir true.")
+
+    def data_name(self) -> str:
+        """What the result calls the test set."""
+        folder = Path(self.test_dir or self.gold_file or ".").resolve()
+        return self.dataset_name or (folder.name if self.test_dir else folder.parent.name)
+
+
+@dataclass(frozen=True)
+class _PairData:
+    """What the files of a language pair hold."""
+
+    files: PairFiles
+    sources: list[list[str]]
+    targets: list[list[str]]
+    gold: list[GoldAlignment | None] | None
+
+
+def run(argv: list[str]) -> None:
+    """Align the words of translations and compare with gold alignments."""
+    encoder_arguments, arguments = parse_args_with_config(
+        (EncoderArguments, AlignWordsArguments), argv, program="infoxlm align-words", about=__doc__
+    )
+    arguments.check_output()
+    configure_process()
+    work = [_read_pair(files, arguments.gold_index_base) for files in arguments.pair_files()]
+    has_gold = any(pair.gold for pair in work)
+    encoder = load_encoder(encoder_arguments)
+    layer = encoder.check_layer(
+        round(encoder.num_layers * 2 / 3) if arguments.layer is None else arguments.layer
+    )
+    aligner = WordAligner(
+        encoder,
+        method=arguments.method,
+        layers=None if has_gold else [layer],  # without gold nothing is asked of the others
+        context=arguments.context,
+        iterations=arguments.sinkhorn_iter,
+    )
+    links = [aligner.align(pair.sources, pair.targets, progress=True) for pair in work]
+    if aligner.num_cut:
+        message = "%d pairs are longer than the model's %d tokens; the words past them stay unaligned."
+        logger.warning(message, aligner.num_cut, encoder.max_length)
+    output_dir = Path(arguments.output_dir)
+    for pair, found in zip(work, links, strict=True):
+        path = output_dir / f"{TASK}-{pair.files.name}.txt"
+        write_links(path, [by_layer[aligner.layers.index(layer)] for by_layer in found])
+        print(f"{path}: links of {len(found):,} sentences at layer {layer}.")
+    if has_gold:
+        result = _score(work, links, aligner, layer=layer, dataset_name=arguments.data_name())
+        print_layers(result)
+        print(write_result(output_dir, result, command=["infoxlm", "align-words", *argv]))
+
+
+def _read_pair(files: PairFiles, index_base: str | None) -> _PairData:
+    sources, targets = read_words(files)
+    if files.gold is None:
+        return _PairData(files, sources, targets, None)
+    lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
+    gold = read_gold(files.gold, lengths, index_base=None if index_base is None else int(index_base))
+    if not any(one.possible for one in gold if one is not None):
+        raise UsageError(f"{files.gold} holds no link.")
+    return _PairData(files, sources, targets, gold)
+
+
+def write_links(path: Path, links: Sequence[set[Link]]) -> None:
+    """Write links as `0-0 1-2`, a line for each sentence (Pharaoh's format), whole or not at all."""
+    lines = (" ".join(f"{source}-{target}" for source, target in sorted(found)) for found in links)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _score(
+    work: Sequence[_PairData],
+    links: Sequence[list[list[set[Link]]]],
+    aligner: WordAligner,
+    *,
+    layer: int,
+    dataset_name: str,
+) -> TaskResult:
+    """Compare the links of every layer with the gold of every pair."""
+    layers = {}
+    for pair, found in zip(work, links, strict=True):
+        both = zip(found, pair.gold or [], strict=True)
+        annotated = [(by_layer, gold) for by_layer, gold in both if gold is not None]
+        layers[pair.files.name] = {
+            str(number): estimate_rates(
+                [alignment_scores(by_layer[k], gold.sure, gold.possible) for by_layer, gold in annotated]
+            )
+            for k, number in enumerate(aligner.layers)
+        }
+    scores = {name: by_layer[str(layer)] for name, by_layer in layers.items()}
+    paths = [path for pair in work for path in (*pair.files.texts, pair.files.gold) if path is not None]
+    return TaskResult(
+        task=TASK,
+        metric="aer",
+        unit="percent",
+        dataset=DatasetRecord.of_files(dataset_name, paths),
+        model=aligner.encoder.record,
+        settings={
+            "method": aligner.method,
+            "context": aligner.context,
+            "layer": layer,
+            "sinkhorn_iter": aligner.iterations if aligner.method == "ot" else None,
+            "bf16": aligner.encoder.bf16,
+        },
+        scores=scores,
+        summary=summarise({name: rates["aer"].value for name, rates in scores.items()}),
+        details={
+            "layers": layers,
+            "sentences_without_gold": {pair.files.name: (pair.gold or []).count(None) for pair in work},
+            "pairs_cut": aligner.num_cut,
+        },
+    )
+
+
+def print_layers(result: TaskResult, console: Console | None = None) -> None:
+    """Print the scores of every layer, a table for each pair."""
+    for name, by_layer in result.details["layers"].items():
+        table = Table(title=f"{name}: {result.settings['method']}, percent", title_justify="left")
+        for heading in ("layer", *METRICS):
+            table.add_column(heading, justify="right")
+        for layer, rates in by_layer.items():
+            mark = "*" if layer == str(result.settings["layer"]) else ""
+            table.add_row(mark + layer, *(f"{rates[metric].value:.1f}" for metric in METRICS))
+        (console or Console(width=120)).print(table)
