@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import make_console, run_in_turn, write_result
-from modeling_infoxlm.packed import GroupedAttention
+from modeling_infoxlm.packed_attention import GroupedAttention
 from modeling_infoxlm.runs.process import configure_process
 
 HEADS, HEAD_SIZE = 12, 64

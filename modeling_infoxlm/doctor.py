@@ -33,7 +33,7 @@ from rich.text import Text
 from modeling_infoxlm.hub.checkup import PICKLES, Finding, Level, check_checkpoint
 from modeling_infoxlm.hub.loading import check_name
 from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
-from modeling_infoxlm.packed import VarlenAttention, plan_attention
+from modeling_infoxlm.packed_attention import VarlenAttention, plan_attention
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import configure_process

@@ -22,26 +22,12 @@ from transformers import (
     XLMRobertaModel,
     XLMRobertaPreTrainedModel,
 )
-from transformers.activations import gelu
-from transformers.models.xlm_roberta.modeling_xlm_roberta import (
-    XLMRobertaEmbeddings,
-    XLMRobertaEncoder,
-    XLMRobertaLayer,
-    XLMRobertaLMHead,
-    XLMRobertaPooler,
-)
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLMHead
 
+from .backbones import backbone_of
 from .configuration_infoxlm import InfoXLMConfig
 from .objectives import IGNORE_INDEX, CrossLingualContrast, LossOutput, MaskedLM
-from .packed import (
-    EncodeRequest,
-    PackedAttention,
-    encode,
-    first_rows,
-    matmul_dtype,
-    sequence_means,
-    take_rows,
-)
+from .packed import EncodeRequest, encode, first_rows, sequence_means
 
 POOLINGS = ("cls", "mean")
 MASKED_OBJECTIVES = ("mlm", "tlm")
@@ -53,57 +39,8 @@ class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
-
-    def _own_encoder(self, config: InfoXLMConfig, **options: Any) -> "InfoXLMModel":
-        """Our encoder, for the place of the one that the constructor of an XLM-R head has built."""
-        # The flag of old configurations is gone once it has been followed, there by the encoder that goes.
-        if any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
-            config.gradient_checkpointing = True
-        return InfoXLMModel(config, **options)
-
-
-class InfoXLMLayer(XLMRobertaLayer):
-    """XLM-R layer that also runs over packed rows, and can go on with selected rows alone."""
-
-    def forward(
-        self, hidden_states: Tensor, *args: Any, packed: PackedAttention | None = None, **kwargs: Any
-    ) -> Tensor:
-        """Padded (B, L, D) to (B, L, D) as in XLM-R; with `packed`, rows (T, D) to selected rows (R, D).
-
-        Other arguments are XLM-R's and go through as they come: releases of transformers rename them.
-        """
-        if packed is not None:
-            return self._forward_packed(hidden_states, packed)
-        output: Tensor = super().forward(hidden_states, *args, **kwargs)
-        return output
-
-    def _forward_packed(self, hidden: Tensor, packed: PackedAttention) -> Tensor:
-        """Keys and values of all rows; queries, residual and feed-forward of the selected rows only."""
-        attention: Any = self.attention.self
-        # Cast once for all three products: autocast would cast the fp32 rows anew for each, and back.
-        inputs = hidden.to(matmul_dtype(hidden))
-        selected = hidden if packed.rows is None else take_rows(hidden, packed.rows)
-        context = packed(
-            attention.query(inputs if packed.rows is None else take_rows(inputs, packed.rows)),
-            attention.key(inputs),
-            attention.value(inputs),
-            heads=attention.num_attention_heads,
-            scaling=attention.scaling,
-            dropout=attention.dropout.p if self.training else 0.0,
-        )
-        output: Tensor = self.feed_forward_chunk(self.attention.output(context, selected))
-        return output
-
-
-class InfoXLMEncoder(XLMRobertaEncoder):
-    """XLM-R's stack of layers, of `InfoXLMLayer`."""
-
-    def __init__(self, config: InfoXLMConfig) -> None:
-        nn.Module.__init__(self)
-        self.config = config
-        self.layer = nn.ModuleList(
-            [InfoXLMLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)]
-        )
+    # What a checkpoint may have and a class has no use for.
+    _keys_to_ignore_on_load_unexpected = [r"pooler\."]
 
 
 class InfoXLMModel(XLMRobertaModel, InfoXLMPreTrainedModel):
@@ -118,18 +55,9 @@ class InfoXLMModel(XLMRobertaModel, InfoXLMPreTrainedModel):
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
-    _no_split_modules = ["XLMRobertaEmbeddings", "InfoXLMLayer"]
-    _keys_to_ignore_on_load_unexpected = [r"pooler\."]
 
     def __init__(self, config: InfoXLMConfig, add_pooling_layer: bool = False) -> None:
-        # XLMRobertaModel's own constructor is left out: it would
-        # build and initialise layers that are then replaced.
-        XLMRobertaPreTrainedModel.__init__(self, config)
-        self.gradient_checkpointing = False
-        self.embeddings = XLMRobertaEmbeddings(config)
-        self.encoder = InfoXLMEncoder(config)
-        self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
-        self.post_init()
+        super().__init__(config, add_pooling_layer)
 
     def sentence_vectors(
         self,
@@ -191,19 +119,6 @@ def _pool(rows: Tensor, lengths: list[int], pooling: str) -> Tensor:
     return rows if pooling == "cls" else sequence_means(rows, lengths)
 
 
-class InfoXLMLMHead(XLMRobertaLMHead):
-    """XLM-R's language model head, split into features and output table for the fused loss."""
-
-    def transform(self, rows: Tensor) -> Tensor:
-        """Features that the output table is applied to, (M, D) to (M, D)."""
-        features: Tensor = self.layer_norm(gelu(self.dense(rows)))
-        return features
-
-    def output_table(self) -> tuple[Tensor, Tensor]:
-        """Weight (V, D), tied to the word embeddings, and bias (V,)."""
-        return self.decoder.weight, self.decoder.bias
-
-
 class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
     """Encoder, language model head and objectives: one forward pass computes every loss of a joint batch.
 
@@ -230,7 +145,7 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
             raise ValueError(f"xlco_pooling must be one of {POOLINGS}, found {config.xlco_pooling!r}.")
         self.xlco_layer = config.resolved_xlco_layer()
         self.roberta = InfoXLMModel(config)
-        self.lm_head = InfoXLMLMHead(config)
+        self.lm_head = XLMRobertaLMHead(config)
         contrast = CrossLingualContrast(
             config.hidden_size,
             use_projection=config.xlco_use_projection,
@@ -249,6 +164,14 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the output table."""
         self.lm_head.decoder = new_embeddings
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """Features that the output table is applied to, (M, D) to (M, D)."""
+        return backbone_of(self.config).features(self, rows)
+
+    def output_table(self) -> tuple[Tensor, Tensor]:
+        """Weight (V, D), tied to the word embeddings, and bias (V,)."""
+        return self.lm_head.decoder.weight, self.lm_head.decoder.bias
 
     def sentence_vectors(self, *args: Any, **kwargs: Any) -> Tensor:
         """See `InfoXLMModel.sentence_vectors`; the projection of the contrast is not applied."""
@@ -284,7 +207,7 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
         losses: dict[str, LossOutput] = {}
         if masked:
             labels = [batch[name]["labels"] for name in masked]
-            outputs = self.objectives["masked_lm"]([rows[name] for name in masked], labels, self.lm_head)
+            outputs = self.objectives["masked_lm"]([rows[name] for name in masked], labels, self)
             losses.update(zip(masked, outputs, strict=True))
         if "xlco" in names:
             losses["xlco"] = self._contrast(rows["xlco"], batch["xlco"]["query"]["lengths"], keys, negatives)
@@ -371,11 +294,6 @@ class InfoXLMForMaskedLM(XLMRobertaForMaskedLM, InfoXLMPreTrainedModel):
 
     forward = _over_whole_batch(XLMRobertaForMaskedLM.forward)
 
-    def __init__(self, config: InfoXLMConfig) -> None:
-        super().__init__(config)
-        self.roberta = self._own_encoder(config)
-        self.post_init()
-
 
 class InfoXLMForSequenceClassification(XLMRobertaForSequenceClassification, InfoXLMPreTrainedModel):
     """InfoXLM with XLM-R's classification head on `<s>`, for XNLI."""
@@ -385,22 +303,12 @@ class InfoXLMForSequenceClassification(XLMRobertaForSequenceClassification, Info
 
     forward = _over_whole_batch(XLMRobertaForSequenceClassification.forward)
 
-    def __init__(self, config: InfoXLMConfig) -> None:
-        super().__init__(config)
-        self.roberta = self._own_encoder(config)
-        self.post_init()
-
 
 class InfoXLMForQuestionAnswering(XLMRobertaForQuestionAnswering, InfoXLMPreTrainedModel):
     """InfoXLM with XLM-R's span head, for MLQA."""
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
-
-    def __init__(self, config: InfoXLMConfig) -> None:
-        super().__init__(config)
-        self.roberta = self._own_encoder(config)
-        self.post_init()
 
 
 class InfoXLMForTokenClassification(XLMRobertaForTokenClassification, InfoXLMPreTrainedModel):
@@ -411,11 +319,6 @@ class InfoXLMForTokenClassification(XLMRobertaForTokenClassification, InfoXLMPre
 
     forward = _over_whole_batch(XLMRobertaForTokenClassification.forward)
 
-    def __init__(self, config: InfoXLMConfig) -> None:
-        super().__init__(config)
-        self.roberta = self._own_encoder(config)
-        self.post_init()
-
 
 class InfoXLMForMultipleChoice(XLMRobertaForMultipleChoice, InfoXLMPreTrainedModel):
     """InfoXLM with XLM-R's multiple choice head, on the pooler, which is trained with it."""
@@ -424,11 +327,6 @@ class InfoXLMForMultipleChoice(XLMRobertaForMultipleChoice, InfoXLMPreTrainedMod
     config_class = InfoXLMConfig
 
     forward = _over_whole_batch(XLMRobertaForMultipleChoice.forward)
-
-    def __init__(self, config: InfoXLMConfig) -> None:
-        super().__init__(config)
-        self.roberta = self._own_encoder(config, add_pooling_layer=True)
-        self.post_init()
 
 
 __all__ = [

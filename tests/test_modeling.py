@@ -25,7 +25,6 @@ from reference.padded import (
 )
 from torch import Tensor
 from transformers import AutoConfig, XLMRobertaForMaskedLM, XLMRobertaModel
-from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
 import modeling_infoxlm
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTraining, InfoXLMModel
@@ -266,17 +265,6 @@ def test_padded_forward_equals_xlm_r(dtype: torch.dtype, attention: str) -> None
     assert float(ours.loss.detach()) == pytest.approx(float(theirs.loss.detach()), rel=TOLERANCE[dtype])
     error, name = worst_error(gradients(model, ours.loss), gradients(reference, theirs.loss))
     assert error < TOLERANCE[dtype], name
-
-
-def test_a_layer_hands_on_the_arguments_of_any_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers renames arguments of its layers; by position they met the new name a second time."""
-    arguments: list[Any] = []
-    monkeypatch.setattr(
-        XLMRobertaLayer, "forward", lambda self, hidden, *args, **kwargs: arguments.append((args, kwargs))
-    )
-    layer = InfoXLMModel(InfoXLMConfig(**TINY)).encoder.layer[0]
-    layer(torch.zeros(1, 2, HIDDEN), "mask", encoder_hidden_states=None, of_next_year=1)
-    assert arguments == [(("mask",), {"encoder_hidden_states": None, "of_next_year": 1})]
 
 
 def test_no_pooler_by_default() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from reference.contrast import project as slow_project
 from reference.masked_lm import lm_head_features
 from reference.masked_lm import masked_lm as slow_masked_lm
 from torch import Tensor, nn
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLMHead
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.modeling_infoxlm import InfoXLMLMHead
+from modeling_infoxlm.backbones import XLM_ROBERTA
 from modeling_infoxlm.objectives import (
     CrossLingualContrast,
     LossOutput,
@@ -272,9 +274,19 @@ def test_impossible_options_are_refused(options: dict) -> None:
 # --- masked language model
 
 
-def lm_head(hidden: int = 6, vocab: int = 11) -> InfoXLMLMHead:
+class Head(XLMRobertaLMHead):
+    """What `MaskedLM` asks of a model, with the head's parameters alone."""
+
+    def transform(self, rows: torch.Tensor) -> torch.Tensor:
+        return XLM_ROBERTA.features(SimpleNamespace(lm_head=self), rows)
+
+    def output_table(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.decoder.weight, self.decoder.bias
+
+
+def lm_head(hidden: int = 6, vocab: int = 11) -> Head:
     torch.manual_seed(1)
-    head = InfoXLMLMHead(InfoXLMConfig(hidden_size=hidden, vocab_size=vocab))
+    head = Head(InfoXLMConfig(hidden_size=hidden, vocab_size=vocab))
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.5)
     # A model ties the decoder's bias to the head's; a head on its own must do the same.

@@ -111,7 +111,7 @@ def test_selected_rows_are_rows_of_the_whole(
 def test_the_last_feed_forward_sees_selected_rows_only(model: InfoXLMModel) -> None:
     seen: list[int] = []
     for layer in model.encoder.layer:
-        layer.intermediate.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+        layer.intermediate.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
     encode(model, [request_for(random_sequences(SHORT), NUM_LAYERS, torch.tensor([3, 7]))])
     assert seen == [25, 25, 25, 2]
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import SpecialTokens
 from modeling_infoxlm.evaluation.batching import (
@@ -27,7 +28,6 @@ from modeling_infoxlm.evaluation.batching import (
     run_batches,
 )
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel, pooled_vectors
-from modeling_infoxlm.packed import max_sequence_length
 
 logger = logging.getLogger(__name__)
 

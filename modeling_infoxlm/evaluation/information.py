@@ -329,8 +329,8 @@ class LanguageModel:
         if isinstance(model, InfoXLMForPreTraining):
             ids, last = packed_ids(batch, model.device), model.config.num_hidden_layers
             (hidden,) = encode(model.roberta, [EncodeRequest(ids, batch.lengths.tolist(), last, index)])
-            weight, bias = model.lm_head.output_table()
-            return linear_cross_entropy(model.lm_head.transform(hidden), weight, bias, labels)
+            weight, bias = model.output_table()
+            return linear_cross_entropy(model.transform(hidden), weight, bias, labels)
         inputs = padded_inputs(batch, model)
         logits = model(**inputs).logits[inputs["attention_mask"].bool()]
         return F.cross_entropy(logits[index].float(), labels, reduction="none")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, XLMRobertaForMultipleChoice
 
+from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.hub.formats import plain_encoder, plain_model
 from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForMaskedLM,
@@ -24,7 +25,6 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMModel,
     InfoXLMPreTrainedModel,
 )
-from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.runs.errors import UsageError
 
 logger = logging.getLogger(__name__)

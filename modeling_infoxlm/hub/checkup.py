@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm import modeling_infoxlm
+from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.hub.loading import (
     MODEL_TYPES,
     explain,
@@ -27,7 +28,6 @@ from modeling_infoxlm.hub.loading import (
     safetensors_problems,
     some,
 )
-from modeling_infoxlm.packed import max_sequence_length
 
 PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")

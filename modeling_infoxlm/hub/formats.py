@@ -22,6 +22,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForMaskedLM,
@@ -33,7 +34,6 @@ from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMModel,
     InfoXLMPreTrainedModel,
 )
-from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.runs.errors import UsageError
 
 Pooling = Literal["cls", "mean"]

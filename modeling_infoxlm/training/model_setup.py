@@ -6,10 +6,10 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
+from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, InfoXLMConfig
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
-from modeling_infoxlm.packed import max_sequence_length
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments, ModelArguments
 

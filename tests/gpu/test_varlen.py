@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMModel
-from modeling_infoxlm.packed import EncodeRequest, VarlenAttention, encode, plan_attention
+from modeling_infoxlm.packed import EncodeRequest, encode
+from modeling_infoxlm.packed_attention import VarlenAttention, plan_attention
 
 pytestmark = [
     pytest.mark.gpu,
