@@ -2,10 +2,9 @@
 
     python -m benchmarks.data [--output FILE] [--tokenizer FOLDER] [--text FILE ...]
 
-- prepare: the whole of `prepare`, from text to shards, tokenising with SentencePiece and with the tokenizers
-  library alone, in turn. The shards of both are compared byte by byte. `start-up` is `prepare` of a single
-  line; the rates leave it out unless it is said. The text is distinct lines, uncompressed, and each run
-  starts with an empty memory of words; the more lines of a language, the more of its words are known.
+- prepare: the whole of `prepare`, from text to shards. `start-up` is `prepare` of a single line; the rate
+  leaves it out unless it is said. The text is distinct lines, uncompressed, and each run starts with an empty
+  memory of words; the more lines of a language, the more of its words are known.
 - masking: `mask_tokens` beside transformers' `DataCollatorForLanguageModeling` on the same sequences, which
   are given to it with the special_tokens_mask that it would else work out.
 - joint batches: what a loader process does, `JointDataset.pack` and `PretrainingCollator`; and masking and
@@ -16,19 +15,16 @@ trained on it.
 """
 
 import argparse
-import hashlib
 import itertools
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +39,7 @@ from modeling_infoxlm.data.readers import read_pairs, read_sentences
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens
 from modeling_infoxlm.data.sources import BitextSource, MonoSource, parse_bitext_sources, parse_mono_sources
-from modeling_infoxlm.data.tokenise import MODEL_FILE_NAME, find_sentencepiece_model
+from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.runs.process import configure_process
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"
@@ -93,104 +89,55 @@ def parse_source(path: Path) -> BitextSource | MonoSource:
 
 
 def make_tokenizer(texts: Sequence[Path], folder: Path, pieces: int) -> None:
-    """Train a SentencePiece model on these files; save it and the tokenizer that transformers makes of it."""
-    lines = [
-        part for path in texts for line in path.read_text("utf-8").splitlines() for part in line.split("\t")
-    ]
-    folder.mkdir()
-    model = folder / MODEL_FILE_NAME
-    with model.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=file,
-            vocab_size=pieces,
-            hard_vocab_limit=False,
-            num_threads=1,
-            minloglevel=2,
-        )
-    XLMRobertaTokenizer.from_pretrained(folder).save_pretrained(folder)
-
-
-def load_without_model(folder: Path, copy: Path) -> PreTrainedTokenizerBase:
-    """The same tokenizer from a folder in which there is no SentencePiece model."""
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.model"))
-    return XLMRobertaTokenizer.from_pretrained(copy)
+    """Train a tokenizer of XLM-R's kind on these files."""
+    train_tokenizer([parse_source(path) for path in texts], folder, vocab_size=pieces)
 
 
 # --- prepare ------------------------------------------------------------------------------------------------
 
 
 def measure_prepare(
-    texts: Sequence[Path], tokenizer_folder: Path, work: Path, repeats: int
+    texts: Sequence[Path], tokenizer: PreTrainedTokenizerBase, work: Path, repeats: int
 ) -> dict[str, Any]:
-    """Tokens/s of `prepare` with and without SentencePiece.
+    """Tokens/s of `prepare`.
 
     Args:
         texts: Prepared files.
-        tokenizer_folder: With a `sentencepiece.bpe.model` in it.
+        tokenizer: Of any kind.
         work: Empty folder for all that is written.
-        repeats: Counted runs of each.
-
-    Raises:
-        ValueError: If the tokenizer has no SentencePiece model, or the two made different shards.
+        repeats: Counted runs.
     """
-    tokenizers = {
-        "sentencepiece": XLMRobertaTokenizer.from_pretrained(tokenizer_folder),
-        "tokenizers": load_without_model(tokenizer_folder, work / "without_model"),
-    }
-    if find_sentencepiece_model(tokenizers["sentencepiece"]) is None:
-        raise ValueError(f"expected a {MODEL_FILE_NAME} in {tokenizer_folder}; found none.")
     line = work / "start-up.de.txt"
     line.write_text("Guten Tag\n", encoding="utf-8")
-    start_up = _prepare_in_turn([line], tokenizers, work / "start-up", repeats)
-    whole = _prepare_in_turn(texts, tokenizers, work / "whole", repeats)
-    tokens = _count_tokens(Corpus.open(work / "whole" / "sentencepiece"))
-    _refuse_different_shards(*(work / "whole" / name for name in tokenizers))
-    return {"files": len(texts), **_summarise_preparation(whole, start_up, tokens)}
+    # No warm-up: the first start-up is one for all that follows, and the median of three leaves it out.
+    start_up = _time_prepare([line], tokenizer, work / "start-up", repeats)
+    whole = _time_prepare(texts, tokenizer, work / "whole", repeats)
+    tokens = _count_tokens(Corpus.open(work / "whole"))
+    return {
+        "files": len(texts),
+        "tokens": tokens,
+        "tokens_per_second": tokens / (whole.median - start_up.median),
+        "with_start_up_tokens_per_second": tokens / whole.median,
+        "start_up_s": start_up.median,
+        "samples": whole.summary(),
+        "start_up_samples": start_up.summary(),
+    }
 
 
-def _prepare_in_turn(
-    texts: Sequence[Path], tokenizers: Mapping[str, PreTrainedTokenizerBase], folder: Path, repeats: int
-) -> dict[str, Samples]:
+def _time_prepare(
+    texts: Sequence[Path], tokenizer: PreTrainedTokenizerBase, folder: Path, repeats: int
+) -> Samples:
     sources = [parse_source(path) for path in texts]
 
-    def run(name: str) -> None:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        prepare(sources, tokenizer=tokenizers[name], output_dir=folder / name)
+    def run() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        prepare(sources, tokenizer=tokenizer, output_dir=folder)
 
-    # No warm-up: the first start-up is one for all that follows, and the median of three leaves it out.
-    return run_in_turn({name: partial(run, name) for name in tokenizers}, repeats=repeats, warmup=0)
-
-
-def _refuse_different_shards(*folders: Path) -> None:
-    def read(folder: Path) -> dict[str, str]:
-        files = [path for kind in ("mono", "bitext") for path in sorted(folder.glob(f"{kind}/*/*"))]
-        return {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-        }
-
-    contents = [read(folder) for folder in folders]
-    if not contents[0] or contents[0] != contents[1]:
-        raise ValueError("sentencepiece and tokenizers made different shards; expected the same bytes.")
+    return run_in_turn({"prepare": run}, repeats=repeats, warmup=0)["prepare"]
 
 
 def _count_tokens(corpus: Corpus) -> int:
     return sum(entry["num_tokens"] for kind in ("mono", "bitext") for entry in corpus.manifest[kind].values())
-
-
-def _summarise_preparation(
-    whole: Mapping[str, Samples], start_up: Mapping[str, Samples], tokens: int
-) -> dict[str, Any]:
-    seconds = {name: taken.median - start_up[name].median for name, taken in whole.items()}
-    return {
-        "tokens": tokens,
-        "tokens_per_second": {name: tokens / value for name, value in seconds.items()},
-        "with_start_up_tokens_per_second": {name: tokens / taken.median for name, taken in whole.items()},
-        "start_up_s": {name: taken.median for name, taken in start_up.items()},
-        "ratio": seconds["tokenizers"] / seconds["sentencepiece"],
-        "samples": {name: taken.summary() for name, taken in whole.items()},
-        "start_up_samples": {name: taken.summary() for name, taken in start_up.items()},
-    }
 
 
 # --- masking ------------------------------------------------------------------------------------------------
@@ -322,8 +269,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if not options.tokenizer:
             make_tokenizer(texts, work / "tokenizer", PIECES)
         tokenizer_folder = options.tokenizer or work / "tokenizer"
-        preparation = measure_prepare(texts, tokenizer_folder, work, options.repeats)
         tokenizer = XLMRobertaTokenizer.from_pretrained(tokenizer_folder)
+        preparation = measure_prepare(texts, tokenizer, work, options.repeats)
         batches = measure_batches(tokenizer, BATCH_TOKENS, MIDDLE, PAIRS, 3 * options.repeats)
     rates = {size: found["tokens_per_second"] for size, found in batches["joint"].items()}
     name = options.tokenizer.name if options.tokenizer else "trained on the text"
@@ -350,12 +297,11 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         f"{found['files']} files, {found['tokens']:,} tokens, one core; tokenizer: {result['tokenizer']}",
         highlight=False,
     )
-    table = Table("prepare with", "M tokens/s", "with start-up", "start-up, s")
-    for name in ("sentencepiece", "tokenizers"):
-        rates = [found[kind][name] for kind in ("tokens_per_second", "with_start_up_tokens_per_second")]
-        table.add_row(name, *(f"{rate / 1e6:.2f}" for rate in rates), f"{found['start_up_s'][name]:.2f}")
-    console.print(table)
-    console.print(f"ratio {found['ratio']:.2f}x; the shards are equal byte for byte")
+    console.print(
+        f"prepare: {found['tokens_per_second'] / 1e6:.2f} M tokens/s; with {found['start_up_s']:.1f} s of "
+        f"start-up {found['with_start_up_tokens_per_second'] / 1e6:.2f}",
+        highlight=False,
+    )
     table = Table(
         "tokens a batch", "mask, M tokens/s", "transformers", "ratio", "joint batch, M tokens/s", "cores"
     )
@@ -384,7 +330,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--tokenizer",
         type=Path,
         default=xlmr if xlmr and xlmr.is_dir() else None,
-        help=f"folder with a tokenizer of XLM-R's kind and its {MODEL_FILE_NAME}",
+        help="folder with a tokenizer of XLM-R's kind",
     )
     parser.add_argument("--text", type=Path, nargs="+", default=default_text(), help="bitext and text files")
     parser.add_argument("--lines", type=int, default=LINES, help="lines taken of each file")

@@ -73,7 +73,8 @@ def _prepare_with_xlmr(results: Results) -> float | None:
     data = results["data"]
     if data["tokenizer"].startswith("trained"):
         return None
-    return float(data["prepare_tokens_per_second"]["sentencepiece"] / 1e6)
+    rate = data["prepare_tokens_per_second"]
+    return float((rate["sentencepiece"] if isinstance(rate, dict) else rate) / 1e6)
 
 
 def _memory(name: str, text: str) -> Goal:

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from modeling_infoxlm.data.claims import make_once
 from modeling_infoxlm.data.heldout import HeldoutRule
+from modeling_infoxlm.data.ragged import SpecialTokens
 from modeling_infoxlm.data.readers import hub_revision
-from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, SpecialTokens, read_manifest
+from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, read_manifest
 from modeling_infoxlm.data.sources import (
     HUB_PREFIX,
     BitextSource,
@@ -30,7 +30,7 @@ from modeling_infoxlm.data.sources import (
     describe,
     is_hub,
 )
-from modeling_infoxlm.data.tokenise import find_sentencepiece_model
+from modeling_infoxlm.data.tokenise import special_tokens, tokenizer_json, tokenizer_sha256
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import file_sha256, make_folder, write_text
 
@@ -161,7 +161,6 @@ class Plan:
     units: list[Unit]
     settings: PrepareSettings
     tokenizer_json: str
-    sentencepiece_file: Path | None  # makes the same ids faster; no part of the identity
     special: SpecialTokens
     description: dict[str, Any]  # the manifest's `tokenizer`, `settings` and `sources`
 
@@ -210,7 +209,6 @@ def make_plan(
         DataError: If there is no source, a file cannot be read, or the tokenizer does not serve.
     """
     require(bool(sources), "nothing to prepare: no bitext and no monolingual source was given.")
-    tokenizer_json = _tokenizer_json(tokenizer)
     special = special_tokens(tokenizer)
     units = _units(sources, folder, num_workers)
     description = {
@@ -228,76 +226,9 @@ def make_plan(
         folder=folder,
         units=units,
         settings=settings,
-        tokenizer_json=tokenizer_json,
-        sentencepiece_file=find_sentencepiece_model(tokenizer),
+        tokenizer_json=tokenizer_json(tokenizer),
         special=special,
         description=json.loads(json.dumps(description)),
-    )
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a manifest remembers a tokenizer by: the hash of its JSON."""
-    return hashlib.sha256(_tokenizer_json(tokenizer).encode()).hexdigest()
-
-
-def _tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer as text, without what earlier calls may have left in it."""
-    if not tokenizer.is_fast:
-        raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer; load one with AutoTokenizer.")
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return str(copy.to_str())
-
-
-def plain_text_encoder(tokenizer_json: str) -> str:
-    """The same tokenizer, except that special tokens are never found in the text.
-
-    "<s>" is a tag in HTML. As a token it would end up inside sentences and break MLM blocks. Setting
-    `encode_special_tokens` is not enough: a Unigram model has "<s>" among its pieces, with the best score.
-
-    Args:
-        tokenizer_json: A tokenizer as JSON.
-
-    Returns:
-        JSON in which the special tokens keep their ids but have names that no text contains.
-    """
-    content = json.loads(tokenizer_json)
-    hidden = {
-        token["content"]: f"\U0010ffff{token['id']}" for token in content["added_tokens"] if token["special"]
-    }
-    for token in content["added_tokens"]:
-        token["content"] = hidden.get(token["content"], token["content"])
-    model = content["model"]
-    if isinstance(model["vocab"], dict):  # BPE, WordPiece
-        model["vocab"] = {hidden.get(piece, piece): index for piece, index in model["vocab"].items()}
-        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
-    else:  # Unigram
-        model["vocab"] = [(hidden.get(piece, piece), score) for piece, score in model["vocab"]]
-    content["post_processor"] = None
-    return json.dumps(content)
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """Ids of the special tokens that the data needs; those of BERT-like tokenizers go by `[CLS]` and `[SEP]`.
-
-    Raises:
-        DataError: If one of the five is missing.
-    """
-    ids = {
-        "bos": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
-        "pad": tokenizer.pad_token_id,
-        "eos": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
-        "unk": tokenizer.unk_token_id,
-        "mask": tokenizer.mask_token_id,
-    }
-    missing = [name for name, value in ids.items() if value is None]
-    if missing:
-        raise DataError(
-            f"tokenizer {tokenizer.name_or_path} has no {', '.join(missing)} token; all five are needed."
-        )
-    return SpecialTokens(
-        **ids, vocab_size=len(tokenizer), all_ids=tuple(sorted(set(tokenizer.all_special_ids)))
     )
 
 

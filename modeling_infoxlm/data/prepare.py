@@ -46,7 +46,6 @@ from modeling_infoxlm.data.plan import (
     is_complete,
     make_plan,
     make_work_folder,
-    plain_text_encoder,
     require,
 )
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces, sums_of_runs
@@ -70,16 +69,7 @@ from modeling_infoxlm.data.shards import (
     shard_files,
 )
 from modeling_infoxlm.data.sources import BitextSource, MonoSource, describe
-from modeling_infoxlm.data.tokenise import (
-    CannotEncode,
-    CheckedEncoder,
-    IdsDiffer,
-    RowHashes,
-    SentencePieceEncoder,
-    TextEncoder,
-    TokenizersEncoder,
-    find_known,
-)
+from modeling_infoxlm.data.tokenise import RowHashes, TextEncoder, find_known, plain_text_encoder
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import whole_file, write_text, writing
 
@@ -218,7 +208,6 @@ class _Task:
     settings: PrepareSettings
     special: SpecialTokens
     tokenizer_file: Path
-    sentencepiece_file: Path | None
     show_lines: bool
 
     @property
@@ -277,7 +266,6 @@ def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
     warn_of_extra_columns([unit.source for unit in plan.units], plan.settings.bitext_columns)
     tokenizer_file = work / f"tokenizer-{plan.description['tokenizer']['sha256'][:16]}.json"
     write_text(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
-    sentencepiece_file = _usable_sentencepiece(plan, tokenizer_file)
     return [
         _Task(
             unit=unit,
@@ -287,7 +275,6 @@ def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
             settings=plan.settings,
             special=plan.special,
             tokenizer_file=tokenizer_file,
-            sentencepiece_file=sentencepiece_file,
             show_lines=num_workers <= 1,
         )
         for unit in plan.units
@@ -366,27 +353,8 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_exact(tokenizer_file: Path) -> TokenizersEncoder:
-    return TokenizersEncoder(Tokenizer.from_file(str(tokenizer_file)))
-
-
-@functools.lru_cache(maxsize=1)
-def _load_fast(tokenizer_file: Path, sentencepiece_file: Path) -> SentencePieceEncoder:
-    return SentencePieceEncoder(sentencepiece_file, _load_exact(tokenizer_file))
-
-
-def _usable_sentencepiece(plan: Plan, tokenizer_file: Path) -> Path | None:
-    """The SentencePiece model to encode with, if there is one and it is the tokenizer's."""
-    if plan.sentencepiece_file is None:
-        logger.info("tokenising with tokenizers: there is no SentencePiece model beside the tokenizer")
-        return None
-    try:
-        _load_fast(tokenizer_file, plan.sentencepiece_file)
-    except CannotEncode as error:
-        logger.warning("tokenising with tokenizers, not with %s: %s", plan.sentencepiece_file, error)
-        return None
-    logger.info("tokenising with sentencepiece (%s), checked against tokenizers", plan.sentencepiece_file)
-    return plan.sentencepiece_file
+def _load_encoder(tokenizer_file: Path) -> TextEncoder:
+    return TextEncoder(Tokenizer.from_file(str(tokenizer_file)))
 
 
 # ------------------------------------------------------------------------------------------------- one source
@@ -486,21 +454,7 @@ def _read_unit(task: _Task) -> str | None:
             return None
         for path in _work_folder(task.folder).glob(f"{task.raw_name}.*.partial"):
             path.unlink()  # of a job that was killed
-        try:
-            return _read_source(task, _encoder(task))
-        except IdsDiffer as difference:
-            warning = _read_source(task, _load_exact(task.tokenizer_file))
-            slow = (
-                f"{describe(task.unit.source)} is prepared with tokenizers, not sentencepiece: {difference}"
-            )
-            return "; ".join(filter(None, (slow, warning)))
-
-
-def _encoder(task: _Task) -> TextEncoder:
-    exact = _load_exact(task.tokenizer_file)
-    if task.sentencepiece_file is None:
-        return exact
-    return CheckedEncoder(_load_fast(task.tokenizer_file, task.sentencepiece_file), exact)
+        return _read_source(task, _load_encoder(task.tokenizer_file))
 
 
 def _read_source(task: _Task, encoder: TextEncoder) -> str | None:
@@ -595,7 +549,7 @@ def _some_side(problems: Iterable[np.ndarray]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _known_ids(tokenizer_file: Path, special_ids: tuple[int, ...]) -> np.ndarray:
-    return find_known(_load_exact(tokenizer_file).tokenizer, special_ids)
+    return find_known(_load_encoder(tokenizer_file).tokenizer, special_ids)
 
 
 def _refuse_identical_sides(source: BitextSource, num_kept: int, dropped: Counter[str]) -> None:
@@ -755,7 +709,7 @@ def _first_of(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _write_all_heldout(plan: Plan, tasks: Sequence[_Task]) -> None:
-    encoder = _load_exact(tasks[0].tokenizer_file)
+    encoder = _load_encoder(tasks[0].tokenizer_file)
     pairs = _grouped((task for task in tasks if len(task.languages) == 2), lambda task: [task.group[1]])
     for pair, together in pairs.items():
         found = [

@@ -8,12 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from modeling_infoxlm.data.shards import SpecialTokens
 
 
 def concatenate_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -84,6 +80,29 @@ class PackedRows:
         starts = np.cumsum(self.lengths) - self.lengths
         lengths = self.lengths[order]
         return PackedRows(self.tokens[concatenate_ranges(starts[order], lengths)], lengths)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokenizer's special tokens, and the size of its vocabulary.
+
+    Attributes:
+        bos: Id of `<s>`, whose vector is the sentence vector.
+        pad: Id of `<pad>`.
+        eos: Id of `</s>`.
+        unk: Id of `<unk>`.
+        mask: Id of `<mask>`.
+        vocab_size: Number of ids, special ones included.
+        all_ids: Every special id, sorted; never masked and never drawn as a random replacement.
+    """
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    mask: int
+    vocab_size: int
+    all_ids: tuple[int, ...]
 
 
 def join_pieces(pieces: PackedRows, counts: np.ndarray, special: SpecialTokens) -> PackedRows:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_infoxlm.data.ragged import PackedRows
+from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import Each, check_shape, fsync_file, own_name, read_json
 
@@ -29,29 +29,6 @@ MANIFEST_NAME = "manifest.json"
 _TOKEN_DTYPE = np.dtype("<u4")
 _OFFSET_DTYPE = np.dtype("<i8")
 _BUFFER_BYTES = 1 << 20  # of ids are held before they are written
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokenizer's special tokens, and the size of its vocabulary.
-
-    Attributes:
-        bos: Id of `<s>`, whose vector is the sentence vector.
-        pad: Id of `<pad>`.
-        eos: Id of `</s>`.
-        unk: Id of `<unk>`.
-        mask: Id of `<mask>`.
-        vocab_size: Number of ids, special ones included.
-        all_ids: Every special id, sorted; never masked and never drawn as a random replacement.
-    """
-
-    bos: int
-    pad: int
-    eos: int
-    unk: int
-    mask: int
-    vocab_size: int
-    all_ids: tuple[int, ...]
 
 
 def shard_files(prefix: Path) -> tuple[Path, Path]:

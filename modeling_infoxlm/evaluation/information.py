@@ -37,12 +37,12 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from modeling_infoxlm.data.masking import mask_tokens
-from modeling_infoxlm.data.plan import special_tokens
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import SpecialTokens
 from modeling_infoxlm.data.sources import BitextSource, is_hub, parse_bitext_sources
+from modeling_infoxlm.data.tokenise import special_tokens
 from modeling_infoxlm.evaluation.batching import (
     check_finite,
     packed_ids,

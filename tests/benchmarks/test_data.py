@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import data
 from benchmarks.measure import make_console, write_result
-from modeling_infoxlm.data.tokenise import MODEL_FILE_NAME
 
 FILES = [data.EXAMPLES / f"en-{language}.tsv.xz" for language in ("de", "zh")]
 
@@ -29,7 +28,7 @@ def result() -> dict[str, Any]:
 
 
 def test_every_number_is_there(result: dict[str, Any]) -> None:
-    assert set(result["prepare_tokens_per_second"]) == {"sentencepiece", "tokenizers"}
+    assert result["prepare_tokens_per_second"] > 0
     for name in ("mask_tokens_per_second", "joint_tokens_per_second"):
         assert set(result[name]) == {"500", "2000"} and min(result[name].values()) > 0
     assert result["tokenizer"].startswith("trained on the text")
@@ -53,25 +52,6 @@ def test_printed_and_written(result: dict[str, Any], tmp_path: Path, monkeypatch
     written = json.loads((tmp_path / "data.json").read_text())
     assert written["joint_tokens_per_second"] == result["joint_tokens_per_second"]
     assert f"{result['prepare']['tokens']:,} tokens" in written["printed"]
-    assert f"{result['prepare']['ratio']:.2f}x" in written["printed"]
-
-
-def test_different_shards_are_no_result(tmp_path: Path) -> None:
-    for name, content in {"a": b"1", "b": b"2"}.items():
-        shard = tmp_path / name / "mono" / "de" / "x.tokens"
-        shard.parent.mkdir(parents=True)
-        shard.write_bytes(content)
-    with pytest.raises(ValueError, match="different shards"):
-        data._refuse_different_shards(tmp_path / "a", tmp_path / "b")
-    data._refuse_different_shards(tmp_path / "a", tmp_path / "a")
-
-
-def test_a_tokenizer_without_a_model_is_refused(tmp_path: Path) -> None:
-    texts = data.copy_text(FILES, tmp_path, 60)
-    data.make_tokenizer(texts, tmp_path / "tokenizer", 800)
-    (tmp_path / "tokenizer" / MODEL_FILE_NAME).unlink()
-    with pytest.raises(ValueError, match=f"expected a {MODEL_FILE_NAME}"):
-        data.measure_prepare(texts, tmp_path / "tokenizer", tmp_path, 1)
 
 
 def test_text_and_tokenizer_of_the_data_folder_are_taken(

@@ -1,46 +1,32 @@
-"""SentencePiece gives the ids of the tokenizers library, or the tokenizers library is asked."""
+"""Words are encoded once and remembered, with the ids that the tokenizers library gives the whole text."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 import lzma
 import os
-import shutil
+import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, XLMRobertaTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data import tokenise
-from modeling_infoxlm.data.plan import plain_text_encoder
-from modeling_infoxlm.data.prepare import prepare
 from modeling_infoxlm.data.ragged import PackedRows
-from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
-from modeling_infoxlm.data.tokenise import (
-    MODEL_FILE_NAME,
-    CannotEncode,
-    CheckedEncoder,
-    IdsDiffer,
-    SentencePieceEncoder,
-    TokenizersEncoder,
-    find_sentencepiece_model,
-)
+from modeling_infoxlm.data.sources import parse_bitext_sources
+from modeling_infoxlm.data.tokenise import TextEncoder, plain_text_encoder
+from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples" / "data"
+EXAMPLES = sorted((ROOT / "examples" / "data").glob("en-*.tsv.xz"))
 DATA = Path(os.environ.get("INFOXLM_DATA", ROOT / ".." / "shared" / "data"))
-needs_data = pytest.mark.skipif(
-    not (DATA / "tokenizer_xlmr" / MODEL_FILE_NAME).is_file(),
-    reason="INFOXLM_DATA names no folder with tokenizer_xlmr/sentencepiece.bpe.model",
-)
+XLMR = DATA / "tokenizer_xlmr"
 
 DECOMPOSED = [
     unicodedata.normalize("NFD", text)
@@ -60,6 +46,7 @@ TRAPS = [
     "▁▁ ▁a",
     *DECOMPOSED,
     "ா ௗ \u0301 \u0301a a \u0301 \u0bbe\u0bd7",  # signs without a letter before them
+    "a \u0e33\u0301b a\u00a0\u0301b \uff9e",  # a sign called a letter, and signs that reach over the space
     "👩‍👩‍👧‍👦 👍🏽 🏳️‍🌈 🇩🇪🇫🇷 a👩‍💻b",
     "\u200d \u200dx \ufe0f",
     "x" * 5000,
@@ -73,33 +60,9 @@ TRAPS = [
 ]
 
 
-class Counting(TokenizersEncoder):
-    """Counts the texts and words that the tokenizers library is asked for."""
-
-    num_texts = 0
-
-    def encode(self, texts: Sequence[str]) -> PackedRows:
-        self.num_texts += len(texts)
-        return super().encode(texts)
-
-
-class Wrong:
-    """Gives each text a token that it does not have."""
-
-    def encode(self, texts: Sequence[str]) -> PackedRows:
-        return PackedRows.from_lists([[5]] * len(texts))
-
-
-def plain_tokenizer(tokenizer: XLMRobertaTokenizer) -> Tokenizer:
+def plain_tokenizer(tokenizer: PreTrainedTokenizerFast | XLMRobertaTokenizer) -> Tokenizer:
     """As `prepare` uses it: special tokens in a text are text."""
     return Tokenizer.from_str(plain_text_encoder(tokenizer.backend_tokenizer.to_str()))
-
-
-def load(folder: Path) -> tuple[SentencePieceEncoder, Counting]:
-    counting = Counting(plain_tokenizer(XLMRobertaTokenizer.from_pretrained(folder)))
-    fast = SentencePieceEncoder(folder / MODEL_FILE_NAME, counting)
-    counting.num_texts = 0  # what it asked for while it was loaded
-    return fast, counting
 
 
 def ids(rows: PackedRows) -> list[list[int]]:
@@ -107,218 +70,117 @@ def ids(rows: PackedRows) -> list[list[int]]:
     return [rows.tokens[end - length : end].tolist() for end, length in zip(ends, rows.lengths, strict=True)]
 
 
-def assert_equal_ids(fast: SentencePieceEncoder, exact: Counting, texts: Sequence[str]) -> None:
-    for text, found, wanted in zip(
-        texts, ids(fast.encode(texts)), ids(TokenizersEncoder.encode(exact, texts)), strict=True
-    ):
-        assert found == wanted, repr(text[:200])
-
-
-def first_lines(path: Path, count: int) -> list[str]:
-    with lzma.open(path, "rt", encoding="utf-8") as file:
-        return [
-            part for line in itertools.islice(file, count) for part in line.rstrip("\n").split("\t") if part
-        ]
+def assert_equal_ids(encoder: TextEncoder, texts: Sequence[str]) -> None:
+    wanted = encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    for text, found, expected in zip(texts, ids(encoder.encode(texts)), wanted, strict=True):
+        assert found == expected.ids, repr(text[:200])
 
 
 def example_lines(count: int | None = None) -> list[str]:
     """Sentences in ten languages."""
-    paths = sorted(EXAMPLES.glob("en-*.tsv.xz"))
-    assert len(paths) == 9
-    return [line for path in paths for line in first_lines(path, count or 10**9)]
-
-
-def train(folder: Path, lines: Sequence[str], vocab_size: int) -> Path:
-    """A folder with a SentencePiece model and the tokenizer that transformers makes of it."""
-    folder.mkdir()
-    with (folder / MODEL_FILE_NAME).open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=file,
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=0.9995,
-            num_threads=1,
-            minloglevel=2,
-        )
-    XLMRobertaTokenizer.from_pretrained(folder).save_pretrained(folder)
-    return folder
+    assert len(EXAMPLES) == 9
+    lines = []
+    for path in EXAMPLES:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            lines += [part for line in itertools.islice(file, count) for part in line.strip().split("\t")]
+    return lines
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("tokenise") / "t", example_lines(150), 3000)
+    folder = tmp_path_factory.mktemp("tokenise") / "t"
+    train_tokenizer(parse_bitext_sources(map(str, EXAMPLES)), folder, vocab_size=3000, max_sentences=3000)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def xlmr() -> Iterator[tuple[SentencePieceEncoder, Counting]]:
-    yield load(DATA / "tokenizer_xlmr")
+def tokenizer(trained: Path) -> Tokenizer:
+    return plain_tokenizer(XLMRobertaTokenizer.from_pretrained(trained))
 
 
-# --- equal ids ----------------------------------------------------------------------------------------------
-
-
-def test_equal_ids_for_ten_languages(trained: Path) -> None:
-    fast, exact = load(trained)
-    lines = example_lines()
-    assert_equal_ids(fast, exact, lines)
-    assert exact.num_texts < 0.2 * len(lines)
-
-
-def test_equal_ids_for_traps(trained: Path) -> None:
-    fast, exact = load(trained)
-    assert_equal_ids(fast, exact, TRAPS)
-    for text in TRAPS:  # alone, and met for the second time
-        assert_equal_ids(fast, exact, [text])
-    assert_equal_ids(fast, exact, [f"{one}{two}" for one in TRAPS for two in TRAPS])
-
-
-def test_words_are_forgotten_when_they_are_too_many(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenise, "_MOST_WORDS", 50)
-    fast, exact = load(trained)
-    lines = example_lines(40)
-    for start in range(0, len(lines), 20):
-        assert_equal_ids(fast, exact, lines[start : start + 20])
-        assert len(fast._numbers) < 1000
-
-
-def test_no_text_at_all(trained: Path) -> None:
-    fast, exact = load(trained)
-    for encoder in (fast, exact, CheckedEncoder(fast, exact)):
-        assert len(encoder.encode([])) == 0
-
-
-@needs_data
-@pytest.mark.parametrize("kind", ["mono/*.txt.xz", "parallel/*.tsv.xz"])
-def test_equal_ids_for_every_language_with_xlmr(
-    xlmr: tuple[SentencePieceEncoder, Counting], kind: str
+def test_equal_ids_for_ten_languages_from_words_that_are_known(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast, exact = xlmr
-    exact.num_texts = num_lines = 0
-    for path in sorted(DATA.glob(kind)):
-        lines = first_lines(path, 300)
-        assert_equal_ids(fast, exact, lines)
-        num_lines += len(lines)
-    assert num_lines > 4000
-    assert exact.num_texts < 0.2 * num_lines
+    encoder, lines = TextEncoder(tokenizer), example_lines(1500)
+    assert_equal_ids(encoder, lines)
+    whole: list[str] = []
+    monkeypatch.setattr(encoder, "_encode_whole", lambda texts: whole.extend(texts))
+    encoder.encode([line for line in lines if not any(map(tokenise._joins_the_space, line))][:5000])
+    assert not whole
 
 
-@needs_data
-def test_equal_ids_for_traps_with_xlmr(xlmr: tuple[SentencePieceEncoder, Counting]) -> None:
-    fast, exact = xlmr
-    assert_equal_ids(fast, exact, TRAPS)
-    assert_equal_ids(fast, exact, [f"{one}{two}" for one in TRAPS for two in TRAPS if len(one + two) < 500])
+def test_equal_ids_for_traps(tokenizer: Tokenizer) -> None:
+    encoder = TextEncoder(tokenizer)
+    assert_equal_ids(encoder, TRAPS)
+    for text in TRAPS:  # alone, and met for the second time
+        assert_equal_ids(encoder, [text])
+    assert_equal_ids(encoder, [f"{one}{two}" for one in TRAPS for two in TRAPS])
+    assert len(encoder.encode([])) == 0
 
 
-@pytest.mark.parametrize("file", [MODEL_FILE_NAME, "tokenizer.json"])
-def test_a_folder_of_infoxlm_needs_no_more_than_one_file(trained: Path, tmp_path: Path, file: str) -> None:
+@pytest.mark.parametrize("form", ["a{}b", "a {} b", "a {}\u0301b", "a{}\u0301 b"])
+def test_equal_ids_whatever_stands_beside_a_space(tokenizer: Tokenizer, form: str) -> None:
+    """Every character of Unicode, since the normaliser's clusters are what words alone do not show."""
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
+    named = [character for character in characters if unicodedata.category(character) not in ("Cn", "Co")]
+    rare = [character for character in named if unicodedata.category(character) != "Lo"]
+    assert len(rare) > 15_000
+    assert_equal_ids(
+        TextEncoder(tokenizer), [form.format(character) for character in (*rare, *"\u0e33\u0eb3")]
+    )
+
+
+def test_words_are_forgotten_when_they_are_too_many(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenise, "_MOST_WORDS", 50)
+    encoder, lines = TextEncoder(tokenizer), example_lines(40)
+    for start in range(0, len(lines), 20):
+        assert_equal_ids(encoder, lines[start : start + 20])
+        assert len(encoder._numbers) < 1000
+
+
+def test_tokenizers_of_other_kinds(tokenizer: Tokenizer) -> None:
+    """BERT's cuts at spaces too; with added words, or with the space as text, whole texts are encoded."""
+    letters = {
+        piece: i for i, piece in enumerate(["[UNK]", "[CLS]", *"abcdefghijklmnopqrstuvwxyz", "##a", "##b"])
+    }
+    bert = Tokenizer(models.WordPiece(letters, unk_token="[UNK]"))
+    bert.normalizer, bert.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    with_word = json.loads(tokenizer.to_str())
+    with_word["added_tokens"].append({**with_word["added_tokens"][0], "content": "t h", "special": False})
+    bytes_of_text = Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pre_tokenizers.ByteLevel.alphabet())}, [])
+    )
+    bytes_of_text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for kind, is_by_words in (
+        (bert, True),
+        (Tokenizer.from_str(json.dumps(with_word)), False),
+        (bytes_of_text, False),
+    ):
+        encoder = TextEncoder(kind)
+        assert encoder._is_by_words == is_by_words
+        assert_equal_ids(encoder, [*TRAPS, *example_lines(20), "a t h b"])
+
+
+@pytest.mark.skipif(not XLMR.is_dir(), reason="INFOXLM_DATA names no folder with tokenizer_xlmr")
+def test_equal_ids_for_every_language_with_xlmr() -> None:
+    encoder = TextEncoder(plain_tokenizer(XLMRobertaTokenizer.from_pretrained(XLMR)))
+    assert encoder._is_by_words
+    files = [*DATA.glob("mono/*.txt.xz"), *DATA.glob("parallel/*.tsv.xz")]
+    assert len(files) > 40
+    for path in files:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            assert_equal_ids(
+                encoder, [part for line in itertools.islice(file, 300) for part in line.split("\t")]
+            )
+    assert_equal_ids(encoder, [f"{one}{two}" for one in TRAPS for two in TRAPS if len(one + two) < 500])
+
+
+def test_a_folder_of_infoxlm_needs_no_more_than_tokenizer_json(trained: Path, tmp_path: Path) -> None:
     """Without tokenizer_config.json AutoTokenizer takes XLM-R's tokenizer, with its special tokens."""
     InfoXLMConfig().save_pretrained(tmp_path)
-    shutil.copy(trained / file, tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
     whole, found = XLMRobertaTokenizer.from_pretrained(trained), AutoTokenizer.from_pretrained(tmp_path)
     assert found.all_special_tokens == whole.all_special_tokens and found.mask_token_id == whole.mask_token_id
     assert found(TRAPS)["input_ids"] == whole(TRAPS)["input_ids"]
-
-
-# --- which models serve -------------------------------------------------------------------------------------
-
-
-def test_model_is_found_beside_the_tokenizer(trained: Path, tmp_path: Path) -> None:
-    found = find_sentencepiece_model(XLMRobertaTokenizer.from_pretrained(trained))
-    assert found == trained / MODEL_FILE_NAME
-    shutil.copytree(trained, tmp_path / "t", ignore=shutil.ignore_patterns("*.model"))
-    assert find_sentencepiece_model(XLMRobertaTokenizer.from_pretrained(tmp_path / "t")) is None
-
-
-@pytest.mark.parametrize("change", ["score", "piece", "fewer"])
-def test_another_model_is_refused(trained: Path, tmp_path: Path, change: str) -> None:
-    model = tokenise._model_proto((trained / MODEL_FILE_NAME).read_bytes())
-    if change == "score":
-        model.pieces[100].score += 0.01
-    elif change == "piece":
-        model.pieces[100].piece = "anotherpiece"
-    else:
-        del model.pieces[-1]
-    (tmp_path / "other.model").write_bytes(model.SerializeToString())
-    exact = TokenizersEncoder(plain_tokenizer(XLMRobertaTokenizer.from_pretrained(trained)))
-    SentencePieceEncoder(trained / MODEL_FILE_NAME, exact)
-    with pytest.raises(CannotEncode, match="other pieces or scores"):
-        SentencePieceEncoder(tmp_path / "other.model", exact)
-
-
-def test_a_tokenizer_with_added_words_is_refused(trained: Path) -> None:
-    content = json.loads(plain_tokenizer(XLMRobertaTokenizer.from_pretrained(trained)).to_str())
-    content["added_tokens"].append({**content["added_tokens"][0], "content": "new", "special": False})
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    with pytest.raises(CannotEncode, match="without added words"):
-        SentencePieceEncoder(trained / MODEL_FILE_NAME, TokenizersEncoder(tokenizer))
-
-
-# --- the check ----------------------------------------------------------------------------------------------
-
-
-def test_wrong_ids_are_found(trained: Path) -> None:
-    _, exact = load(trained)
-    with pytest.raises(IdsDiffer, match=r"'good day' has the ids \[5\], expected \["):
-        CheckedEncoder(Wrong(), exact).encode(["good day"])
-
-
-def test_the_sample_goes_on_to_the_end(trained: Path) -> None:
-    """The first hundred texts, then every five hundredth, however they are cut into batches."""
-    fast, exact = load(trained)
-    fast.encode(["good day"])
-    exact.num_texts = 0
-    checked = CheckedEncoder(fast, exact)
-    for count in (60, 60, 300, 79, 2, 500):  # the third holds no text of the sample
-        assert len(checked.encode(["good day"] * count)) == count
-    assert exact.num_texts == 100 + 2  # numbers 500 and 1000
-
-
-# --- prepare ------------------------------------------------------------------------------------------------
-
-
-def shard_bytes(folder: Path) -> dict[str, bytes]:
-    files = [path for kind in ("mono", "bitext") for path in folder.glob(f"{kind}/*/*")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def prepare_examples(tokenizer_folder: Path, output: Path) -> dict[str, bytes]:
-    """Prepare bitext and traps as monolingual text; returns the shards."""
-    trap_file = output.with_name("traps.en.txt")
-    lines = [
-        " ".join(text.replace("\x00", "").split()) for text in TRAPS
-    ] + DECOMPOSED  # prepare refuses a null
-    trap_file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    bitext = parse_bitext_sources([str(EXAMPLES / "en-hi.tsv.xz")])
-    tokenizer = XLMRobertaTokenizer.from_pretrained(tokenizer_folder)
-    prepare([*bitext, *parse_mono_sources([str(trap_file)])], tokenizer=tokenizer, output_dir=output)
-    return shard_bytes(output)
-
-
-def test_prepare_makes_the_same_bytes_in_every_way(
-    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the model, without it, with another one, and when the fast way gives wrong ids."""
-    caplog.set_level(logging.INFO)
-    expected = prepare_examples(trained, tmp_path / "with")
-    assert len(expected) > 4 and "tokenising with sentencepiece" in caplog.text
-
-    folder = tmp_path / "tokenizer"
-    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("*.model"))
-    caplog.clear()
-    assert prepare_examples(folder, tmp_path / "without") == expected
-    assert "there is no SentencePiece model beside the tokenizer" in caplog.text
-
-    other = train(tmp_path / "other", example_lines(50), 1000)
-    shutil.copy(other / MODEL_FILE_NAME, folder)
-    caplog.clear()
-    assert prepare_examples(folder, tmp_path / "wrong_model") == expected
-    assert "has other pieces or scores" in caplog.text
-
-    monkeypatch.setattr(SentencePieceEncoder, "encode", Wrong.encode)
-    caplog.clear()
-    assert prepare_examples(trained, tmp_path / "wrong_ids") == expected
-    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 2 and all(
-        "is prepared with tokenizers, not sentencepiece" in text for text in warnings
-    )
