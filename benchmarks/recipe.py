@@ -17,7 +17,8 @@ from typing import Any
 
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.runs.files import write_json
-from modeling_infoxlm.runs.provenance import RUN_FILE, describe_program
+from modeling_infoxlm.runs.provenance import describe_program
+from modeling_infoxlm.runs.record import RUN_FILE
 
 
 def measure(options: argparse.Namespace, training_flags: list[str]) -> dict[str, Any]:

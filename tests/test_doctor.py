@@ -368,6 +368,7 @@ def test_a_hub_that_cannot_be_reached_is_a_failure_in_one_line(
 EXAMINE = """
 import sys
 from modeling_infoxlm.doctor import doctor_command
+from modeling_infoxlm.runs.process import run_main
 for name in sys.argv[1:]:
     print(name, run_main(doctor_command, name.split()), flush=True)
 """

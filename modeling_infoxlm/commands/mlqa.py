@@ -6,8 +6,6 @@ r"""Fine-tune an encoder to answer questions, and score it in every language: `i
 Run the same command again to go on after a kill.
 """
 
-from pathlib import Path
-
 from rich.console import Console
 from transformers import AutoModelForQuestionAnswering
 
@@ -15,8 +13,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     HeadModelArguments,
     finish_run,
     load_head_model,
-    open_run,
-    run_identity,
+    open_fine_tuning,
 )
 from modeling_infoxlm.evaluation.questions.mlqa import (
     MLQAArguments,
@@ -41,23 +38,20 @@ def run(argv: list[str]) -> None:
         argument_types, argv, program="infoxlm mlqa", about=__doc__
     )
     configure_process()
-    folder = Path(args.output_dir)
     data = load_data(task, args, model_args)
     head = load_head_model(model_args, AutoModelForQuestionAnswering, seed=args.seed)
-    run = MLQARun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
+    work = MLQARun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
 
-    identity = run_identity(head.record, task, args, data.files)
-    opened = open_run(args, identity=identity, argv=argv, outputs=outputs(data))
-    if opened.finished:
-        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+    run = open_fine_tuning(head.record, task, args, data.files, argv=argv, outputs=outputs(data))
+    if run.finished:
+        print(f"{run.folder}: this run is finished; --overwrite_output_dir true starts it anew.")
         push_run(args)
         return
-    training = run.train(opened.checkpoint) if args.do_train else None
-    for name, answered in run.answer().items():
-        result = make_result(run, name, answered, training)
+    training = work.train(run.checkpoint) if args.do_train else None
+    for name, answered in work.answer().items():
+        result = make_result(work, name, answered, training)
         for item in answered:
-            write_predictions(folder, name, item, n_best=task.save_n_best)
-        write_result(folder, result, command=["run_mlqa.py", *argv], identity=identity)
+            write_predictions(run.folder, name, item, n_best=task.save_n_best)
+        write_result(run.folder, result, command=["run_mlqa.py", *argv], identity=run.identity)
         print_result(result, Console())
-    finish_run(args, task, opened, identity=identity, argv=argv)
-    push_run(args)
+    finish_run(run, args, task)

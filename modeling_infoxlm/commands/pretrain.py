@@ -8,10 +8,16 @@ after a kill.
 
 import math
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy
 
+from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.data.batches import JointDataset
+from modeling_infoxlm.data.prepare import remove_prepared
+from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.evaluation.retrieval.heldout import (
     HeldoutRetrieval,
     describe_change,
@@ -19,32 +25,24 @@ from modeling_infoxlm.evaluation.retrieval.heldout import (
     with_start,
 )
 from modeling_infoxlm.hub.push import push_run
-from modeling_infoxlm.runs.config_file import parse_args_with_config
-from modeling_infoxlm.runs.errors import Interrupted, UsageError
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
+from modeling_infoxlm.runs.config_file import changed_flags, parse_args_with_config
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import StopOnSignal, configure_process
+from modeling_infoxlm.runs.record import Run, open_run
 from modeling_infoxlm.training.arguments import (
     ContrastArguments,
     DataArguments,
     ModelArguments,
     PretrainingArguments,
 )
-from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare
-from modeling_infoxlm.training.model_setup import (
-    build_model,
-    check_lengths,
-    evaluation_vectors,
-    load_tokenizer,
-)
-from modeling_infoxlm.training.plan_checks import check_model, check_plan
-from modeling_infoxlm.training.run_record import (
-    changed_flags,
-    check_corpus,
-    find_checkpoint,
-    hub_name,
-    is_finished,
-    run_identity,
-    step_of,
-    write_run_record,
+from modeling_infoxlm.training.corpus_setup import check_corpus, find_tokenizer, open_or_prepare
+from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_vectors
+from modeling_infoxlm.training.plan_checks import (
+    check_model,
+    check_plan,
+    pretraining_identity,
+    total_batch_size,
 )
 from modeling_infoxlm.training.throughput import matmul_peak
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
@@ -54,73 +52,36 @@ HELDOUT_ITEMS = 256  # for held-out losses, at least: they are of whole global b
 
 def run(argv: list[str]) -> None:
     """Prepare the data, build the model, train it, and write the run's record, results and final model."""
-    argument_types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
-    model_args, data_args, contrast_args, args = parse_args_with_config(
-        argument_types, argv, program="infoxlm pretrain", about=__doc__
-    )
+    types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
+    flags = parse_args_with_config(types, argv, program="infoxlm pretrain", about=__doc__)
+    model_args, data_args, contrast_args, args = flags
     configure_process(distributed=True)
-    output_dir = Path(args.output_dir)
+    folder = Path(args.output_dir)
+
     # All that can be refused is, before an earlier run is overwritten and before text is read for hours.
     check_plan(data_args, args)
-    named = model_args.tokenizer_name is not None or model_args.model_name_or_path is not None
-    if named:
-        tokenizer = load_tokenizer(model_args)
-        model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
-        check_model(model, data_args, contrast_args, args)
-    config = model.config if named else None
-    identity = run_identity(model_args, data_args, contrast_args, args, config=config)
-    # Not the first of each machine: their disk may be shared, and one process is to overwrite and to prepare.
-    with args.main_process_first(local=False, desc="preparing the data"):
-        # The other ranks come later: what they find is this run's already.
-        overwrite = args.overwrite_output_dir and args.should_save
-        finished = not overwrite and is_finished(output_dir, identity)
-        checkpoint = find_checkpoint(output_dir, identity, overwrite=overwrite)
-        # That of a run which goes on tells what text it was trained on.
-        if args.should_save and not finished and checkpoint is None:
-            write_run_record(output_dir, argv=argv, identity=identity, details={})
-        if not named:
-            tokenizer = find_tokenizer(model_args, data_args, output_dir)
-            model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
-            check_model(model, data_args, contrast_args, args)
-        corpus = open_or_prepare(data_args, tokenizer, output_dir)
-        if checkpoint is not None:
-            check_corpus(output_dir, corpus)
-    # The same for all, whatever a disk shared by machines showed them: one that goes on alone waits for ever.
-    finished, checkpoint = broadcast_object_list([finished, checkpoint])
-    if finished:
-        print(f"{output_dir}: this run is finished; --overwrite_output_dir true starts it anew.")
+    # Without a tokenizer one is trained from the text first, in the folder of the run.
+    start = _start(flags) if model_args.names_tokenizer else None
+    run = _open_run(flags, argv, start[1].config if start else None)
+    if run.finished:
+        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
         push_run(args)
         return
 
+    # Not the first of each machine: their disk may be shared, and one process is to prepare.
+    with args.main_process_first(local=False, desc="preparing the data"):
+        tokenizer, model = start or _start(flags)
+        corpus = open_or_prepare(data_args, tokenizer, folder)
+        if run.checkpoint is not None:
+            check_corpus(run, corpus)
     check_lengths(model, corpus.max_length)
-    settings = data_args.stream_settings(seed=args.seed)
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    train_dataset = JointDataset(corpus, settings, args.max_steps * batch)
-    evaluator = eval_dataset = heldout_vectors = None
-    if not corpus.heldout and args.eval_strategy != "no":
-        raise UsageError(
-            f"eval_strategy is {args.eval_strategy.value} but {corpus.folder} holds out no pair; "
-            "prepare it with --heldout_fraction above 0, or give --eval_strategy no."
-        )
-    if corpus.heldout:
-        layer, pooling = evaluation_vectors(model, args.eval_layer, args.eval_pooling)
-        evaluator = HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=args.eval_max_pairs)
-        heldout_vectors = {"layer": layer, "pooling": pooling}
-        # The same ones however the batch is cut: a resumed run is compared with its start.
-        eval_items = math.ceil(HELDOUT_ITEMS / batch) * batch
-        eval_dataset = JointDataset(heldout_corpus(corpus), settings, eval_items)
-    details = {
-        "corpus": corpus.manifest,
-        "streams": train_dataset.describe(),
-        "num_parameters": model.num_parameters(),
-        "base_model": hub_name(model_args.model_name_or_path),
-        "heldout_vectors": heldout_vectors,
-        "non_default": changed_flags(model_args, data_args, contrast_args, args),
-        "resumed_at_step": None if checkpoint is None else step_of(checkpoint),
-    }
-    if args.should_save:
-        write_run_record(output_dir, argv=argv, identity=identity, details=details)
 
+    settings, batch = data_args.stream_settings(seed=args.seed), total_batch_size(args)
+    train_dataset = JointDataset(corpus, settings, args.max_steps * batch)
+    evaluator = _heldout_retrieval(corpus, model, args)
+    # The same items however the batch is cut: a resumed run is compared with its start.
+    eval_items = math.ceil(HELDOUT_ITEMS / batch) * batch
+    eval_dataset = JointDataset(heldout_corpus(corpus), settings, eval_items) if evaluator else None
     stop = StopOnSignal()
     trainer = InfoXLMTrainer(
         model,
@@ -133,11 +94,19 @@ def run(argv: list[str]) -> None:
         processing_class=tokenizer,
         callbacks=[stop],
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.received is not None and trainer.state.global_step < args.max_steps:
-        raise Interrupted(
-            f"checkpoint-{trainer.state.global_step} is saved; run the same command again to go on."
-        )
+    details = {
+        "corpus": corpus.manifest,
+        "streams": train_dataset.describe(),
+        "num_parameters": model.num_parameters(),
+        "base_model": model_args.hub_name,
+        "heldout_vectors": evaluator and {"layer": evaluator.layer, "pooling": evaluator.pooling},
+        "non_default": changed_flags(*flags),
+        "resumed_at_step": run.resumed_at_step,
+    }
+    if args.should_save:
+        run.write_record(**details)
+    result = trainer.train(resume_from_checkpoint=run.checkpoint)
+    stop.raise_if_stopped(trainer.state)
     trainer.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
@@ -147,5 +116,52 @@ def run(argv: list[str]) -> None:
         if args.should_log:
             print(*describe_change(results, layer=evaluator.layer, pooling=evaluator.pooling), sep="\n")
     if args.should_save:
-        write_run_record(output_dir, argv=argv, identity=identity, details={**details, "finished": True})
+        run.write_record(**details, finished=True)
     push_run(args)
+
+
+def _start(flags: tuple[Any, ...]) -> tuple[PreTrainedTokenizerBase, InfoXLMForPreTraining]:
+    """Tokenizer and model that a run starts from."""
+    model_args, data_args, contrast_args, args = flags
+    tokenizer = find_tokenizer(model_args, data_args, Path(args.output_dir))
+    model = build_model(model_args, contrast_args, tokenizer, seed=args.seed)
+    check_model(model, data_args, contrast_args, args)
+    return tokenizer, model
+
+
+def _open_run(flags: tuple[Any, ...], argv: list[str], config: InfoXLMConfig | None) -> Run:
+    """Look for this run in its folder, or begin it there; the first process does, and tells the others."""
+    args = flags[-1]
+    identity = pretraining_identity(*flags, config=config)
+    with args.main_process_first(local=False, desc="opening the run"):
+        run = open_run(
+            Path(args.output_dir),
+            identity,
+            argv=argv,
+            overwrite=args.overwrite_output_dir,
+            writes=args.should_save,
+            remove_corpus=remove_prepared,
+        )
+    # The same for all, whatever a disk shared by machines showed them: one that goes on alone waits for ever.
+    shared: list[Run] = broadcast_object_list([run])
+    return shared[0]
+
+
+def _heldout_retrieval(
+    corpus: Corpus, model: InfoXLMForPreTraining, args: PretrainingArguments
+) -> HeldoutRetrieval | None:
+    """What is measured on the held-out pairs; None without any.
+
+    Raises:
+        UsageError: If there is none, and evaluation is asked for.
+    """
+    if corpus.heldout:
+        layer, pooling = evaluation_vectors(model, args.eval_layer, args.eval_pooling)
+        return HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=args.eval_max_pairs)
+    if args.eval_strategy != "no":
+        asked = IntervalStrategy(args.eval_strategy).value
+        raise UsageError(
+            f"eval_strategy is {asked} but {corpus.folder} holds out no pair; "
+            "prepare it with --heldout_fraction above 0, or give --eval_strategy no."
+        )
+    return None

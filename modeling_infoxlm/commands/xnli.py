@@ -5,8 +5,6 @@ r"""Fine-tune an encoder on XNLI and test it in every language: `infoxlm xnli`.
 Run the same command again to go on after a kill.
 """
 
-from pathlib import Path
-
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
@@ -14,8 +12,7 @@ from modeling_infoxlm.evaluation.finetuning import (
     HeadModelArguments,
     finish_run,
     load_head_model,
-    open_run,
-    run_identity,
+    open_fine_tuning,
 )
 from modeling_infoxlm.evaluation.inference.xnli import (
     OUTPUTS,
@@ -41,25 +38,22 @@ def run(argv: list[str]) -> None:
         argument_types, argv, program="infoxlm xnli", about=__doc__
     )
     configure_process()
-    folder = Path(args.output_dir)
     data = load_data(task, args, model_args)
     labels = label_config() if args.do_train else {}
     head = load_head_model(model_args, AutoModelForSequenceClassification, seed=args.seed, **labels)
-    run = XNLIRun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
+    work = XNLIRun(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
 
-    identity = run_identity(head.record, task, args, data.files)
-    opened = open_run(args, identity=identity, argv=argv, outputs=OUTPUTS)
-    if opened.finished:
-        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+    run = open_fine_tuning(head.record, task, args, data.files, argv=argv, outputs=OUTPUTS)
+    if run.finished:
+        print(f"{run.folder}: this run is finished; --overwrite_output_dir true starts it anew.")
         push_run(args)
         return
-    training = run.train(opened.checkpoint) if args.do_train else None
+    training = work.train(run.checkpoint) if args.do_train else None
     if args.do_predict:
-        probabilities = run.predict()
-        mixed = run.predict_mixed() if task.mixed_languages else None
-        result = score(run, probabilities, mixed, training)
-        write_predictions(folder, task.test_split, data.test, probabilities)
-        write_result(folder, result, command=["run_xnli.py", *argv], identity=identity)
+        probabilities = work.predict()
+        mixed = work.predict_mixed() if task.mixed_languages else None
+        result = score(work, probabilities, mixed, training)
+        write_predictions(run.folder, task.test_split, data.test, probabilities)
+        write_result(run.folder, result, command=["run_xnli.py", *argv], identity=run.identity)
         print_result(result, Console())
-    finish_run(args, task, opened, identity=identity, argv=argv)
-    push_run(args)
+    finish_run(run, args, task)

@@ -3,12 +3,11 @@
 A script reads its data, then
 
     head = load_head_model(model_args, AutoModelForSequenceClassification, seed=args.seed, num_labels=3)
-    identity = run_identity(head.record, task_args, args, files)
-    run = open_run(args, identity=identity, argv=argv)
+    run = open_fine_tuning(head.record, task_args, args, files, argv=argv)
     rows = cached_rows(encode, key=(tokenizer_hash(head.tokenizer), *texts), cache_dir=model_args.cache_dir)
     fine_tune(head, args, rows=rows, label_names=("labels",), selection=..., checkpoint=run.checkpoint)
     forward_batches(head.model, test_rows, head.tokenizer, take, bf16=args.bf16)
-    finish_run(args, task, run, identity=identity, argv=argv)
+    finish_run(run, args, task_args)
 
 Batches hold rows of like length in training as in evaluation, so hardly any padding is computed. A run that
 was killed goes on from its last checkpoint with the weights that it would have had without the kill.
@@ -18,7 +17,6 @@ Shapes: N rows, B rows of a batch, T tokens of the longest.
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -42,6 +40,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling_infoxlm.data.prepare import remove_prepared
 from modeling_infoxlm.evaluation.batching import check_finite, progress_bar, run_batches
 from modeling_infoxlm.evaluation.encoders import (
     EncoderArguments,
@@ -52,22 +51,16 @@ from modeling_infoxlm.evaluation.encoders import (
 from modeling_infoxlm.evaluation.encoding import longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
-from modeling_infoxlm.runs.errors import Interrupted, UsageError
+from modeling_infoxlm.hub.push import push_run
+from modeling_infoxlm.runs.config_file import changed_flags
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import StopOnSignal
-from modeling_infoxlm.runs.provenance import RUN_FILE
+from modeling_infoxlm.runs.record import TRAINER_STATE, Run, open_run, run_identity
 from modeling_infoxlm.training.arguments import (
     BYPASSED,
     ReleaseArguments,
     refuse_bypassed,
     settle_precision,
-)
-from modeling_infoxlm.training.run_record import (
-    OutputFolderError,
-    changed_flags,
-    find_checkpoint,
-    is_finished,
-    step_of,
-    write_run_record,
 )
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
 
@@ -80,7 +73,6 @@ SAMPLES = "drawn by genre or article"  # what `draw` does, for result files
 
 _STEPS_SORTED_TOGETHER = 50
 _DRAW_SEED = 0  # not the run's: runs with other seeds are scored on the same rows
-_TRAINER_STATE = "trainer_state.json"
 # Training arguments that change what is computed; others (logging, saving, workers) may differ on resumption.
 _COMPUTED = (
     "seed data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs "
@@ -653,8 +645,7 @@ def fine_tune(
     else:  # the Trainer would do one more step
         trainer.restore(completed)
     state = trainer.state
-    if stop.received is not None and state.global_step < state.max_steps:
-        raise Interrupted(f"checkpoint-{state.global_step} is saved; run the same command again to go on.")
+    stop.raise_if_stopped(state)
     trainer.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
     trainer.save_state()
     history = [
@@ -667,60 +658,29 @@ def fine_tune(
 
 def _completed_state(checkpoint: Path) -> TrainerState | None:
     """State of a checkpoint of the last step, None of an earlier one."""
-    state = TrainerState.load_from_json(str(checkpoint / _TRAINER_STATE))
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
     return state if state.global_step >= state.max_steps else None
 
 
 # --------------------------------------------------------------------------------------------------- the run
 
 
-@dataclass(frozen=True)
-class OpenedRun:
-    """What the output folder holds of this run.
-
-    Attributes:
-        checkpoint: To go on from, None at the start.
-        finished: Everything is there already.
-    """
-
-    checkpoint: str | None
-    finished: bool
-
-
-def run_identity(
-    model: ModelRecord, task_args: Any, args: FineTuningArguments, files: Mapping[str, str]
-) -> dict[str, Any]:
-    """Everything that changes what a run computes; two runs with the same are the same run.
+def open_fine_tuning(
+    model: ModelRecord,
+    task_args: Any,
+    args: FineTuningArguments,
+    files: Mapping[str, str],
+    *,
+    argv: Sequence[str],
+    outputs: Sequence[str] = (),
+) -> Run:
+    """Look for this run in `args.output_dir`, and begin it there if it is new.
 
     Args:
         model: What is fine-tuned.
         task_args: The task's dataclass of arguments.
         args: Training arguments.
         files: Hash of each data file by its name.
-    """
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    settings = {name: getattr(args, name) for name in _COMPUTED}
-    return {
-        **asdict(task_args),
-        "model": asdict(model),
-        "files": dict(files),
-        "batch_size": batch,
-        **settings,
-    }
-
-
-def open_run(
-    args: FineTuningArguments,
-    *,
-    identity: Mapping[str, Any],
-    argv: Sequence[str],
-    outputs: Sequence[str] = (),
-) -> OpenedRun:
-    """Look for this run in `args.output_dir`, and begin it there if it is new.
-
-    Args:
-        args: Training arguments.
-        identity: From `run_identity`.
         argv: Arguments of the command, for `run.json`.
         outputs: Names of files and folders that an earlier run may have left, for `--overwrite_output_dir`.
 
@@ -733,37 +693,32 @@ def open_run(
             f"fine-tuning runs on one device, found {max(args.world_size, args.n_gpu)}; "
             "start it without torchrun, with CUDA_VISIBLE_DEVICES=0."
         )
-    folder = Path(str(args.output_dir))
-    overwrite = args.overwrite_output_dir
-    if not overwrite and is_finished(folder, identity):
-        return OpenedRun(checkpoint=None, finished=True)
-    is_run = (folder / RUN_FILE).is_file()
-    try:
-        checkpoint = find_checkpoint(folder, identity, overwrite=overwrite)
-    except OutputFolderError as error:
-        raise UsageError(str(error)) from error
-    if overwrite and is_run:
-        for path in (folder / name for name in outputs):
-            is_folder = path.is_dir() and not path.is_symlink()
-            shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
-    write_run_record(folder, argv=argv, identity=identity, details={})
-    return OpenedRun(checkpoint, finished=False)
+    return open_run(
+        Path(str(args.output_dir)),
+        fine_tuning_identity(model, task_args, args, files),
+        argv=argv,
+        overwrite=args.overwrite_output_dir,
+        outputs=outputs,
+        remove_corpus=remove_prepared,
+    )
 
 
-def finish_run(
-    args: FineTuningArguments,
-    task_args: Any,
-    run: OpenedRun,
-    *,
-    identity: Mapping[str, Any],
-    argv: Sequence[str],
-) -> None:
-    """Note in `run.json` that everything is there; call it last."""
-    model = identity["model"]
-    details = {
-        "base_model": None if model["sha256"] else model["name_or_path"],
-        "non_default": changed_flags(args, task_args),
-        "resumed_at_step": None if run.checkpoint is None else step_of(run.checkpoint),
-        "finished": True,
-    }
-    write_run_record(Path(str(args.output_dir)), argv=argv, identity=identity, details=details)
+def fine_tuning_identity(
+    model: ModelRecord, task_args: Any, args: FineTuningArguments, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that changes what a run computes, see `run_identity`."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    inputs = {"model": asdict(model), "files": dict(files), "batch_size": batch}
+    return run_identity(task_args, args=args, computed=_COMPUTED, **inputs)
+
+
+def finish_run(run: Run, args: FineTuningArguments, task_args: Any) -> None:
+    """Note in `run.json` that everything is there, then push what `args` say; call it last."""
+    model = run.identity["model"]
+    run.write_record(
+        base_model=None if model["sha256"] else model["name_or_path"],
+        non_default=changed_flags(args, task_args),
+        resumed_at_step=run.resumed_at_step,
+        finished=True,
+    )
+    push_run(args)

@@ -22,7 +22,8 @@ from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
 from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import Each, check_shape, read_json, write_json
-from modeling_infoxlm.runs.provenance import RUN_FILE, TRAINER_STATE, hash_weights, is_result, read_result
+from modeling_infoxlm.runs.provenance import hash_weights, is_result, read_result
+from modeling_infoxlm.runs.record import RUN_FILE, TRAINER_STATE
 
 TRAINING_FILE, TRAINING_SCHEMA = "training.json", "infoxlm-training-1"
 RESULTS_FOLDER, FIGURES_FOLDER, LEADERBOARD_FOLDER = "results", "figures", ".eval_results"

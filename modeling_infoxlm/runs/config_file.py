@@ -107,6 +107,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return content
 
 
+def default_of(flag: dataclasses.Field[Any]) -> Any:
+    """Default value of a dataclass field."""
+    return flag.default if flag.default_factory is dataclasses.MISSING else flag.default_factory()
+
+
+def changed_flags(*arguments: Any) -> list[str]:
+    """Names of the flags that do not have their default value, of instances of dataclasses of arguments."""
+    return [
+        flag.name
+        for instance in arguments
+        for flag in dataclasses.fields(instance)
+        if flag.init and getattr(instance, flag.name) != default_of(flag)
+    ]
+
+
 class _RecipeLoader(yaml.SafeLoader):
     """YAML without YAML 1.1's surprises.
 

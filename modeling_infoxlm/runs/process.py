@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 import torch
-from transformers import TrainerCallback, TrainerControl
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from modeling_infoxlm.runs.errors import Interrupted, UsageError
 from modeling_infoxlm.runs.files import writing
@@ -99,6 +99,17 @@ class StopOnSignal(TrainerCallback):
         if self.received is not None:
             control.should_save = control.should_training_stop = True
         return control
+
+    def raise_if_stopped(self, state: TrainerState) -> None:
+        """End a run that was stopped before its last step; call it when the training has returned.
+
+        Raises:
+            Interrupted: With the checkpoint that is saved.
+        """
+        if self.received is not None and state.global_step < state.max_steps:
+            raise Interrupted(
+                f"checkpoint-{state.global_step} is saved; run the same command again to go on."
+            )
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number

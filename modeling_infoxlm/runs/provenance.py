@@ -25,8 +25,6 @@ PACKAGES = (
     "huggingface_hub",
     "numpy",
 )
-RUN_FILE = "run.json"  # what a run is and how it came to be
-TRAINER_STATE = "trainer_state.json"
 RESULT_SCHEMA = "infoxlm-result-1"
 
 

@@ -9,7 +9,8 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +23,7 @@ from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.hub.export import Format
 from modeling_infoxlm.momentum import MomentumSchedule
 from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
+from modeling_infoxlm.runs.config_file import default_of
 
 
 def _flag(default: Any, text: str, **metadata: Any) -> Any:
@@ -98,11 +100,6 @@ _LAUNCHED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
     "ACCELERATE_USE_MEGATRON_LM": "parallelism_config",
 }
-
-
-def default_of(flag: Field[Any]) -> Any:
-    """Default value of a dataclass field."""
-    return flag.default if flag.default_factory is MISSING else flag.default_factory()
 
 
 def refuse_bypassed(args: TrainingArguments, reasons: Mapping[str, str]) -> None:
@@ -223,6 +220,17 @@ class ModelArguments:
                 f"hidden_size is {self.hidden_size} and num_attention_heads {self.num_attention_heads}; "
                 "the width must be a multiple of the number of heads."
             )
+
+    @property
+    def names_tokenizer(self) -> bool:
+        """Whether a tokenizer is there; else one is trained from the text."""
+        return self.tokenizer_name is not None or self.model_name_or_path is not None
+
+    @property
+    def hub_name(self) -> str | None:
+        """Name of the checkpoint on the Hub; None for a folder, and for none."""
+        name = self.model_name_or_path
+        return None if name is None or Path(name).is_dir() else name
 
     def dropout_overrides(self) -> dict[str, float]:
         """Return the configuration fields of dropout, for any model: checkpoints of XLM-R come with 0.1."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_infoxlm.data.claims import make_once
+from modeling_infoxlm.data.plan import differences
 from modeling_infoxlm.data.prepare import Source, prepare
 from modeling_infoxlm.data.shards import MANIFEST_NAME, Corpus
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
@@ -15,6 +16,7 @@ from modeling_infoxlm.data.tokenise import tokenizer_sha256
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import make_folder
+from modeling_infoxlm.runs.record import OutputFolderError, Run, read_record
 from modeling_infoxlm.training.arguments import DataArguments, ModelArguments, PrepareArguments
 from modeling_infoxlm.training.model_setup import load_tokenizer
 
@@ -36,7 +38,7 @@ def find_tokenizer(model: ModelArguments, data: DataArguments, output_dir: Path)
     Raises:
         DataError: If no tokenizer is named and there is no text to train one from.
     """
-    if model.tokenizer_name is not None or model.model_name_or_path is not None:
+    if model.names_tokenizer:
         return load_tokenizer(model)
     folder = output_dir / "tokenizer"
     # Machines without a disk in common come here each with all their processes at once.
@@ -89,6 +91,24 @@ def open_or_prepare(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase
         settings=arguments.prepare_settings(),
         num_workers=num_workers(arguments, sources),
     )
+
+
+def check_corpus(run: Run, corpus: Corpus) -> None:
+    """Check that a run which goes on reads the text that it has read so far.
+
+    Args:
+        run: Its record is of its last start.
+        corpus: What it would go on with.
+
+    Raises:
+        OutputFolderError: If text, tokenizer or settings of the corpus are others.
+    """
+    found = differences(read_record(run.folder).get("corpus", corpus.manifest), corpus.manifest)
+    if found:
+        raise OutputFolderError(
+            f"{run.folder} was trained on another corpus than {corpus.folder} is now: {'; '.join(found)}. "
+            "Prepare that one again, or give another --output_dir."
+        )
 
 
 def num_workers(arguments: PrepareArguments, sources: Sequence[Source]) -> int:

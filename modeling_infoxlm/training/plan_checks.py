@@ -1,4 +1,4 @@
-"""What is looked at before a run touches its folder or reads its text: all that would fail hours later."""
+"""What a run is, and all that would fail hours later: before it touches its folder or reads its text."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -8,16 +8,68 @@ from transformers import get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
 
+from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.training.arguments import ContrastArguments, DataArguments, PretrainingArguments
+from modeling_infoxlm.runs.record import run_identity
+from modeling_infoxlm.training.arguments import (
+    ContrastArguments,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+)
 from modeling_infoxlm.training.contrast import take_over_contrast
 from modeling_infoxlm.training.corpus_setup import parse_sources
 from modeling_infoxlm.training.layers import check_layers
 from modeling_infoxlm.training.model_setup import check_lengths, evaluation_vectors
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
+
+# Training arguments that change what is computed, or what its end is compared with; others
+# (workers, logging, where to push) may differ on resumption.
+_COMPUTED = (
+    "seed learning_rate lr_scheduler_type warmup_steps max_steps "
+    "optim adam_beta1 adam_beta2 adam_epsilon weight_decay weight_decay_on_all max_grad_norm "
+    "moments_dtype lr_scheduler_kwargs optim_args bf16 fp16 "
+    "mlm_weight tlm_weight xlco_weight loss_normalization eval_layer eval_pooling eval_max_pairs"
+).split()
+
+
+def pretraining_identity(
+    model: ModelArguments,
+    data: DataArguments,
+    contrast: ContrastArguments,
+    args: PretrainingArguments,
+    *,
+    config: InfoXLMConfig | None = None,
+) -> dict[str, Any]:
+    """Everything that changes what a run computes, see `run_identity`.
+
+    Args:
+        model: Flags of the model.
+        data: Flags of the data.
+        contrast: Flags of the contrast.
+        args: Training arguments.
+        config: Of the model, where it is known already; flags that are unset are as it says.
+    """
+    inputs = {"total_train_batch_size": total_batch_size(args)}
+    if "xlco" in data.objective_names() and _depends_on_pass(contrast, config or InfoXLMConfig()):
+        inputs["pairs_together"] = args.per_device_train_batch_size * args.world_size
+    return run_identity(model, data, contrast, args=args, computed=_COMPUTED, **inputs)
+
+
+def total_batch_size(args: PretrainingArguments) -> int:
+    """Items of one step, of all devices and micro-batches."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _depends_on_pass(contrast: ContrastArguments, config: InfoXLMConfig) -> bool:
+    """Whether a pair's loss depends on the others of its pass, so that accumulating is another contrast."""
+    names = ("xlco_in_batch_negatives", "xlco_symmetric")
+    flags = {name: getattr(contrast, name) for name in names}
+    together = any(getattr(config, name) if flag is None else flag for name, flag in flags.items())
+    return together or contrast.xlco_enqueue == "microbatch"
 
 
 def check_plan(data: DataArguments, args: PretrainingArguments) -> None:

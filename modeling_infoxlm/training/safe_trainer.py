@@ -28,7 +28,7 @@ from transformers.utils.hub import PushInProgress
 
 from modeling_infoxlm.hub.publish import TrainingPublisher
 from modeling_infoxlm.runs.files import give_name
-from modeling_infoxlm.runs.provenance import TRAINER_STATE
+from modeling_infoxlm.runs.record import TRAINER_STATE
 from modeling_infoxlm.training.state_files import load_state, save_state
 
 logger = logging.getLogger(__name__)

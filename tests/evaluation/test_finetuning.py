@@ -37,9 +37,10 @@ from modeling_infoxlm.evaluation.finetuning import (
     finish_run,
     forward_batches,
     load_head_model,
-    open_run,
+    open_fine_tuning,
 )
-from modeling_infoxlm.evaluation.finetuning import run_identity as identity_of
+from modeling_infoxlm.evaluation.finetuning import fine_tuning_identity as identity_of
+from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.runs.errors import UsageError
 
 KINDS = ("infoxlm", "plain", "bert", "st")
@@ -427,93 +428,32 @@ def arguments(folder: Path, **options: Any) -> FineTuningArguments:
     return FineTuningArguments(output_dir=str(folder), use_cpu=True, **options)
 
 
-def test_a_new_run_begins_and_a_finished_one_is_found(tmp_path: Path) -> None:
-    model = {"name_or_path": "org/base", "sha256": None}
+def test_a_run_is_opened_finished_and_found(tmp_path: Path) -> None:
     args = arguments(tmp_path / "out", weight_decay=0.5)
-    run = {"identity": {"rate": 1, "model": model}, "argv": ["--rate", "1"]}
-    assert open_run(args, **run) == open_run(args, **run)
-    opened = open_run(args, **run)
-    assert not opened.finished
-    finish_run(
-        args, EncoderArguments(tokenizer_name="own"), replace(opened, checkpoint="x/checkpoint-7"), **run
-    )
-    assert open_run(args, **run).finished
+    model = ModelRecord("org/base", None, None, "xlm-roberta", 3)
+    task = EncoderArguments(tokenizer_name="own")
+    given = {"argv": ["--rate", "1"], "outputs": ()}
+    run = open_fine_tuning(model, task, args, {"a.tsv": "0123"}, **given)
+    assert not run.finished and run.checkpoint is None
+    finish_run(replace(run, checkpoint="x/checkpoint-7"), args, task)
+    assert open_fine_tuning(model, task, args, {"a.tsv": "0123"}, **given).finished
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["command"] == ["--rate", "1"] and record["identity"] == run["identity"]
+    assert record["identity"]["files"] == {"a.tsv": "0123"} and record["identity"]["weight_decay"] == 0.5
     assert (record["base_model"], record["resumed_at_step"]) == ("org/base", 7)
     assert {"weight_decay", "tokenizer_name"} <= set(record["non_default"])
-
-
-def write_checkpoint(folder: Path, step: int, *, state: str = "{}") -> None:
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text(state)
-
-
-def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path: Path) -> None:
-    args, run = arguments(tmp_path), {"identity": {"rate": 1}, "argv": []}
-    open_run(args, **run)
-    write_checkpoint(tmp_path, 10)
-    write_checkpoint(tmp_path, 20, state='{"global_step": 2')
-    assert open_run(args, **run).checkpoint == str(tmp_path / "checkpoint-10")
-    assert not (tmp_path / "checkpoint-20").exists()
-
-
-def test_a_different_run_is_refused_and_can_be_overwritten(tmp_path: Path) -> None:
-    model = {"name_or_path": "xlm-roberta-base"}
-    run = {"identity": {"rate": 1, "model": model}, "argv": []}
-    open_run(arguments(tmp_path), **run)
-    write_checkpoint(tmp_path, 10)
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "results.json").write_text("{}")
-    (tmp_path / "mine.txt").write_text("x")
-    for name in ("tokenizer", "data"):  # what pre-training calls what it makes
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.txt").write_text("x")
-    other = {
-        "identity": {"rate": 2, "model": model},
-        "argv": [],
-        "outputs": ("predictions", "results.json", "never_made"),
-    }
-    with pytest.raises(UsageError, match="holds a different run: rate was 1, is now 2"):
-        open_run(arguments(tmp_path), **other)
-    assert (tmp_path / "checkpoint-10").is_dir() and (tmp_path / "results.json").is_file()
-    assert open_run(arguments(tmp_path, overwrite_output_dir=True), **other).checkpoint is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.txt", "run.json", "tokenizer"]
-
-
-@pytest.mark.parametrize("place", [".", "checkpoint-10"])
-def test_the_model_that_is_tuned_is_not_overwritten(tmp_path: Path, place: str) -> None:
-    open_run(arguments(tmp_path), identity={"rate": 1}, argv=[])
-    write_checkpoint(tmp_path, 10)
-    (tmp_path / "model.safetensors").write_text("x")
-    tuned = {"model": {"name_or_path": str(tmp_path / place)}}
-    with pytest.raises(UsageError, match="model_name_or_path .* lies in .*, whose run is to be overwritten"):
-        open_run(arguments(tmp_path, overwrite_output_dir=True), identity=tuned, argv=[])
-    assert (tmp_path / "checkpoint-10").is_dir() and (tmp_path / "model.safetensors").is_file()
-
-
-def test_what_a_link_points_at_is_left(tmp_path: Path) -> None:
-    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    open_run(arguments(folder), identity={"rate": 1}, argv=[])
-    elsewhere.mkdir()
-    (folder / "predictions").symlink_to(elsewhere)
-    again = {"identity": {"rate": 2}, "argv": [], "outputs": ("predictions",)}
-    open_run(arguments(folder, overwrite_output_dir=True), **again)
-    assert elsewhere.is_dir() and not (folder / "predictions").exists()
-
-
-def test_files_of_something_else_are_refused_and_left(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 3, state="broken")
-    with pytest.raises(UsageError, match=r"is not empty and holds no run\.json"):
-        open_run(arguments(tmp_path), identity={}, argv=[])
-    assert (tmp_path / "checkpoint-3").is_dir()
+    again = arguments(tmp_path / "out", weight_decay=0.5, overwrite_output_dir=True)
+    assert not open_fine_tuning(model, task, again, {"a.tsv": "0123"}, **given).finished
+    (tmp_path / "out" / "checkpoint-7").mkdir()
+    with pytest.raises(UsageError, match="holds a different run: files was"):
+        open_fine_tuning(model, task, args, {"a.tsv": "4567"}, **given)
 
 
 def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FineTuningArguments, "n_gpu", 2)
     with pytest.raises(UsageError, match="fine-tuning runs on one device, found 2"):
-        open_run(arguments(tmp_path / "out"), identity={}, argv=[])
+        open_fine_tuning(
+            ModelRecord("x", None, None, "x", 3), EncoderArguments(), arguments(tmp_path / "out"), {}, argv=[]
+        )
     assert not (tmp_path / "out").exists()
 
 
