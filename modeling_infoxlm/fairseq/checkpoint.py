@@ -96,21 +96,6 @@ class ConvertArguments:
     )
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """What of a checkpoint is not in the folder.
-
-    Attributes:
-        entries: Entries of the file, such as the optimiser's state.
-        tensors: Tensors of the encoder that was not chosen, or that make no key.
-        unknown: Tensors that belong to no encoder.
-    """
-
-    entries: list[str]
-    tensors: list[str]
-    unknown: list[str]
-
-
 def convert_fairseq_command(argv: list[str]) -> None:
     """Convert a checkpoint of the released code: `infoxlm convert-fairseq`."""
     argv = name_leading(argv, ("--checkpoint_file", "--output_dir"))
@@ -145,38 +130,27 @@ def convert_fairseq(arguments: ConvertArguments) -> list[str]:
         arguments.output_dir, overwrite=overwrite, marker=CONVERSION_NAME, ours=_OURS
     ) as folder:
         checkpoint = read_checkpoint(path)
-        _refuse_unknown(checkpoint, arguments.ignore_unknown, path)
-        encoder = _chosen_encoder(checkpoint, arguments.use, path)
+        if checkpoint.unknown and not arguments.ignore_unknown:
+            raise UsageError(
+                f"{path} has {len(checkpoint.unknown)} tensors that belong to no encoder known here: "
+                f"{listed(checkpoint.unknown)}. Add --ignore_unknown true to convert the rest without them."
+            )
+        encoder = checkpoint.fast if arguments.use == "fast" else checkpoint.slow
+        if encoder is None:
+            raise UsageError(f"{path} holds one encoder and no momentum copy; leave --use slow out.")
         config, notes = make_config(checkpoint, arguments.xlco_layer, path)
         tokenizer = None if arguments.tokenizer_name is None else open_tokenizer(arguments.tokenizer_name)
         notes += _check_vocabulary(config.vocab_size, arguments.dict, tokenizer)
-        _save_model(encoder, config, getattr(torch, arguments.dtype), folder)
+        model = _build(encoder, config)
+        torch.nn.Module.to(model, dtype=getattr(torch, arguments.dtype))
+        model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if checkpoint.slow is not None and checkpoint.queue is not None:
             _save_momentum_state(checkpoint.slow, checkpoint.queue, config, folder / MOMENTUM_STATE_NAME)
-        left_out = _left_out(checkpoint, encoder, config.resolved_xlco_layer())
-        record = _record(path, checkpoint, encoder, left_out, notes)
+        record = _record(path, checkpoint, encoder, config.resolved_xlco_layer(), notes)
         write_json(folder / CONVERSION_NAME, record)
     return _summary(arguments.output_dir, record, config)
-
-
-# --- checks -------------------------------------------------------------------------------------------------
-
-
-def _refuse_unknown(checkpoint: Checkpoint, ignore: bool, path: Path) -> None:
-    if checkpoint.unknown and not ignore:
-        raise UsageError(
-            f"{path} has {len(checkpoint.unknown)} tensors that belong to no encoder known here: "
-            f"{listed(checkpoint.unknown)}. Add --ignore_unknown true to convert the rest without them."
-        )
-
-
-def _chosen_encoder(checkpoint: Checkpoint, use: str, path: Path) -> Encoder:
-    chosen = checkpoint.fast if use == "fast" else checkpoint.slow
-    if chosen is None:
-        raise UsageError(f"{path} holds one encoder and no momentum copy; leave --use slow out.")
-    return chosen
 
 
 def _check_vocabulary(
@@ -197,19 +171,10 @@ def _check_vocabulary(
     return notes
 
 
-# --- writing ------------------------------------------------------------------------------------------------
-
-
 def _build(encoder: Encoder, config: InfoXLMConfig) -> InfoXLMForPreTraining:
     model = InfoXLMForPreTraining(config)
     model.load_state_dict(to_xlm_roberta(encoder))
     return model.eval()
-
-
-def _save_model(encoder: Encoder, config: InfoXLMConfig, dtype: torch.dtype, folder: Path) -> None:
-    model = _build(encoder, config)
-    torch.nn.Module.to(model, dtype=dtype)
-    model.save_pretrained(folder)
 
 
 def _save_momentum_state(slow: Encoder, queue: Queue, config: InfoXLMConfig, path: Path) -> None:
@@ -226,15 +191,15 @@ def _save_momentum_state(slow: Encoder, queue: Queue, config: InfoXLMConfig, pat
     save_file({name: value.contiguous() for name, value in state.items()}, path)
 
 
-def _left_out(checkpoint: Checkpoint, encoder: Encoder, xlco_layer: int) -> LeftOut:
-    tensors = []
+def _left_out(checkpoint: Checkpoint, encoder: Encoder, xlco_layer: int) -> list[str]:
+    """Tensors of the encoder that was not chosen, those of the momentum encoder that make no key."""
+    names = []
     for other in (checkpoint.fast, checkpoint.slow):
-        if other is None or other is encoder:
-            continue
-        # The momentum encoder ends at the layer of the contrast; of an unused fast encoder nothing is kept.
-        kept = xlco_layer if other is checkpoint.slow else 0
-        tensors += [f"{other.name}.{name}" for name in other.tensors if not _makes_keys(name, kept)]
-    return LeftOut(checkpoint.other_entries, tensors, checkpoint.unknown)
+        if other is not None and other is not encoder:
+            # The momentum encoder ends at the layer of the contrast; an unused fast one is left out whole.
+            kept = xlco_layer if other is checkpoint.slow else 0
+            names += [f"{other.name}.{name}" for name in other.tensors if not _makes_keys(name, kept)]
+    return names
 
 
 def _makes_keys(name: str, num_layers: int) -> bool:
@@ -243,20 +208,19 @@ def _makes_keys(name: str, num_layers: int) -> bool:
 
 
 def _record(
-    path: Path, checkpoint: Checkpoint, encoder: Encoder, left_out: LeftOut, notes: list[str]
+    path: Path, checkpoint: Checkpoint, encoder: Encoder, xlco_layer: int, notes: list[str]
 ) -> dict[str, Any]:
+    queue, projection = checkpoint.queue, encoder.projection
     return {
         "source": {"file": path.name, "sha256": file_sha256(path)},
         "encoder": encoder.name,
-        "num_tensors": encoder.num_stored + (encoder.projection is not None),
-        "has_projection": encoder.projection is not None,
-        "queue": None
-        if checkpoint.queue is None
-        else {"size": len(checkpoint.queue.keys), "num_enqueued": checkpoint.queue.num_enqueued},
+        "num_tensors": len(encoder.stored) + (projection is not None),
+        "has_projection": projection is not None,
+        "queue": queue and {"size": len(queue.keys), "num_enqueued": queue.num_enqueued},
         "left_out": {
-            "entries": left_out.entries,
-            "tensors": left_out.tensors,
-            "unknown_tensors": left_out.unknown,
+            "entries": checkpoint.other_entries,
+            "tensors": _left_out(checkpoint, encoder, xlco_layer),
+            "unknown_tensors": checkpoint.unknown,
         },
         "settings": recorded_settings(checkpoint.settings),
         "notes": notes,

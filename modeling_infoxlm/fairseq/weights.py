@@ -1,11 +1,14 @@
-"""Encoders and queue of a fairseq checkpoint, checked and renamed to XLM-R's names.
+"""A fairseq checkpoint, read without running anything that it holds, checked, and renamed to XLM-R's names.
 
-Two kinds are known: those of the released InfoXLM code (two RoBERTa encoders `model_fast` and `model_slow`,
-one projection matrix each, the queue of keys), and those of one RoBERTa or XLM-R.
+A checkpoint is one torch file, zipped or in torch's older layout: `args` (fairseq's flags), `model` (tensors
+by name), and the state of optimiser, data and meters, which is not needed here. Two kinds are known: those of
+the released InfoXLM code (two RoBERTa encoders `model_fast` and `model_slow`, one projection matrix each, the
+queue of keys), and those of one RoBERTa or XLM-R.
 
 Shapes: V vocabulary, P positions, D hidden, F feed-forward, Q queued keys.
 """
 
+import argparse
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,44 +18,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_infoxlm.fairseq.checkpoint_file import read_file
+from modeling_infoxlm.hub.file_checks import is_pickle, what_is
+from modeling_infoxlm.hub.loading import explain_pickle
 from modeling_infoxlm.runs.errors import UsageError
 
-# Module names of fairseq's encoder and of XLM-R's in transformers.
+# What may be built while a file is read, besides tensors and plain containers: `argparse.Namespace` alone, in
+# which fairseq keeps its flags. It is a plain data class: making one and setting its attributes runs no code.
+# fairseq's Trainer also stores its running means in every checkpoint; objects of these names are read as a
+# Namespace too, so that no class of fairseq is needed and none is called.
+_METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
+_READABLE: list[Any] = [
+    argparse.Namespace,
+    *((argparse.Namespace, f"fairseq.meters.{name}") for name in _METERS),
+]
+# Module names of fairseq's encoder and of XLM-R's in transformers, and shapes of the weights.
 _LAYER_MODULES = {
-    "self_attn.q_proj": "attention.self.query",
-    "self_attn.k_proj": "attention.self.key",
-    "self_attn.v_proj": "attention.self.value",
-    "self_attn.out_proj": "attention.output.dense",
-    "self_attn_layer_norm": "attention.output.LayerNorm",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-    "final_layer_norm": "output.LayerNorm",
+    "self_attn.q_proj": ("attention.self.query", "DD"),
+    "self_attn.k_proj": ("attention.self.key", "DD"),
+    "self_attn.v_proj": ("attention.self.value", "DD"),
+    "self_attn.out_proj": ("attention.output.dense", "DD"),
+    "self_attn_layer_norm": ("attention.output.LayerNorm", "D"),
+    "fc1": ("intermediate.dense", "FD"),
+    "fc2": ("output.dense", "DF"),
+    "final_layer_norm": ("output.LayerNorm", "D"),
 }
 _OTHER_MODULES = {
-    "embed_tokens": "roberta.embeddings.word_embeddings",
-    "embed_positions": "roberta.embeddings.position_embeddings",
-    "emb_layer_norm": "roberta.embeddings.LayerNorm",
-    "lm_head.dense": "lm_head.dense",
-    "lm_head.layer_norm": "lm_head.layer_norm",
-    "lm_head": "lm_head",
+    "embed_tokens": ("roberta.embeddings.word_embeddings", "VD"),
+    "embed_positions": ("roberta.embeddings.position_embeddings", "PD"),
+    "emb_layer_norm": ("roberta.embeddings.LayerNorm", "D"),
+    "lm_head.dense": ("lm_head.dense", "DD"),
+    "lm_head.layer_norm": ("lm_head.layer_norm", "D"),
+    "lm_head": ("lm_head", "VD"),
 }
 _CONTRAST = ("queue", "queue_ptr", "enqueue_cnt", "proj_matrix_fast", "proj_matrix_slow")
+_PROJECTION = re.compile(r"self_attn\.[qkv]_proj\.")
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,3})\.(.+)")
 # `decoder` up to fairseq 0.9, `encoder` later.
 _ENCODER_TENSOR = r"(?:decoder|encoder)\.(?:sentence_encoder\.(?P<inner>.+)|(?P<head>lm_head\..+))"
 _MOST_LISTED = 8
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of an encoder, as its tensors have them."""
-
-    vocab_size: int
-    hidden_size: int
-    num_positions: int
-    num_layers: int
-    intermediate_size: int
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,13 @@ class Encoder:
         name: `model_fast`, `model_slow`, or `model` for the only one.
         tensors: By fairseq's names from `embed_tokens.weight` on, attention projections split.
         projection: Weight of the linear projection of the contrast, (D, D); None without.
-        num_stored: Tensors of the file that these came from.
+        stored: Names of the tensors in the file that these came from.
     """
 
     name: str
     tensors: dict[str, Tensor]
     projection: Tensor | None
-    num_stored: int
+    stored: set[str]
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Checkpoint:
 
     Attributes:
         settings: fairseq's flags (`args`) by name; empty if the file has none.
-        geometry: Sizes, the same for all encoders.
+        sizes: Of all encoders, by the names of XLM-R's configuration.
         fast: The trained encoder.
         slow: Its momentum copy; None for a single RoBERTa.
         queue: None for a single RoBERTa.
@@ -96,7 +99,7 @@ class Checkpoint:
     """
 
     settings: dict[str, Any]
-    geometry: Geometry
+    sizes: dict[str, Any]
     fast: Encoder
     slow: Encoder | None
     queue: Queue | None
@@ -111,31 +114,56 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UsageError: If it cannot be read, holds anything but tensors, plain containers and flags, or tensors
             are missing or have other shapes than their encoder's.
     """
-    file = read_file(path)
-    model = file.tensors
-    joint = any(name.startswith("model_fast.") for name in model)
-    names = {part: _names_of(part, model) for part in (("model_fast", "model_slow") if joint else ("model",))}
-    contrast = {name: model[name] for name in _CONTRAST if joint and name in model}
-    used = {old for part in names.values() for old in part.values()} | set(contrast)
-    tensors = {
-        part: _split_attention({new: model[old] for new, old in named.items()}, path)
-        for part, named in names.items()
-    }
-    first = next(iter(names))
-    geometry = _geometry(tensors[first], path)
-    for part in names:
-        _check_shapes(part, tensors[part], _expected_shapes(geometry), path)
-    projections = _projections(contrast, geometry.hidden_size, path)
-    encoders = {part: Encoder(part, tensors[part], projections.get(part), len(names[part])) for part in names}
+    content = read_file(path)
+    model: dict[str, Tensor] = content["model"]
+    is_joint = any(name.startswith("model_fast.") for name in model)
+    contrast = {name: model[name] for name in _CONTRAST if is_joint and name in model}
+    parts = ("model_fast", "model_slow") if is_joint else ("model",)
+    names = {part: _names_of(part, model) for part in parts}
+    sizes = _sizes({name: model[old] for name, old in names[parts[0]].items()}, path)
+    projections = _projections(contrast, sizes["hidden_size"], path)
+    encoders = [_encoder(part, names[part], model, sizes, projections.get(part), path) for part in parts]
+    used = {name for encoder in encoders for name in encoder.stored} | contrast.keys()
     return Checkpoint(
-        settings=file.settings,
-        geometry=geometry,
-        fast=encoders[first],
-        slow=encoders.get("model_slow"),
-        queue=_queue(contrast, geometry.hidden_size, path) if joint else None,
-        unknown=sorted(set(model) - used),
-        other_entries=file.other_entries,
+        settings=vars(content.get("args") or argparse.Namespace()),
+        sizes=sizes,
+        fast=encoders[0],
+        slow=encoders[1] if is_joint else None,
+        queue=_queue(contrast, sizes["hidden_size"], path) if is_joint else None,
+        unknown=sorted(model.keys() - used),
+        other_entries=sorted(str(name) for name in content if name not in ("args", "model")),
     )
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Entries of a checkpoint file: tensors by name in `model`, flags in `args`, and others.
+
+    Raises:
+        UsageError: If it cannot be read, or holds anything but tensors, plain containers and fairseq's flags.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; give a fairseq checkpoint such as checkpoint_last.pt.")
+    try:
+        with torch.serialization.safe_globals(_READABLE):
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged or hostile file may fail in any way
+        reason = f"is {explain_pickle(error)}" if is_pickle(path) else what_is(path)
+        raise UsageError(f"{path} {reason}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UsageError(f"{path} is no fairseq checkpoint: expected a dictionary with an entry `model`.")
+    args = content.get("args")
+    if args is not None and not isinstance(args, argparse.Namespace):
+        raise UsageError(f"{path}: expected `args` to be fairseq's flags, found a {type(args).__name__}.")
+    for name, value in content["model"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UsageError(f"{path}: entry {str(name)[:80]!r} of `model` is no tensor.")
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        # A hostile file can call a few bytes a tensor of terabytes, by strides of zero.
+        if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UsageError(f"{path}: tensor {name[:80]!r} is not a plain dense tensor with all its values.")
+    return content
 
 
 def to_xlm_roberta(encoder: Encoder) -> dict[str, Tensor]:
@@ -148,10 +176,18 @@ def to_xlm_roberta(encoder: Encoder) -> dict[str, Tensor]:
     words = state["roberta.embeddings.word_embeddings.weight"]
     state["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros(1, words.shape[1])
     state["lm_head.decoder.weight"], state["lm_head.decoder.bias"] = words, state["lm_head.bias"]
-    del state["lm_head.weight"]  # equal to the embeddings, which `_check_shapes` saw to
+    del state["lm_head.weight"]  # equal to the embeddings, which `_encoder` saw to
     if encoder.projection is not None:
         state["objectives.xlco.projection.weight"] = encoder.projection.float()
     return state
+
+
+def _xlm_roberta_name(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    layer = _LAYER.fullmatch(module)
+    if layer:
+        return f"roberta.encoder.layer.{int(layer[1])}.{_LAYER_MODULES[layer[2]][0]}.{kind}"
+    return f"{_OTHER_MODULES[module][0]}.{kind}"
 
 
 def layer_number(name: str) -> int | None:
@@ -173,102 +209,87 @@ def listed(names: Iterable[str]) -> str:
 def _names_of(part: str, model: Iterable[str]) -> dict[str, str]:
     """Names of an encoder's tensors from `embed_tokens.weight` on, and their names in the file."""
     start = "" if part == "model" else re.escape(f"{part}.")
-    found = {}
-    for old in model:
-        match = re.fullmatch(start + _ENCODER_TENSOR, old)
-        if match:
-            new = (match["inner"] or match["head"]).replace("layernorm_embedding.", "emb_layer_norm.")
-            if _is_known(new):
-                found[new] = old
-    return found
+    matches = filter(None, (re.fullmatch(start + _ENCODER_TENSOR, old) for old in model))
+    named = {match["inner"] or match["head"]: match[0] for match in matches}
+    return {new.replace("layernorm_embedding.", "emb_layer_norm."): old for new, old in named.items()}
 
 
-def _is_known(name: str) -> bool:
-    module, _, kind = name.rpartition(".")
-    layer = _LAYER.fullmatch(module)
-    if layer and layer[2] == "self_attn":
-        return kind in ("in_proj_weight", "in_proj_bias")
-    if layer:
-        return layer[2] in _LAYER_MODULES and kind in ("weight", "bias")
-    kinds = ("weight",) if module.startswith("embed_") else ("weight", "bias")
-    return module in _OTHER_MODULES and kind in kinds
-
-
-def _split_attention(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Cut fused projections (3 D, D) into query, key and value, in whose order fairseq stacked them."""
-    split: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        module, fused, kind = name.partition(".in_proj_")
-        if fused and (value.numel() == 0 or value.dim() == 0 or value.shape[0] % 3):
-            raise UsageError(f"{path}: {name} is {_shape(value)}; expected three projections in one.")
-        names = [f"{module}.{letter}_proj.{kind}" for letter in "qkv"] if fused else [name]
-        twice = [new for new in names if new in split]
-        if twice:
-            raise UsageError(f"{path} has {twice[0]} twice, on its own and in a fused tensor.")
-        split |= zip(names, value.chunk(len(names)) if fused else [value], strict=True)
-    return split
-
-
-def _xlm_roberta_name(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    layer = _LAYER.fullmatch(module)
-    if layer:
-        return f"roberta.encoder.layer.{int(layer[1])}.{_LAYER_MODULES[layer[2]]}.{kind}"
-    return f"{_OTHER_MODULES[module]}.{kind}"
-
-
-def _geometry(tensors: Mapping[str, Tensor], path: Path) -> Geometry:
+def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
     needed = ("embed_tokens.weight", "embed_positions.weight", "layers.0.fc1.weight")
     missing = [name for name in needed if name not in tensors]
     if missing:
         raise UsageError(f"{path} is no RoBERTa encoder of fairseq: tensors missing: {', '.join(missing)}.")
-    words, positions, inner = (tensors[name] for name in needed)
     flat = [name for name in needed if tensors[name].dim() != 2]
     if flat:
         raise UsageError(f"{path}: {flat[0]} is {_shape(tensors[flat[0]])}; expected two dimensions.")
     layers = {number for number in map(layer_number, tensors) if number is not None}
     if layers != set(range(len(layers))):
         raise UsageError(f"{path}: layers {listed(map(str, sorted(layers)))} are not numbered from 0 on.")
-    return Geometry(words.shape[0], words.shape[1], positions.shape[0], len(layers), inner.shape[0])
+    words, positions, inner = (tensors[name].shape for name in needed)
+    return {
+        "vocab_size": words[0],
+        "hidden_size": words[1],
+        "max_position_embeddings": positions[0],
+        "num_hidden_layers": len(layers),
+        "intermediate_size": inner[0],
+    }
 
 
-def _expected_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
-    d, f, v = geometry.hidden_size, geometry.intermediate_size, geometry.vocab_size
-    square = {name: (d, d) for name in _LAYER_MODULES if name.startswith("self_attn.")}
-    weights = {**square, "self_attn_layer_norm": (d,), "fc1": (f, d), "fc2": (d, f), "final_layer_norm": (d,)}
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (v, d)}
-    shapes["embed_positions.weight"] = (geometry.num_positions, d)
-    for module in ("emb_layer_norm", "lm_head.dense", "lm_head.layer_norm"):
-        shapes[f"{module}.weight"] = (d, d) if module.endswith("dense") else (d,)
-        shapes[f"{module}.bias"] = (d,)
-    for layer in range(geometry.num_layers):
-        for module, shape in weights.items():
-            shapes[f"layers.{layer}.{module}.weight"] = shape
-            shapes[f"layers.{layer}.{module}.bias"] = shape[:1]
-    return {**shapes, "lm_head.weight": (v, d), "lm_head.bias": (v,)}
+def _expected_shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    letters = {
+        "V": "vocab_size",
+        "P": "max_position_embeddings",
+        "D": "hidden_size",
+        "F": "intermediate_size",
+    }
+    modules = {name: letters_of for name, (_, letters_of) in _OTHER_MODULES.items()}
+    for layer in range(sizes["num_hidden_layers"]):
+        modules |= {f"layers.{layer}.{name}": shape for name, (_, shape) in _LAYER_MODULES.items()}
+    shapes = {}
+    for module, shape in modules.items():
+        shapes[f"{module}.weight"] = tuple(sizes[letters[letter]] for letter in shape)
+        if not module.startswith("embed_"):
+            shapes[f"{module}.bias"] = shapes[f"{module}.weight"][:1]
+    return shapes
 
 
-def _check_shapes(
-    encoder: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
-    missing = [name for name in expected if name not in tensors]
+def _encoder(
+    part: str,
+    names: Mapping[str, str],
+    model: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    projection: Tensor | None,
+    path: Path,
+) -> Encoder:
+    """Take an encoder's tensors, all of the right shape; others of its name stay behind as unknown."""
+    tensors, stored = {}, set()
+    expected = _expected_shapes(sizes)
+    # fairseq stacked query, key and value in this order, (3 D, D).
+    fused = {name: _PROJECTION.sub("self_attn.in_proj_", name) for name in expected}
+    missing = [name for name in expected if name not in names and fused[name] not in names]
     if missing:
-        raise UsageError(f"{path}: {encoder} has no {listed(missing)}; the checkpoint is incomplete.")
-    extra = [name for name in tensors if name not in expected]
-    if extra:
-        raise UsageError(f"{path}: {encoder} has {listed(extra)}, beyond the layers of the other encoder.")
-    for name, value in tensors.items():
-        if tuple(value.shape) != expected[name] or not value.is_floating_point():
+        raise UsageError(f"{path}: {part} has no {listed(missing)}; the checkpoint is incomplete.")
+    for name, shape in expected.items():
+        if name in names and fused[name] in names and name != fused[name]:
+            raise UsageError(f"{path} has {name} twice, on its own and in a fused tensor.")
+        old = names.get(name) or names[fused[name]]
+        value = model[old]
+        if name not in names:
+            value = torch.atleast_1d(value).tensor_split(3)["qkv".index(name.split(".")[3][0])]
+        if tuple(value.shape) != shape or not value.is_floating_point():
             raise UsageError(
-                f"{path}: {name} of {encoder} is {_shape(value)} {value.dtype}; "
-                f"expected {expected[name]} floating point numbers."
+                f"{path}: {name} of {part} is {_shape(value)} {value.dtype}; "
+                f"expected {shape} floating point numbers."
             )
+        tensors[name] = value
+        stored.add(old)
     table, words = tensors["lm_head.weight"], tensors["embed_tokens.weight"]
     if table.data_ptr() != words.data_ptr() and not torch.equal(table, words):
         raise UsageError(
-            f"{path}: the output table of {encoder} is not its word embeddings (untied weights); "
+            f"{path}: the output table of {part} is not its word embeddings (untied weights); "
             "XLM-R ties them, so this checkpoint cannot be converted."
         )
+    return Encoder(part, tensors, projection, stored)
 
 
 def _shape(value: Tensor) -> str:
@@ -283,19 +304,17 @@ def _projections(contrast: Mapping[str, Tensor], hidden_size: int, path: Path) -
 
     The released code keeps a stack of one matrix, (1, D, D), shared by all languages.
     """
-    found = {}
-    for part in ("fast", "slow"):
-        matrix = contrast.get(f"proj_matrix_{part}")
-        if matrix is None:
-            continue
-        if tuple(matrix.shape) != (1, hidden_size, hidden_size) or not matrix.is_floating_point():
-            raise UsageError(
-                f"{path}: proj_matrix_{part} is {_shape(matrix)}; expected {(1, hidden_size, hidden_size)}."
-            )
-        found[f"model_{part}"] = matrix[0].t().contiguous()
-    if len(found) == 1:
-        raise UsageError(f"{path} has the projection of {next(iter(found))} alone; expected both or none.")
-    return found
+    expected = (1, hidden_size, hidden_size)
+    found = {name: value for name, value in contrast.items() if name.startswith("proj_matrix_")}
+    for name, matrix in found.items():
+        if tuple(matrix.shape) != expected or not matrix.is_floating_point():
+            raise UsageError(f"{path}: {name} is {_shape(matrix)}; expected {expected}.")
+    parts = {
+        name.replace("proj_matrix", "model"): matrix[0].t().contiguous() for name, matrix in found.items()
+    }
+    if len(parts) == 1:
+        raise UsageError(f"{path} has the projection of {next(iter(parts))} alone; expected both or none.")
+    return parts
 
 
 def _queue(contrast: Mapping[str, Tensor], hidden_size: int, path: Path) -> Queue:

@@ -5,7 +5,7 @@ Nothing of the checkpoint is executed or unpickled: pickles are named and not re
 
 import ast
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from modeling_infoxlm import modeling_infoxlm
 from modeling_infoxlm.backbones import max_sequence_length
-from modeling_infoxlm.hub.loading import (
-    MODEL_TYPES,
-    explain,
-    file_problems,
-    index_problems,
-    quiet_transformers,
-    safetensors_problems,
-    some,
-)
+from modeling_infoxlm.hub.file_checks import MODEL_TYPES, file_problems, index_problems, safetensors_problems
+from modeling_infoxlm.hub.loading import explain, quiet_transformers
+from modeling_infoxlm.runs.errors import some
 
 PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")
@@ -63,6 +57,16 @@ class Finding:
     text: str
 
 
+class _Found(ValueError):
+    """Something that a check found; where nothing is, it returns what is in order."""
+
+    level: Level = "fail"
+
+
+class _Doubtful(_Found):
+    level = "warn"
+
+
 def check_checkpoint(folder: Path, names: Sequence[str]) -> Iterator[Finding]:
     """Check a checkpoint; what needs something that already failed is left out.
 
@@ -70,79 +74,89 @@ def check_checkpoint(folder: Path, names: Sequence[str]) -> Iterator[Finding]:
         folder: Its files; those that no check reads may be absent.
         names: Paths of all its files, relative to the folder.
     """
-    yield check_pickles(names)
-    weights = check_weight_files(folder, names)
+    yield _finding("pickles", lambda: _look_for_pickles(names))
+    weights = _finding("weights", lambda: _look_at_weights(folder, names))
     yield weights
     yield check_card(folder)
-    config_finding, config = load_config(folder)
-    yield config_finding
-    if config is None:
+    config = _finding("config", lambda: _describe_config(_load_config(folder)))
+    yield config
+    if config.level != "ok":
         return
-    yield check_code(folder)
-    yield check_tokenizer(folder, names, config)
+    loaded = _load_config(folder)
+    yield _finding("code", lambda: _look_at_code(folder))
+    yield _finding("tokenizer", lambda: _look_at_tokenizer(folder, names, loaded))
     if weights.level == "ok":
-        yield check_keys(folder, config)
-        yield check_vectors(folder, config)
+        yield _finding("keys", lambda: _look_at_keys(folder, loaded))
+        yield _finding("vectors", lambda: _look_at_vectors(folder, loaded))
+
+
+def _finding(check: str, look: Callable[[], str]) -> Finding:
+    """What a check came to, whatever the files hold that it reads."""
+    try:
+        with quiet_transformers():
+            return Finding(check, "ok", look())
+    except _Found as found:
+        return Finding(check, found.level, str(found))
+    except Exception as error:  # whatever is wrong with a file that may hold anything
+        return Finding(check, "fail", f"it cannot be loaded: {explain(error)}")
 
 
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def check_pickles(names: Sequence[str]) -> Finding:
+def _look_for_pickles(names: Sequence[str]) -> str:
     """No file may be a pickle: to read one is to run what it says."""
     found = sorted(name for name in names if name.lower().endswith(PICKLES))
     if found:
         advice = "a pickle can run code where it is read; delete it (`infoxlm export` writes safetensors)"
-        return Finding("pickles", "fail", f"{some(found)}: {advice}.")
-    return Finding("pickles", "ok", f"none among {len(names)} files")
+        raise _Found(f"{some(found)}: {advice}.")
+    return f"none among {len(names)} files"
 
 
-def check_weight_files(folder: Path, names: Sequence[str]) -> Finding:
+def _look_at_weights(folder: Path, names: Sequence[str]) -> str:
     """Every safetensors file is as long as its header says, and every part of split weights is there."""
     files = [name for name in names if name.endswith(".safetensors")]
     problems = [problem for name in files for problem in safetensors_problems(folder / name)]
     for index in sorted(folder.glob("*.safetensors.index.json")):
         problems += [problem for problem in index_problems(index) if problem not in problems]
     if problems:
-        return Finding("weights", "fail", f"{some(problems)}.")
+        raise _Found(f"{some(problems)}.")
     if any(name.startswith("model") and "/" not in name for name in files):
         size = sum((folder / name).stat().st_size for name in files)
-        return Finding("weights", "ok", f"safetensors, {size / 1e6:,.1f} MB, whole (files: {len(files)})")
+        return f"safetensors, {size / 1e6:,.1f} MB, whole (files: {len(files)})"
     if any(name.endswith(".onnx") for name in names):
-        return Finding("weights", "warn", "ONNX alone: weights and vectors are not checked.")
+        raise _Doubtful("ONNX alone: weights and vectors are not checked.")
     advice = "`infoxlm export MODEL --output_dir FOLDER` writes one"
-    return Finding("weights", "fail", f"there is no model.safetensors; {advice}.")
+    raise _Found(f"there is no model.safetensors; {advice}.")
 
 
 def check_card(folder: Path) -> Finding:
     """There is a model card, and its metadata is what the Hub accepts; asks no server."""
-    path = folder / "README.md"
+    return _finding("card", lambda: _look_at_card(folder / "README.md"))
+
+
+def _look_at_card(path: Path) -> str:
     if not path.is_file():
-        return Finding("card", "warn", "there is no README.md yet; `infoxlm push` writes one.")
+        raise _Doubtful("there is no README.md yet; `infoxlm push` writes one.")
     try:
         data = ModelCard.load(path, ignore_metadata_errors=False).data.to_dict()
     except Exception as error:  # YAML, text that is no UTF-8, or a model-index of another form
-        return Finding("card", "fail", f"the metadata of README.md cannot be read: {explain(error)}")
+        raise _Found(f"the metadata of README.md cannot be read: {explain(error)}") from error
     if not data:
-        text = "README.md has no metadata; begin it with a block of YAML between two lines of ---."
-        return Finding("card", "fail", text)
-    problems = _card_problems(data)
-    if problems:
-        return Finding("card", "fail", f"README.md: {some(problems)}; correct the block at its beginning.")
-    return Finding("card", "ok", f"README.md with {len(data)} fields of metadata")
-
-
-def _card_problems(data: dict[str, Any]) -> list[str]:
-    problems = []
-    for name in _CARD_TEXTS:
-        if not all(isinstance(item, str) for item in _as_list(data.get(name))):
-            problems.append(f"{name} must be text or a list of texts, found {data[name]!r} (use quotes)")
+        raise _Found("README.md has no metadata; begin it with a block of YAML between two lines of ---.")
+    problems = [
+        f"{name} must be text or a list of texts, found {data[name]!r} (use quotes)"
+        for name in _CARD_TEXTS
+        if not all(isinstance(item, str) for item in _as_list(data.get(name)))
+    ]
     for name in _as_list(data.get("base_model")):
         try:
             validate_repo_id(str(name))
         except HFValidationError:
             problems.append(f"base_model {name!r} is no name on the Hub")
-    return problems
+    if problems:
+        raise _Found(f"README.md: {some(problems)}; correct the block at its beginning.")
+    return f"README.md with {len(data)} fields of metadata"
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -154,13 +168,13 @@ def _as_list(value: Any) -> list[Any]:
 # --- code ---------------------------------------------------------------------------------------------------
 
 
-def check_code(folder: Path) -> Finding:
+def _look_at_code(folder: Path) -> str:
     """Code that config.json names is in the folder, with all that it imports from there; nothing is run."""
     auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
     if not auto_map:
-        return Finding("code", "ok", "none needed")
+        return "none needed"
     if not isinstance(auto_map, dict):
-        return Finding("code", "fail", f"auto_map in config.json must be a mapping, found {auto_map!r}.")
+        raise _Found(f"auto_map in config.json must be a mapping, found {auto_map!r}.")
     named = {name: str(reference).rpartition(".") for name, reference in auto_map.items()}
     foreign = [name for name, (module, _, _) in named.items() if not module.isidentifier()]
     own = [(module, a_class) for name, (module, _, a_class) in named.items() if name not in foreign]
@@ -169,16 +183,14 @@ def check_code(folder: Path) -> Finding:
     problems += [f"{module}.py is missing or no Python" for module, tree in files.items() if tree is None]
     problems += [f"{module}.py has no class {name}" for module, name in own if _lacks(files[module], name)]
     if problems:
-        advice = "`infoxlm export --format infoxlm` writes all code files"
-        return Finding("code", "fail", f"{some(problems)}; {advice}.")
-    return Finding("code", "ok", f"{len(auto_map)} classes in {len(files)} files, complete; not run")
+        raise _Found(f"{some(problems)}; `infoxlm export --format infoxlm` writes all code files.")
+    return f"{len(auto_map)} classes in {len(files)} files, complete; not run"
 
 
 def _lacks(tree: ast.Module | None, name: str) -> bool:
     """Whether a module that could be read has no class of this name."""
-    return tree is not None and name not in {
-        node.name for node in tree.body if isinstance(node, ast.ClassDef)
-    }
+    classes = [] if tree is None else [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return tree is not None and name not in classes
 
 
 def _imported_modules(folder: Path, start: Iterable[str]) -> dict[str, ast.Module | None]:
@@ -187,81 +199,67 @@ def _imported_modules(folder: Path, start: Iterable[str]) -> dict[str, ast.Modul
     waiting = sorted(start)
     while waiting:
         module = waiting.pop()
-        if module not in trees:
-            trees[module] = _parse(folder / f"{module}.py")
-            waiting += _relative_imports(trees[module])
+        if module in trees:
+            continue
+        try:
+            tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):
+            trees[module] = None
+            continue
+        trees[module] = tree
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+        waiting += [node.module for node in imports if node.module]
     return trees
-
-
-def _parse(path: Path) -> ast.Module | None:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return None
-
-
-def _relative_imports(tree: ast.Module | None) -> list[str]:
-    nodes = [] if tree is None else ast.walk(tree)
-    return [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level and node.module]
 
 
 # --- configuration, tokenizer, model ------------------------------------------------------------------------
 
 
-def load_config(folder: Path) -> tuple[Finding, Any]:
-    """The configuration; None, with a failed finding, if it cannot be used."""
+def _load_config(folder: Path) -> Any:
     problems = file_problems(folder, "config")
     if problems:
-        return Finding("config", "fail", f"the folder cannot be loaded: {some(problems)}."), None
+        raise _Found(f"the folder cannot be loaded: {some(problems)}.")
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("config", "fail", f"config.json cannot be loaded: {explain(error)}"), None
+        raise _Found(f"config.json cannot be loaded: {explain(error)}") from error
     if config.model_type not in MODEL_TYPES:
-        text = f"model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}."
-        return Finding("config", "fail", text), None
+        raise _Found(f"model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}.")
+    return config
+
+
+def _describe_config(config: Any) -> str:
     shape = f"{config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size:,}"
-    return Finding("config", "ok", f"{config.model_type}, {shape}"), config
+    return f"{config.model_type}, {shape}"
 
 
-def check_tokenizer(folder: Path, names: Sequence[str], config: Any) -> Finding:
+def _look_at_tokenizer(folder: Path, names: Sequence[str], config: Any) -> str:
     """The tokenizer loads, and speaks of the same tokens as the model."""
     if not set(TOKENIZER_FILES) & set(names):  # transformers would make an empty one
-        text = f"there is none of {', '.join(TOKENIZER_FILES)}; put the model's tokenizer there."
-        return Finding("tokenizer", "fail", text)
-    problems = file_problems(folder, "tokenizer")
+        raise _Found(f"there is none of {', '.join(TOKENIZER_FILES)}; put the model's tokenizer there.")
+    damaged = file_problems(folder, "tokenizer")
+    if damaged:
+        raise _Found(f"it cannot be loaded: {some(damaged)}.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    problems = _token_problems(tokenizer, config)
     if problems:
-        return Finding("tokenizer", "fail", f"it cannot be loaded: {some(problems)}.")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            problems = _vocabulary_problems(tokenizer, config) + _special_token_problems(tokenizer, config)
-    except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("tokenizer", "fail", f"it cannot be loaded: {explain(error)}")
-    if problems:
-        advice = "put the tokenizer there that the model was trained with"
-        return Finding("tokenizer", "fail", f"{some(problems)}; {advice}.")
+        raise _Found(f"{some(problems)}; put the tokenizer there that the model was trained with.")
     longest = max_sequence_length(config)
     if tokenizer.model_max_length > longest:
         advice = f"set model_max_length to {longest} in tokenizer_config.json"
-        return Finding("tokenizer", "warn", f"it does not cut at the model's {longest} positions; {advice}.")
-    return Finding("tokenizer", "ok", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens")
+        raise _Doubtful(f"it does not cut at the model's {longest} positions; {advice}.")
+    return f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"
 
 
-def _vocabulary_problems(tokenizer: PreTrainedTokenizerBase, config: Any) -> list[str]:
-    highest = max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
-    if highest >= config.vocab_size:
-        return [f"its ids go up to {highest:,}, the model's table has {config.vocab_size:,} rows"]
-    return []
-
-
-def _special_token_problems(tokenizer: PreTrainedTokenizerBase, config: Any) -> list[str]:
+def _token_problems(tokenizer: PreTrainedTokenizerBase, config: Any) -> list[str]:
     problems = [
         f"its {name} is {getattr(tokenizer, name)}, the model's {getattr(config, name)}"
         for name in ("bos_token_id", "pad_token_id", "eos_token_id")
         if getattr(tokenizer, name) != getattr(config, name)
     ]
+    highest = max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
+    if highest >= config.vocab_size:
+        problems.append(f"its ids go up to {highest:,}, the model's table has {config.vocab_size:,} rows")
     has_head = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or [])
     if has_head and tokenizer.mask_token_id is None:
         problems.append("it has no mask token")
@@ -271,53 +269,46 @@ def _special_token_problems(tokenizer: PreTrainedTokenizerBase, config: Any) -> 
     return problems
 
 
-def check_keys(folder: Path, config: Any) -> Finding:
+def _look_at_keys(folder: Path, config: Any) -> str:
     """Every parameter of the class that config.json names has its tensor, and every tensor its parameter."""
-    model_class = _model_class(config)
-    if model_class is None:
-        text = f"config.json names the architectures {config.architectures}, none of which is known here."
-        return Finding("keys", "fail", text)
+    module = modeling_infoxlm if config.model_type == "infoxlm" else transformers
+    model_class = getattr(module, (config.architectures or [""])[0], None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise _Found(
+            f"config.json names the architectures {config.architectures}, none of which is known here."
+        )
     try:
-        with quiet_transformers():
-            loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("keys", "fail", f"{model_class.__name__} cannot be loaded: {explain(error)}")
+        raise _Found(f"{model_class.__name__} cannot be loaded: {explain(error)}") from error
     # XLM-R's class has a pooler, which no checkpoint of XLM-R or InfoXLM trained.
     missing = sorted(name for name in loaded[1]["missing_keys"] if not name.startswith("pooler."))
     unexpected = sorted(loaded[1]["unexpected_keys"])
     if missing or unexpected:
         text = f"missing: {some(missing)}; unexpected: {some(unexpected)}; what is missing would be random"
-        return Finding("keys", "fail", f"{text}. Correct the architectures in config.json, or the weights.")
-    return Finding("keys", "ok", f"all of {model_class.__name__}, and no others")
-
-
-def _model_class(config: Any) -> type[PreTrainedModel] | None:
-    """The class that the configuration names, if it is a model of ours or of transformers."""
-    module = modeling_infoxlm if config.model_type == "infoxlm" else transformers
-    found = getattr(module, (config.architectures or [""])[0], None)
-    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+        raise _Found(f"{text}. Correct the architectures in config.json, or the weights.")
+    return f"all of {model_class.__name__}, and no others"
 
 
 @torch.no_grad()
-def check_vectors(folder: Path, config: Any) -> Finding:
+def _look_at_vectors(folder: Path, config: Any) -> str:
     """`AutoModel` loads without code of the folder; the vectors of two sentences are finite and differ."""
     try:
-        with quiet_transformers():
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         hidden = model(input_ids=_two_sentences(config)).last_hidden_state
     except Exception as error:  # whatever is wrong with a file that may hold anything
-        return Finding("vectors", "fail", f"AutoModel cannot be used: {explain(error)}")
+        raise _Found(f"AutoModel cannot be used: {explain(error)}") from error
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if broken or not hidden.isfinite().all():
         where = some(broken) if broken else "the vectors, although all weights are finite"
-        return Finding("vectors", "fail", f"NaN or infinite values in {where}; take an earlier checkpoint.")
+        raise _Found(f"NaN or infinite values in {where}; take an earlier checkpoint.")
     first, second = hidden.mean(dim=1)
     difference = float((first - second).norm() / first.norm())
     if not difference > _LEAST_DIFFERENCE:
-        text = f"two sentences differ by {difference:.1e}: the encoder has collapsed; take an earlier one."
-        return Finding("vectors", "fail", text)
-    kind = f"{type(model).__name__}, {len(first)} values"
-    return Finding("vectors", "ok", f"{kind}, finite; two sentences differ by {difference:.0%}")
+        raise _Found(
+            f"two sentences differ by {difference:.1e}: the encoder has collapsed; take an earlier one."
+        )
+    return f"{type(model).__name__}, {len(first)} values, finite; two sentences differ by {difference:.0%}"
 
 
 def _two_sentences(config: Any) -> torch.Tensor:

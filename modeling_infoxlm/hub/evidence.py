@@ -30,21 +30,10 @@ RESULTS_FOLDER, FIGURES_FOLDER, LEADERBOARD_FOLDER = "results", "figures", ".eva
 RESULT_PATTERN = "*_results.json"
 
 # Settings that say where files lay, not what was computed.
-PLACES = {
-    "tokenizer_name",
-    "config_name",
-    "bitext_files",
-    "mono_files",
-    "prepared_data",
-    "momentum_state",
-    "data_dir",
-    "train_file",
-    "validation_files",
-    "test_files",
-    "files",
-    "model",
-    "model_name_or_path",
-}
+PLACES = set(
+    "tokenizer_name config_name bitext_files mono_files prepared_data momentum_state data_dir train_file "
+    "validation_files test_files files model model_name_or_path".split()
+)
 _DERIVED = ("total_train_batch_size", "batch_size")  # of several flags and the number of processes
 
 
@@ -53,11 +42,10 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
 
     Args:
         source: Folder of a run or of a checkpoint in one.
-        release: Folder that is completed.
+        release: Folder that is completed. It may hold its `release.json` already: results have to be of the
+            vectors that it gives.
         results: Result files, or folders with them and figures, besides those in the folder of the run; only
             these are taken for a checkpoint.
-
-    The release may hold its `release.json` already: results have to be of the vectors that it gives.
 
     Raises:
         UsageError: If a given file is no result, or a result of another model; or two are of one task.
@@ -66,13 +54,26 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
     # What lies in the folder of a run is of its last weights, not of a checkpoint on the way.
     is_end = run.resolve() == source.resolve()
     own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and _is_result(path)]
-    given = list(_result_files(results))
-    for path in (*own, *given):
-        _check_model(path, source, release, encoder=_encoder(run) if path in own else {})
-    _copy_results([*own, *given], release)
+    # The model that a run fine-tuned: the program names it, not what became of it, in its result.
+    encoder = read_record(run / RUN_FILE, _RUN).get("identity", {}).get("model") or {}
+    read = {path: read_result_file(path) for path in (*own, *_result_files(results))}
+    for path, result in read.items():
+        _check_model(path, result, source, release, encoder=encoder if path in own else {})
+        if [other["task"] for other in read.values()].count(result["task"]) > 1:
+            raise UsageError(f"{path} is one of two result files of the task {result['task']!r}; give one.")
+        _copy(path, release / RESULTS_FOLDER / f"{result['task']}_results.json")
+        _write_leaderboard(result, release / LEADERBOARD_FOLDER / f"{result['task']}.yaml")
     its_own = [run, run / FIGURES_FOLDER] if is_end else []
-    _copy_figures([*its_own, *(path for path in results if path.is_dir())], release)
+    for folder in (*its_own, *(path for path in results if path.is_dir())):
+        for path in sorted(folder.glob("*.png")):
+            refuse_outside(path, folder)
+            _copy(path, release / FIGURES_FOLDER / path.name)
     write_training(source, release)
+
+
+def _copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, target)
 
 
 def write_training(source: Path, release: Path) -> None:
@@ -140,24 +141,25 @@ def _shares(record: Mapping[str, Any], kind: str, streams: Sequence[str]) -> dic
 
 def _hub_datasets(record: Mapping[str, Any]) -> list[str]:
     """Names of the datasets of the Hub that were trained on."""
-    sources = record.get("corpus", {}).get("sources", ())
-    paths = [file["path"] for source in sources for file in source["files"]]
+    paths = [file["path"] for _, file in _files(record)]
     return sorted({hub_parts(path)[0] for path in paths if path.startswith(HUB_PREFIX)})
 
 
 def _sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Files that were trained on, by their names without folders."""
-    sources = record.get("corpus", {}).get("sources", ())
+    """Files that were trained on, by their names without folders; a dataset of the Hub has none to hide."""
     return [
-        {"name": _source_name(file["path"]), "languages": source["languages"], "sha256": file["sha256"]}
-        for source in sources
-        for file in source["files"]
+        {
+            "name": path if (path := file["path"]).startswith(HUB_PREFIX) else PurePath(path).name,
+            "languages": source["languages"],
+            "sha256": file["sha256"],
+        }
+        for source, file in _files(record)
     ]
 
 
-def _source_name(location: str) -> str:
-    """Name of a file without its folder; a dataset of the Hub has none to hide."""
-    return location if location.startswith(HUB_PREFIX) else PurePath(location).name
+def _files(record: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    sources = record.get("corpus", {}).get("sources", ())
+    return [(source, file) for source in sources for file in source["files"]]
 
 
 def _effective(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -193,7 +195,8 @@ def _heldout(run: Path) -> dict[str, Any]:
     """Held-out measures of a run's end and start, and its warning if it ended worse than it began."""
     metrics = read_record(run / "eval_results.json", Each(object))
     measured = {name: value for name, value in metrics.items() if name.startswith(("eval_", "start_"))}
-    _check(measured, Each(float), run / "eval_results.json")
+    with _unusable():
+        check_shape(measured, Each(float), run / "eval_results.json")
     end, start = (
         {name.removeprefix(when): value for name, value in measured.items() if name.startswith(when)}
         for when in ("eval_", "start_")
@@ -211,15 +214,11 @@ def _result_files(paths: Iterable[Path]) -> Iterable[Path]:
             raise UsageError(f"--results: there is no {path}.")
 
 
-def _encoder(run: Path) -> dict[str, Any]:
-    """The model that a run fine-tuned: the program names it, not what became of it, in its result."""
-    return read_record(run / RUN_FILE, _RUN).get("identity", {}).get("model") or {}
-
-
-def _check_model(path: Path, source: Path, release: Path, *, encoder: Mapping[str, Any]) -> None:
+def _check_model(
+    path: Path, result: Mapping[str, Any], source: Path, release: Path, *, encoder: Mapping[str, Any]
+) -> None:
     """Refuse numbers of another model, or of other vectors: they would stand in this one's card."""
-    result = read_result_file(path)
-    model = result["model"]
+    model, measured = result["model"], result["settings"]
     released = read_record(release / "release.json", RELEASE) or read_record(source / "release.json", RELEASE)
     its_own = {hash_weights(source), hash_weights(release), released.get("source_sha256")} - {None}
     is_encoder = bool(encoder) and all(
@@ -230,32 +229,17 @@ def _check_model(path: Path, source: Path, release: Path, *, encoder: Mapping[st
             f"{path} was measured on {model['name_or_path']!r}, whose weights are not those of this model; "
             "measure the folder that is published, or take the file away."
         )
-    measured = result["settings"]
     if "layer" not in measured or released.get("layer") is None:
         return
-    if measured["layer"] != released["layer"]:
-        raise UsageError(
-            f"{path} is of layer {measured['layer']}, but the release ends at layer {released['layer']}: "
-            f"measure the release, or release what was measured by --layer {measured['layer']}."
-        )
-    pooling = measured.get("pooling")
-    if released.get("pooling") is not None and pooling not in (None, released["pooling"]):
-        raise UsageError(
-            f"{path} is of {pooling} pooling, but the release gives {released['pooling']}: "
-            f"measure the release, or release what was measured by --pooling {pooling}."
-        )
-
-
-def _copy_results(paths: Sequence[Path], release: Path) -> None:
-    results = {path: read_result_file(path) for path in paths}
-    tasks = [result["task"] for result in results.values()]
-    for path, result in results.items():
-        if tasks.count(result["task"]) > 1:
-            raise UsageError(f"{path} is one of two result files of the task {result['task']!r}; give one.")
-        target = release / RESULTS_FOLDER / f"{result['task']}_results.json"
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
-        _write_leaderboard(result, release / LEADERBOARD_FOLDER / f"{result['task']}.yaml")
+    gives = {"layer": f"ends at layer {released['layer']}", "pooling": f"gives {released.get('pooling')}"}
+    for name, gift in gives.items():
+        found, ours = measured.get(name), released.get(name)
+        if ours is not None and found != ours and (found is not None or name == "layer"):
+            what = f"layer {found}" if name == "layer" else f"{found} pooling"
+            raise UsageError(
+                f"{path} is of {what}, but the release {gift}: "
+                f"measure the release, or release what was measured by --{name} {found}."
+            )
 
 
 def _write_leaderboard(result: Mapping[str, Any], path: Path) -> None:
@@ -282,15 +266,6 @@ def leaderboard_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             for language in comparable_sets(result)
         ]
     )
-
-
-def _copy_figures(folders: Iterable[Path], release: Path) -> None:
-    for folder in folders:
-        for path in sorted(folder.glob("*.png")):
-            refuse_outside(path, folder)
-            target = release / FIGURES_FOLDER / path.name
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
 
 
 def refuse_outside(path: Path, folder: Path) -> None:
@@ -385,13 +360,8 @@ def read_record(path: Path, shape: Any) -> dict[str, Any]:
         return {}
     with _unusable():
         content = read_json(path)
-    _check(content, shape, path)
-    return dict(content)
-
-
-def _check(content: Any, shape: Any, path: Path) -> None:
-    with _unusable():
         check_shape(content, shape, path)
+    return dict(content)
 
 
 def read_result_file(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ of.
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,7 @@ Format = Literal["xlm-roberta", "infoxlm", "sentence-transformers", "onnx"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+DEFAULT_FORMAT: Format = "xlm-roberta"
 RELEASE_FILE = "release.json"
 
 # Formats that an option has a meaning for.
@@ -44,6 +44,67 @@ _FORMATS_WITH = {
     "pooling": ("sentence-transformers",),
     "normalize": ("sentence-transformers",),
 }
+
+
+@dataclass
+class FormatOptions:
+    """What a release is made to be; flags of `infoxlm export` and `infoxlm push`."""
+
+    format: Format | None = field(
+        default=None,
+        metadata={
+            "help": "xlm-roberta loads everywhere; infoxlm comes with its code, to go on with pre-training; "
+            "sentence-transformers is the encoder up to the sentence layer; onnx is for ONNX Runtime. "
+            "Unset: xlm-roberta, or that of a release that is pushed."
+        },
+    )
+    layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "Layer that the encoder is cut at; 0 is the embedding output. Unset: that of the "
+            "contrast for sentence-transformers, the whole model for onnx."
+        },
+    )
+    pooling: Pooling | None = field(
+        default=None,
+        metadata={
+            "help": "Sentence vector for sentence-transformers: mean of all tokens, or cls, that of <s>. "
+            "Unset: mean."
+        },
+    )
+    normalize: bool = field(
+        default=False, metadata={"help": "Scale vectors to length 1, for sentence-transformers."}
+    )
+    dtype: Dtype = field(default="float32", metadata={"help": "Type of the stored weights; onnx: float32."})
+    max_shard_size: str = field(
+        default=MAX_SHARD_SIZE,
+        metadata={"help": "Larger weights are stored in several files: a number and KB, MB, GB or TB."},
+    )
+
+    def format_options(self) -> dict[str, Any]:
+        """These options alone, for `export` and `build_release`."""
+        return {one.name: getattr(self, one.name) for one in fields(FormatOptions)}
+
+
+@dataclass
+class ExportArguments(FormatOptions):
+    """A trained model and the folder of its release."""
+
+    _argument_group_name = "export"
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "Trained model: a checkpoint folder or a Hub name."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."}
+    )
+    output_dir: str = field(default="release", metadata={"help": "Folder of the release."})
+    # repr=False: a printed or logged instance must not show the secret.
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
+    )
 
 
 @dataclass(frozen=True)
@@ -79,56 +140,6 @@ class ExportRecord:
     files: tuple[str, ...]
 
 
-@dataclass
-class ExportArguments:
-    """A trained model and the folder of its release."""
-
-    _argument_group_name = "export"
-
-    model_name_or_path: str = field(
-        default="", metadata={"help": "Trained model: a checkpoint folder or a Hub name."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."}
-    )
-    output_dir: str = field(default="release", metadata={"help": "Folder of the release."})
-    format: Format = field(
-        default="xlm-roberta",
-        metadata={
-            "help": "xlm-roberta loads everywhere; infoxlm comes with its code, to go on with pre-training; "
-            "sentence-transformers is the encoder up to the sentence layer; onnx is for ONNX Runtime."
-        },
-    )
-    layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Layer that the encoder is cut at; 0 is the embedding output. Unset: that of the "
-            "contrast for sentence-transformers, the whole model for onnx."
-        },
-    )
-    pooling: Literal["mean", "cls"] | None = field(
-        default=None,
-        metadata={
-            "help": "Sentence vector for sentence-transformers: mean of all tokens, or cls, that of <s>. "
-            "Unset: mean."
-        },
-    )
-    normalize: bool = field(
-        default=False, metadata={"help": "Scale vectors to length 1, for sentence-transformers."}
-    )
-    dtype: Dtype = field(default="float32", metadata={"help": "Type of the stored weights; onnx: float32."})
-    max_shard_size: str = field(
-        default=MAX_SHARD_SIZE,
-        metadata={"help": "Larger weights are stored in several files: a number and KB, MB, GB or TB."},
-    )
-    # repr=False: a printed or logged instance must not show the secret.
-    token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
-    )
-
-
 def export_command(argv: list[str]) -> None:
     """Write a trained model as a release: `infoxlm export`."""
     if argv and not argv[0].startswith("-"):
@@ -138,34 +149,23 @@ def export_command(argv: list[str]) -> None:
         raise UsageError(
             "infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release."
         )
-    folder = Path(arguments.output_dir)
     record = export(
         arguments.model_name_or_path,
-        folder,
-        format=arguments.format,
-        dtype=arguments.dtype,
-        layer=arguments.layer,
-        pooling=arguments.pooling,
-        normalize=arguments.normalize,
-        max_shard_size=arguments.max_shard_size,
+        arguments.output_dir,
         revision=arguments.model_revision,
         token=arguments.token,
+        **arguments.format_options(),
     )
-    print(f"{folder}: {_describe(record, folder)}")
+    print(f"{Path(arguments.output_dir)}: {_describe(record, Path(arguments.output_dir))}")
 
 
 def export(
     source: str | Path,
     folder: str | Path,
     *,
-    format: Format = "xlm-roberta",
-    dtype: Dtype = "float32",
-    layer: int | None = None,
-    pooling: Pooling | None = None,
-    normalize: bool = False,
-    max_shard_size: str = MAX_SHARD_SIZE,
     revision: str | None = None,
     token: str | None = None,
+    **options: Any,
 ) -> ExportRecord:
     """Write a release of a checkpoint, whole or not at all.
 
@@ -174,14 +174,9 @@ def export(
     Args:
         source: Checkpoint folder, or a name on the Hub, of InfoXLM or plain XLM-R, with any head.
         folder: Folder of the release.
-        format: `"xlm-roberta"`, `"infoxlm"` (with custom code), `"sentence-transformers"` or `"onnx"`.
-        dtype: Type of the stored weights.
-        layer: Layer that the encoder is cut at, for sentence-transformers and ONNX; see their functions.
-        pooling: For sentence-transformers; None is `"mean"`.
-        normalize: For sentence-transformers: scale vectors to length 1.
-        max_shard_size: Weights that take more are stored in several files; those of ONNX lie in one.
         revision: Branch, tag or commit of the source on the Hub.
         token: Hub access token; None uses the one that is stored.
+        options: Fields of `FormatOptions`, such as `format="onnx"`.
 
     Returns:
         What was written.
@@ -190,27 +185,28 @@ def export(
         UsageError: If an option does not fit the format, the folder must not be replaced, or the source is no
             complete checkpoint; see `load_source`.
     """
-    folder = Path(folder).resolve()
-    _check_options(format, dtype, max_shard_size, layer=layer, pooling=pooling, normalize=normalize)
-    _check_target(folder, source)
-    if format == "sentence-transformers":
-        pooling = pooling or DEFAULT_POOLING
-    if format == "onnx":
+    folder, chosen = Path(folder).resolve(), FormatOptions(**options)
+    form = chosen.format or DEFAULT_FORMAT
+    _check_options(form, chosen)
+    if form == "onnx":
         require_packages()  # before a large model is fetched and loaded
-    loaded = load_source(source, with_objectives=format == "infoxlm", revision=revision, token=token)
-    with whole_folder(folder, overwrite=True, marker=RELEASE_FILE) as partial:
-        options = {"layer": layer, "pooling": pooling, "normalize": normalize}
-        weights = {"dtype": getattr(torch, dtype), "max_shard_size": max_shard_size}
+    before = read_record(folder)
+    if before is not None and Path(source).resolve().is_relative_to(folder):
+        raise UsageError(f"the release would replace its own source {source}; give another folder.")
+    ours = () if before is None else before.files
+    with whole_folder(folder, overwrite=True, marker=RELEASE_FILE, ours=ours) as partial:
+        loaded = load_source(source, with_objectives=form == "infoxlm", revision=revision, token=token)
         write_training(Path(source), partial)
-        released = _write(format, loaded, partial, weights, options)
+        released = _write(form, loaded, partial, chosen)
+        is_st = form == "sentence-transformers"
         record = ExportRecord(
-            format=format,
+            format=form,
             architecture=type(released).__name__,
             num_parameters=released.num_parameters(),
-            dtype=dtype,
-            layer=released.config.num_hidden_layers if format == "sentence-transformers" else layer,
-            pooling=pooling,
-            normalize=normalize,
+            dtype=chosen.dtype,
+            layer=released.config.num_hidden_layers if is_st else chosen.layer,
+            pooling=chosen.pooling or DEFAULT_POOLING if is_st else None,
+            normalize=chosen.normalize,
             source=loaded.name,
             source_revision=loaded.revision,
             source_sha256=loaded.sha256,
@@ -231,73 +227,56 @@ def read_record(folder: str | Path) -> ExportRecord | None:
         return None
 
 
-def _write(
-    format: Format, source: Source, folder: Path, weights: dict[str, Any], options: dict[str, Any]
-) -> PreTrainedModel:
-    """Write the files of one format."""
-    if format == "onnx":
-        return save_as_onnx(source.model, folder, tokenizer=source.tokenizer, layer=options["layer"])
-    if format == "sentence-transformers":
-        if source.tokenizer is None:
-            raise UsageError(
-                f"{source.name} has no tokenizer, which sentence-transformers needs; "
-                "put the one that it was trained with beside its weights."
-            )
-        return save_as_sentence_transformer(
-            source.model, folder, tokenizer=source.tokenizer, **options, **weights
-        )
-    save = save_as_infoxlm if format == "infoxlm" else save_as_xlm_roberta
-    return save(source.model, folder, tokenizer=source.tokenizer, **weights)
-
-
-def _check_options(format: str, dtype: str, max_shard_size: str, **options: Any) -> None:
+def _check_options(form: str, options: FormatOptions) -> None:
     """Refuse what is no choice, and options that would have no effect.
 
     Raises:
         UsageError: With what was expected.
     """
-    if format not in FORMATS:
-        raise UsageError(f"format must be one of {', '.join(FORMATS)}, found {format!r}.")
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}.")
-    if format == "onnx" and dtype != "float32":
+    for name, found, choices in (("format", form, FORMATS), ("dtype", options.dtype, get_args(Dtype))):
+        if found not in choices:
+            raise UsageError(f"{name} must be one of {', '.join(choices)}, found {found!r}.")
+    if form == "onnx" and options.dtype != "float32":
         raise UsageError(
-            f"onnx is written in float32, found dtype {dtype}: float16 differs from torch by more than the "
-            "comparison allows, and ONNX Runtime has no bfloat16 products on the CPU; "
+            f"onnx is written in float32, found dtype {options.dtype}: float16 differs from torch by more "
+            "than the comparison allows, and ONNX Runtime has no bfloat16 products on the CPU; "
             "convert model.onnx with the tools of ONNX Runtime."
         )
-    if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
-        raise UsageError(f"max_shard_size must be a number and KB, MB, GB or TB, found {max_shard_size!r}.")
-    for name, formats in _FORMATS_WITH.items():
-        is_given = options[name] is not None and options[name] is not False  # layer 0 is given
-        if is_given and format not in formats:
-            raise UsageError(f"{name} is for the format {' and '.join(formats)}, not for {format}.")
-
-
-def _check_target(folder: Path, source: str | Path) -> None:
-    """Refuse to replace what this module did not write, and the source itself.
-
-    Raises:
-        UsageError: With what is in the way.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; give a folder for the release.")
-    found = _files(folder)
-    if not found:
-        return
-    record = read_record(folder)
-    if record is None:
-        raise UsageError(f"{folder} is not empty and holds no release; give an empty or a new folder.")
-    if Path(source).resolve().is_relative_to(folder):
-        raise UsageError(f"the release would replace its own source {source}; give another folder.")
-    foreign = sorted(set(found) - set(record.files))
-    if foreign:
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", options.max_shard_size):
         raise UsageError(
-            f"{folder} holds {', '.join(foreign)}, which would be lost with the release that is replaced; "
-            "move that away, or give another folder."
+            f"max_shard_size must be a number and KB, MB, GB or TB, found {options.max_shard_size!r}."
         )
+    for name, formats in _FORMATS_WITH.items():
+        value = getattr(options, name)
+        if value is not None and value is not False and form not in formats:  # layer 0 is given
+            raise UsageError(f"{name} is for the format {' and '.join(formats)}, not for {form}.")
+
+
+def _write(form: Format, source: Source, folder: Path, options: FormatOptions) -> PreTrainedModel:
+    """Write the files of one format."""
+    if form == "onnx":
+        return save_as_onnx(source.model, folder, tokenizer=source.tokenizer, layer=options.layer)
+    weights: dict[str, Any] = {
+        "dtype": getattr(torch, options.dtype),
+        "max_shard_size": options.max_shard_size,
+    }
+    if form != "sentence-transformers":
+        save = save_as_infoxlm if form == "infoxlm" else save_as_xlm_roberta
+        return save(source.model, folder, tokenizer=source.tokenizer, **weights)
+    if source.tokenizer is None:
+        raise UsageError(
+            f"{source.name} has no tokenizer, which sentence-transformers needs; "
+            "put the one that it was trained with beside its weights."
+        )
+    return save_as_sentence_transformer(
+        source.model,
+        folder,
+        tokenizer=source.tokenizer,
+        layer=options.layer,
+        pooling=options.pooling or DEFAULT_POOLING,
+        normalize=options.normalize,
+        **weights,
+    )
 
 
 def _files(folder: Path) -> list[str]:
@@ -308,16 +287,11 @@ def _files(folder: Path) -> list[str]:
 def _describe(record: ExportRecord, folder: Path) -> str:
     """What the release is and how it is loaded, in one line."""
     new = f" New and random: {', '.join(record.new)}." if record.new else ""
-    if record.format == "xlm-roberta":
-        return "plain XLM-R; AutoModel.from_pretrained loads it without this package."
-    if record.format == "infoxlm":
-        return (
-            "InfoXLM with its code; AutoModel.from_pretrained loads it with this package, or without it by "
-            f"trust_remote_code=True.{new}"
-        )
-    if record.format == "sentence-transformers":
-        return (
-            f"{record.pooling} of {record.layer} layers; SentenceTransformer({str(folder)!r}) loads it "
-            "without this package."
-        )
-    return f"{record.architecture} as ONNX, equal to torch's to 1e-4; onnxruntime loads model.onnx."
+    return {
+        "xlm-roberta": "plain XLM-R; AutoModel.from_pretrained loads it without this package.",
+        "infoxlm": "InfoXLM with its code; AutoModel.from_pretrained loads it with this package, or without "
+        f"it by trust_remote_code=True.{new}",
+        "sentence-transformers": f"{record.pooling} of {record.layer} layers; "
+        f"SentenceTransformer({str(folder)!r}) loads it without this package.",
+        "onnx": f"{record.architecture} as ONNX, equal to torch's to 1e-4; onnxruntime loads model.onnx.",
+    }[record.format]

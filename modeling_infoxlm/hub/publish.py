@@ -8,16 +8,17 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from modeling_infoxlm.hub.card import CARD_NAME, MARKER
+from modeling_infoxlm.hub.card import CARD_NAME, is_ours
 from modeling_infoxlm.hub.export import RELEASE_FILE, Format
 from modeling_infoxlm.hub.release import (
     ReleaseFile,
@@ -89,22 +90,18 @@ def push_release(
             is the tag that could not be made.
     """
     check_repo_id(repo_id)
-    if create_pr and revision not in (None, MAIN):
+    is_branch = revision not in (None, MAIN)
+    if create_pr and is_branch:
         raise UsageError("a pull request goes to main; give either --create_pr or --revision.")
     files = list_release(folder)
     api = api or RetriedApi(HfApi(token=token))
-    repo_id = make_repository(api, repo_id, private=private)
-    tags = _tags(api, repo_id)
-    if revision not in (None, MAIN):
-        api.call(
-            "make the branch", lambda hub: hub.create_branch(repo_id, branch=str(revision), exist_ok=True)
-        )
-    head = _head(api, repo_id, revision)
-    name = _tag_name(repo_id, tag, tags, head, on_main=revision in (None, MAIN) and not create_pr)
-    names = {file.path_in_repo for file in files}
-    if _is_ours(folder / CARD_NAME) and _has_own_card(api, repo_id, revision):
-        files = [file for file in files if file.path_in_repo != CARD_NAME]
-    commit = _commit(api, repo_id, files, names, revision=revision, create_pr=create_pr, message=message)
+    branch = _Branch(api, make_repository(api, repo_id, private=private), revision)
+    tags = branch.tags()
+    if is_branch:
+        branch.make()
+    head = branch.head()
+    name = _tag_name(branch.repo_id, tag, tags, head, on_main=not is_branch and not create_pr)
+    commit = branch.commit(files, message=message, create_pr=create_pr)
     if commit.oid == tags.get(str(name)) or (tag == AUTOMATIC_TAG and commit.oid in tags.values()):
         name = None  # nothing is new, and the last push came to its end
     elif name in tags:
@@ -112,9 +109,7 @@ def push_release(
             f"committed, but the tag {name} is of an earlier commit; push again with another --tag."
         )
     if name is not None:
-        api.call(
-            "make the tag", lambda hub: hub.create_tag(repo_id, tag=name, revision=commit.oid, exist_ok=True)
-        )
+        branch.add_tag(name, commit.oid)
     changed = create_pr or commit.oid != head
     return PushRecord(commit.pr_url or commit.commit_url, commit.oid, name, changed)
 
@@ -134,6 +129,116 @@ def make_repository(api: RetriedApi, repo_id: str, *, private: bool) -> str:
             f"{name} exists and is public; push without --private, or make it private on the Hub first."
         )
     return name
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no name of a repository before anything is built.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f"{repo_id!r} is no name of a repository, expected ORG/NAME: {error}") from error
+    if not repo_id:
+        raise UsageError("infoxlm push needs a repository: infoxlm push out ORG/NAME.")
+
+
+def _tag_name(
+    repo_id: str, tag: str, taken: dict[str, str], head: str | None, *, on_main: bool
+) -> str | None:
+    if tag == NO_TAG or (tag == AUTOMATIC_TAG and not on_main):
+        return None
+    if tag == AUTOMATIC_TAG:
+        return next(name for name in (f"v{i}" for i in range(1, len(taken) + 2)) if name not in taken)
+    if tag in taken and taken[tag] != head:  # where nothing is new it is as it should be
+        raise UsageError(f"{repo_id} has a tag {tag} already; give another --tag.")
+    return tag
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A branch of a repository, main for None."""
+
+    api: RetriedApi
+    repo_id: str
+    revision: str | None
+
+    def make(self) -> None:
+        name = str(self.revision)
+        self.api.call(
+            "make the branch", lambda hub: hub.create_branch(self.repo_id, branch=name, exist_ok=True)
+        )
+
+    def head(self) -> str | None:
+        look = "look at the repository"
+        return self.api.call(look, lambda hub: hub.repo_info(self.repo_id, revision=self.revision)).sha
+
+    def tags(self) -> dict[str, str]:
+        """Commit of each tag."""
+        refs = self.api.call("list the tags", lambda hub: hub.list_repo_refs(self.repo_id))
+        return {ref.name: ref.target_commit for ref in refs.tags}
+
+    def add_tag(self, name: str, oid: str) -> None:
+        self.api.call(
+            "make the tag", lambda hub: hub.create_tag(self.repo_id, tag=name, revision=oid, exist_ok=True)
+        )
+
+    def commit(self, files: Sequence[ReleaseFile], *, message: str, create_pr: bool) -> CommitInfo:
+        """Upload, then commit; of a pull request only the upload is repeated, else it might be opened twice.
+
+        Each further try makes its operations anew, since they remember what the Hub said of them, and each
+        looks at what is there by then: the answer to an earlier one may have been lost.
+        """
+        new = {file.path_in_repo for file in files}
+        card = next((file.path for file in files if file.path_in_repo == CARD_NAME), None)
+        if card is not None and is_ours(card.read_bytes()) and self._has_own_card():
+            files = [file for file in files if file.path_in_repo != CARD_NAME]
+        uploaded = _additions(files)
+        tries = iter([uploaded])
+        to: dict[str, Any] = {"repo_id": self.repo_id, "revision": self.revision, "create_pr": create_pr}
+
+        def commit(hub: HfApi) -> CommitInfo:
+            additions = next(tries, None) or _additions(files)
+            deletions = [CommitOperationDelete(name) for name in self._stale_files(new)]
+            return hub.create_commit(operations=[*additions, *deletions], commit_message=message, **to)
+
+        self.api.call(
+            "upload the files",
+            lambda hub: hub.preupload_lfs_files(additions=uploaded, free_memory=False, **to),
+        )
+        return self.api.call("commit", commit, attempts=1 if create_pr else None)
+
+    def _has_own_card(self) -> bool:
+        """Whether somebody has made the card on the Hub their own."""
+        return CARD_NAME in self._names() and not is_ours(self._read(CARD_NAME))
+
+    def _stale_files(self, new: set[str]) -> list[str]:
+        """Files that only the last release brought, and other weights of the same kind."""
+        present, stale = self._names(), set()
+        if RELEASE_FILE in present:
+            stale = read_release_files(self._read(RELEASE_FILE))
+        if any(_WEIGHTS.fullmatch(name) for name in new):
+            stale |= {name for name in present if _WEIGHTS.fullmatch(name)}
+        return sorted((stale & present) - new)
+
+    def _names(self) -> set[str]:
+        options = {"revision": self.revision}
+        return set(self.api.call("list the files", lambda hub: hub.list_repo_files(self.repo_id, **options)))
+
+    def _read(self, name: str) -> bytes:
+        """Content of a small file."""
+        with tempfile.TemporaryDirectory() as folder:
+            options: dict[str, Any] = {"revision": self.revision, "local_dir": folder}
+            path = self.api.call(
+                "read the last release", lambda hub: hub.hf_hub_download(self.repo_id, name, **options)
+            )
+            return Path(path).read_bytes()
+
+
+def _additions(files: Sequence[ReleaseFile]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(file.path_in_repo, str(file.path)) for file in files]
 
 
 class TrainingPublisher:
@@ -191,29 +296,23 @@ class TrainingPublisher:
         self.staging.mkdir(exist_ok=True)
         release = Path(tempfile.mkdtemp(dir=self.staging)) / "release"
         try:
-            self._build(folder, release, checkpoint_in_repo)
+            build_release(folder, release, repo_id=self.repo_id, license=self.license, format=self.format)
+            if checkpoint_in_repo is not None:  # checkpoints are rotated away while they are uploaded
+                copy_tree(folder, release / checkpoint_in_repo)
         except Exception as error:  # whatever it is, the training must not end by it
             shutil.rmtree(release.parent, ignore_errors=True)
             job: Future[str] = Future()
-            job.add_done_callback(_log_failure)
             job.set_exception(error)
-            return job
-        job = self.api.hub.run_as_future(self._push, release, message, AUTOMATIC_TAG if tag else NO_TAG)
+        else:
+            job = self.api.hub.run_as_future(self._push, release, message, AUTOMATIC_TAG if tag else NO_TAG)
         job.add_done_callback(_log_failure)
         return job
 
-    def _build(self, folder: Path, release: Path, checkpoint_in_repo: str | None) -> None:
-        build_release(folder, release, repo_id=self.repo_id, format=self.format, license=self.license)
-        if checkpoint_in_repo is not None:
-            # Checkpoints are rotated away while they are uploaded.
-            copy_tree(folder, release / checkpoint_in_repo)
-
     def _push(self, release: Path, message: str, tag: str) -> str:
         try:
-            record = push_release(
+            return push_release(
                 release, self.repo_id, revision=self.revision, message=message, tag=tag, api=self.api
-            )
-            return record.url
+            ).url
         finally:
             shutil.rmtree(release.parent, ignore_errors=True)
 
@@ -221,126 +320,3 @@ class TrainingPublisher:
 def _log_failure(job: "Future[str]") -> None:
     if job.exception() is not None:
         logger.warning("a push in the background failed, the training goes on: %s", job.exception())
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no name of a repository before anything is built.
-
-    Raises:
-        UsageError: If it is none.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UsageError(f"{repo_id!r} is no name of a repository, expected ORG/NAME: {error}") from error
-    if not repo_id:
-        raise UsageError("infoxlm push needs a repository: infoxlm push out ORG/NAME.")
-
-
-def _tags(api: RetriedApi, repo_id: str) -> dict[str, str]:
-    """Commit of each tag."""
-    refs = api.call("list the tags", lambda hub: hub.list_repo_refs(repo_id))
-    return {ref.name: ref.target_commit for ref in refs.tags}
-
-
-def _tag_name(
-    repo_id: str, tag: str, taken: Mapping[str, str], head: str | None, *, on_main: bool
-) -> str | None:
-    if tag == NO_TAG or (tag == AUTOMATIC_TAG and not on_main):
-        return None
-    if tag == AUTOMATIC_TAG:
-        return next(name for name in (f"v{i}" for i in range(1, len(taken) + 2)) if name not in taken)
-    if tag in taken and taken[tag] != head:  # where nothing is new it is as it should be
-        raise UsageError(f"{repo_id} has a tag {tag} already; give another --tag.")
-    return tag
-
-
-def _head(api: RetriedApi, repo_id: str, revision: str | None) -> str | None:
-    info = api.call("look at the repository", lambda hub: hub.repo_info(repo_id, revision=revision))
-    return info.sha
-
-
-def _stale_files(api: RetriedApi, repo_id: str, revision: str | None, new: Iterable[str]) -> list[str]:
-    """Files that the last release brought and the new one does not, and other weights of the same kind."""
-    new, present = set(new), _present(api, repo_id, revision)
-    stale = set()
-    if RELEASE_FILE in present:
-        stale = read_release_files(_download(api, repo_id, revision, RELEASE_FILE))
-    if any(_WEIGHTS.fullmatch(name) for name in new):
-        stale |= {name for name in present if _WEIGHTS.fullmatch(name)}
-    return sorted((stale & present) - new)
-
-
-def _is_ours(card: Path) -> bool:
-    return card.is_file() and MARKER.encode() in card.read_bytes()
-
-
-def _has_own_card(api: RetriedApi, repo_id: str, revision: str | None) -> bool:
-    """Whether somebody has made the card on the Hub their own."""
-    if CARD_NAME not in _present(api, repo_id, revision):
-        return False
-    return MARKER.encode() not in _download(api, repo_id, revision, CARD_NAME)
-
-
-def _present(api: RetriedApi, repo_id: str, revision: str | None) -> set[str]:
-    return set(api.call("list the files", lambda hub: hub.list_repo_files(repo_id, revision=revision)))
-
-
-def _download(api: RetriedApi, repo_id: str, revision: str | None, name: str) -> bytes:
-    """Content of a small file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = api.call(
-            "read the last release",
-            lambda hub: hub.hf_hub_download(repo_id, name, revision=revision, local_dir=folder),
-        )
-        return Path(path).read_bytes()
-
-
-def _commit(
-    api: RetriedApi,
-    repo_id: str,
-    files: Sequence[ReleaseFile],
-    names: set[str],
-    *,
-    revision: str | None,
-    create_pr: bool,
-    message: str,
-) -> CommitInfo:
-    """Upload, then commit; only the upload of a pull request is repeated, else it might be opened twice.
-
-    Args:
-        api: The Hub.
-        repo_id: Repository.
-        files: What is uploaded.
-        names: What the repository has of the release afterwards.
-        revision: Branch.
-        create_pr: Open a pull request.
-        message: Of the commit.
-    """
-    uploaded = _additions(files)
-    api.call(
-        "upload the files",
-        lambda hub: hub.preupload_lfs_files(
-            repo_id, uploaded, revision=revision, create_pr=create_pr, free_memory=False
-        ),
-    )
-    tries: list[list[CommitOperationAdd]] = [uploaded]
-
-    def commit(hub: HfApi) -> CommitInfo:
-        # The answer to an earlier try may have been lost: each looks at what is there by then.
-        additions = tries.pop() if tries else _additions(files)
-        stale = _stale_files(api, repo_id, revision, names)
-        return hub.create_commit(
-            repo_id,
-            [*additions, *(CommitOperationDelete(path) for path in stale)],
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-        )
-
-    return api.call("commit", commit, attempts=1 if create_pr else None)
-
-
-def _additions(files: Sequence[ReleaseFile]) -> list[CommitOperationAdd]:
-    """What is uploaded; an operation remembers what the Hub said of it, so that each try needs its own."""
-    return [CommitOperationAdd(file.path_in_repo, str(file.path)) for file in files]

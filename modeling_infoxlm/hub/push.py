@@ -14,9 +14,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
-from modeling_infoxlm.hub.export import Dtype, Format, Pooling
+from modeling_infoxlm.hub.export import FormatOptions
 from modeling_infoxlm.hub.publish import (
     AUTOMATIC_TAG,
     PushRecord,
@@ -32,7 +33,7 @@ from modeling_infoxlm.runs.process import leave_process_group
 
 
 @dataclass
-class PushArguments:
+class PushArguments(FormatOptions):
     """What is published, and where."""
 
     _argument_group_name = "push"
@@ -41,21 +42,6 @@ class PushArguments:
         default="", metadata={"help": "Folder of a run, a checkpoint or a release of `infoxlm export`."}
     )
     repo_id: str = field(default="", metadata={"help": "Repository on the Hub, ORG/NAME; made if missing."})
-    format: Format | None = field(
-        default=None,
-        metadata={
-            "help": "Form of the release, see `infoxlm export`; unset: the release's own, or xlm-roberta."
-        },
-    )
-    dtype: Dtype = field(default="float32", metadata={"help": "Type of the stored weights."})
-    layer: int | None = field(default=None, metadata={"help": "Layer that the encoder is cut at."})
-    pooling: Pooling | None = field(
-        default=None, metadata={"help": "cls or mean, for sentence-transformers."}
-    )
-    normalize: bool = field(
-        default=False, metadata={"help": "Scale vectors to length 1, for sentence-transformers."}
-    )
-    max_shard_size: str = field(default="5GB", metadata={"help": "Largest size of one weight file."})
     results: list[str] = field(
         default_factory=list,
         metadata={"help": "Result files, or folders of them, of this model; their numbers enter the card."},
@@ -86,8 +72,8 @@ def push_command(argv: list[str]) -> None:
     source = Path(arguments.model_name_or_path)
     if not source.is_dir():
         raise UsageError(f"there is no folder {source}; infoxlm push needs the folder of a run or a release.")
-    record = push_folder(arguments, Console(highlight=False))
-    print(f"dry run: nothing was sent to {arguments.repo_id}." if record is None else describe(record))
+    record = push_folder(arguments)
+    print(f"dry run: nothing was sent to {arguments.repo_id}." if record is None else _describe(record))
 
 
 def push_run(args: Any) -> None:
@@ -120,18 +106,16 @@ def push_model(folder: Path, repo_id: str | None, **options: Any) -> None:
         options: Fields of `PushArguments`.
     """
     name = repo_id or folder.resolve().name
-    arguments = PushArguments(model_name_or_path=str(folder), repo_id=name, **options)
-    record = push_folder(arguments, Console(highlight=False))
+    record = push_folder(PushArguments(model_name_or_path=str(folder), repo_id=name, **options))
     if record is not None:
-        print(describe(record))
+        print(_describe(record))
 
 
-def push_folder(arguments: PushArguments, console: Console) -> PushRecord | None:
-    """Build a release in a temporary folder and publish it; None after a dry run."""
-    source = Path(arguments.model_name_or_path)
-    check_repo_id(arguments.repo_id)
+def push_folder(arguments: PushArguments) -> PushRecord | None:
+    """Build a release in a temporary folder, list its files and publish it; None after a dry run."""
+    source, repo_id = Path(arguments.model_name_or_path), arguments.repo_id
+    check_repo_id(repo_id)
     api = RetriedApi(HfApi(token=arguments.token))
-    repo_id = arguments.repo_id
     if not arguments.dry_run:  # the card's code needs the full name
         repo_id = make_repository(api, repo_id, private=arguments.private)
     with tempfile.TemporaryDirectory(prefix="infoxlm-push-") as staging:
@@ -140,16 +124,11 @@ def push_folder(arguments: PushArguments, console: Console) -> PushRecord | None
             source,
             folder,
             repo_id=repo_id,
-            format=arguments.format,
-            dtype=arguments.dtype,
-            layer=arguments.layer,
-            pooling=arguments.pooling,
-            normalize=arguments.normalize,
-            max_shard_size=arguments.max_shard_size,
             results=[Path(path) for path in arguments.results],
             license=arguments.license,
+            **arguments.format_options(),
         )
-        print_files(list_release(folder), console)
+        _print_files(list_release(folder))
         if arguments.dry_run:
             return None
         return push_release(
@@ -164,28 +143,16 @@ def push_folder(arguments: PushArguments, console: Console) -> PushRecord | None
         )
 
 
-def print_files(files: Sequence[ReleaseFile], console: Console) -> None:
-    """List a release."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("file")
+def _print_files(files: Sequence[ReleaseFile]) -> None:
+    table = Table("file", box=None, pad_edge=False)
     table.add_column("size", justify="right")
     for file in files:
-        table.add_row(file.path_in_repo, format_size(file.size))
-    table.add_row(f"{len(files)} files", format_size(sum(file.size for file in files)))
-    console.print(table)
+        table.add_row(file.path_in_repo, decimal(file.size))
+    table.add_row(f"{len(files)} files", decimal(sum(file.size for file in files)))
+    Console(highlight=False).print(table)
 
 
-def format_size(size: int) -> str:
-    """Bytes for people: 1.1 GB."""
-    value, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def describe(record: PushRecord) -> str:
+def _describe(record: PushRecord) -> str:
     """One line for people."""
     if not record.changed:
         return f"{record.url}: nothing has changed, no commit was made."
@@ -194,10 +161,9 @@ def describe(record: PushRecord) -> str:
 
 def _parse(argv: list[str]) -> PushArguments:
     """`infoxlm push FOLDER ORG/NAME --flags`; the first two may be flags as well."""
-    names = ("--model_name_or_path", "--repo_id")
     flags: list[str] = []
     rest = list(argv)
-    for name in names:
+    for name in ("--model_name_or_path", "--repo_id"):
         if rest and not rest[0].startswith("-"):
             flags += [name, rest.pop(0)]
     (arguments,) = parse_args_with_config(

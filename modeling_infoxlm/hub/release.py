@@ -6,16 +6,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from modeling_infoxlm.hub.card import CARD_NAME, MARKER, write_card
+from modeling_infoxlm.hub.card import CARD_NAME, is_ours, write_card
 from modeling_infoxlm.hub.checkup import PICKLES
 from modeling_infoxlm.hub.evidence import LEADERBOARD_FOLDER, add_evidence, refuse_outside
-from modeling_infoxlm.hub.export import RELEASE_FILE, Dtype, Format, Pooling, export, read_record
+from modeling_infoxlm.hub.export import RELEASE_FILE, export, read_record
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import write_json, writing
 from modeling_infoxlm.runs.secrets import holds_token
 
-DEFAULT_FORMAT: Format = "xlm-roberta"
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")
 
 
@@ -39,14 +39,9 @@ def build_release(
     folder: Path,
     *,
     repo_id: str,
-    format: Format | None = None,
-    dtype: Dtype = "float32",
-    layer: int | None = None,
-    pooling: Pooling | None = None,
-    normalize: bool = False,
-    max_shard_size: str = "5GB",
     results: Sequence[Path] = (),
     license: str | None = None,
+    **options: Any,
 ) -> None:
     """Make the folder that is published; the source is not changed.
 
@@ -54,35 +49,21 @@ def build_release(
         source: Folder of a run, a checkpoint in it, or a release of `export`, which is taken as it is.
         folder: Made here.
         repo_id: Repository that the card's code names.
-        format: Form of the release; None is that of a release, else plain XLM-R.
-        dtype: Type of the stored weights.
-        layer: See `export`.
-        pooling: See `export`.
-        normalize: See `export`.
-        max_shard_size: See `export`.
         results: Result files of this model besides those in the source, or folders of them.
         license: Licence of the model, for the card.
+        options: Fields of `FormatOptions`, for `export`.
 
     Raises:
         UsageError: If the source is no complete model, the options do not fit it, or a result is another's.
     """
     with writing(folder):
-        made = read_record(source)
+        made, form = read_record(source), options.get("format")
         if made is None:
-            export(
-                source,
-                folder,
-                format=format or DEFAULT_FORMAT,
-                dtype=dtype,
-                layer=layer,
-                pooling=pooling,
-                normalize=normalize,
-                max_shard_size=max_shard_size,
-            )
+            export(source, folder, **options)
             _keep_own_card(source, folder)
-        elif format not in (None, made.format):
+        elif form not in (None, made.format):
             raise UsageError(
-                f"{source} is a release as {made.format}, not as {format}; give the folder of the run."
+                f"{source} is a release as {made.format}, not as {form}; give the folder of the run."
             )
         else:
             copy_tree(source, folder)
@@ -151,7 +132,7 @@ def _is_hidden(path: Path) -> bool:
 def _keep_own_card(source: Path, folder: Path) -> None:
     """A card that people wrote goes with the model; one of ours is written anew."""
     card = source / CARD_NAME
-    if card.is_file() and MARKER.encode() not in card.read_bytes():
+    if card.is_file() and not is_ours(card.read_bytes()):
         shutil.copyfile(card, folder / CARD_NAME)
 
 

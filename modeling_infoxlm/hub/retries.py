@@ -1,4 +1,8 @@
-"""Calls to the Hub that outlast trouble on the way: retries with back-off, and one clear line at the end."""
+"""Calls to the Hub that outlast trouble on the way, and one clear line at the end.
+
+huggingface_hub tries uploads and downloads of large files again by itself, but gives up at a checksum that is
+wrong, and tries everything else once: making repositories, commits and tags, and asking what is there.
+"""
 
 import logging
 import random
@@ -21,14 +25,16 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled each time
-# What another try cannot change: not logged in, not allowed, not there, too large.
-PERMANENT = {401, 403, 404, 413}
-
 # What the client's own client of HTTP raises, whichever that is (httpx, httpx2).
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
-
-# What Xet raises, the Hub's other way of uploading.
-XET_ERRORS = (ConnectionError, TimeoutError)
+# With what Xet raises, the Hub's other way of uploading.
+_TROUBLE = (TRANSPORT_ERROR, ConnectionError, TimeoutError)
+# What another try cannot change, and what to do about it.
+_HINTS = {
+    401: "run `hf auth login`, or give a valid --token",
+    403: "the token may not write there: check its role and the name of the repository",
+    413: "a file is too large; give a smaller --max_shard_size",
+}
 
 Result = TypeVar("Result")
 
@@ -63,30 +69,27 @@ class RetriedApi:
             HubError: If it failed for good, or in each try.
             HfHubHTTPError: If it failed with 404: callers know what a missing thing means.
         """
-        attempts = attempts or self.attempts
-        for attempt in range(1, attempts + 1):
+        attempts, attempt = attempts or self.attempts, 1
+        while True:
             try:
                 return action(self.hub)
             except LocalTokenNotFoundError as error:
                 raise HubError(f"not logged in to {self.hub.endpoint}: run `hf auth login`.") from error
-            except (TRANSPORT_ERROR, LocalEntryNotFoundError, RuntimeError, *XET_ERRORS) as error:
+            except (LocalEntryNotFoundError, RuntimeError, *_TROUBLE) as error:
                 trouble = _network_trouble(error)
                 if trouble is None or _status(trouble) == 404:
                     raise
-                if attempt == attempts or _status(trouble) in PERMANENT:
+                if attempt == attempts or _status(trouble) in _HINTS:
                     raise HubError(self._explain(what, trouble, attempt)) from error
                 seconds = _waiting_time(trouble, attempt)
                 logger.warning("could not %s: %s. Trying again in %.0f s.", what, _describe(trouble), seconds)
                 self.wait(seconds)
-        raise AssertionError("the last attempt returns or raises")
+                attempt += 1
 
     def _explain(self, what: str, trouble: BaseException, attempt: int) -> str:
         tries = "" if attempt == 1 else f" after {attempt} attempts"
-        hint = {
-            401: "run `hf auth login`, or give a valid --token",
-            403: "the token may not write there: check its role and the name of the repository",
-            413: "a file is too large; give a smaller --max_shard_size",
-        }.get(_status(trouble) or 0, "nothing local was changed: run the same command again to go on")
+        go_on = "nothing local was changed: run the same command again to go on"
+        hint = _HINTS.get(_status(trouble) or 0, go_on)
         return f"could not {what} at {self.hub.endpoint}{tries}: {_describe(trouble)}; {hint}."
 
 
@@ -94,7 +97,7 @@ def _network_trouble(error: BaseException) -> BaseException | None:
     """The error of the network in a chain of causes; the client wraps those of uploads in RuntimeErrors."""
     if isinstance(error, OfflineModeIsEnabled):
         return None
-    return next((link for link in _causes(error) if isinstance(link, (TRANSPORT_ERROR, *XET_ERRORS))), None)
+    return next((link for link in _causes(error) if isinstance(link, _TROUBLE)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

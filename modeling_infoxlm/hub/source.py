@@ -1,7 +1,7 @@
 """What a release is made of: a checkpoint, loaded with nothing drawn at random in silence."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file, extract_commit_hash
 
+from modeling_infoxlm.hub.file_checks import MODEL_TYPES
 from modeling_infoxlm.hub.formats import PLAIN_CLASSES
-from modeling_infoxlm.hub.loading import MODEL_TYPES, check_name, explain, load, load_whole_model, some
+from modeling_infoxlm.hub.loading import check_name, explain, load, load_whole_model
 from modeling_infoxlm.modeling_infoxlm import (
     InfoXLMForMaskedLM,
     InfoXLMForPreTraining,
     InfoXLMModel,
     InfoXLMPreTrainedModel,
 )
-from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.errors import UsageError, some
 from modeling_infoxlm.runs.provenance import hash_weights
 
 logger = logging.getLogger(__name__)
@@ -79,20 +80,21 @@ def load_source(
     commit = None if folder.is_dir() else hub_commit(name_or_path, options)
     if commit is not None:
         options["revision"] = commit  # all files are of one state, whatever is pushed meanwhile
-    config = _read_config(name_or_path, options)
+    config, _ = load(PreTrainedConfig.get_config_dict, name_or_path, part="config", **options)
     model_class = _model_class(name_or_path, config)
-    may_be_new: tuple[str, ...] = ()
-    if with_objectives and model_class is InfoXLMForMaskedLM and config["model_type"] == "xlm-roberta":
-        model_class, may_be_new = InfoXLMForPreTraining, (PROJECTION,)
-    model, report = _load_model(name_or_path, model_class, options)
-    new = _check_keys(name_or_path, model_class, report, may_be_new)
+    gets_projection = with_objectives and config["model_type"] == "xlm-roberta"
+    if gets_projection and model_class is InfoXLMForMaskedLM:
+        model_class = InfoXLMForPreTraining
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # what is new is the same in every process
+        model, report = load_whole_model(model_class, name_or_path, dtype=torch.float32, **options)
     return Source(
         model=model,
         tokenizer=_load_tokenizer(name_or_path, model.config.vocab_size, options),
         name=folder.resolve().name if folder.is_dir() else str(name_or_path),
         revision=commit,
         sha256=hash_weights(folder) if folder.is_dir() else None,
-        new=new,
+        new=_new_parameters(name_or_path, model_class, report, [PROJECTION] if gets_projection else []),
     )
 
 
@@ -112,18 +114,8 @@ def hub_commit(name: str | Path, options: Mapping[str, Any]) -> str | None:
         raise UsageError(f"{name} cannot be loaded: {explain(error)}") from error
 
 
-def _read_config(name_or_path: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of config.json, without any class of its own."""
-    config, _ = load(PreTrainedConfig.get_config_dict, name_or_path, part="config", **options)
-    return config
-
-
 def _model_class(name_or_path: str | Path, config: dict[str, Any]) -> type[InfoXLMPreTrainedModel]:
-    """Our class for the architecture that config.json names.
-
-    Raises:
-        UsageError: If it names none, or one that is not XLM-R's or ours.
-    """
+    """Our class for the architecture that config.json names; `UsageError` if it is not XLM-R's or ours."""
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
     if model_type not in MODEL_TYPES:
         raise UsageError(
@@ -137,30 +129,17 @@ def _model_class(name_or_path: str | Path, config: dict[str, Any]) -> type[InfoX
     return _CLASSES[architectures[0]]
 
 
-def _load_model(
-    name_or_path: str | Path, model_class: type[InfoXLMPreTrainedModel], options: dict[str, Any]
-) -> tuple[InfoXLMPreTrainedModel, dict[str, Any]]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # what is new is the same in every process
-        return load_whole_model(model_class, name_or_path, dtype=torch.float32, **options)
-
-
-def _check_keys(
+def _new_parameters(
     name_or_path: str | Path,
     model_class: type[InfoXLMPreTrainedModel],
-    report: dict[str, Any],
-    may_be_new: tuple[str, ...],
+    report: Mapping[str, Any],
+    may_be_new: Sequence[str],
 ) -> tuple[str, ...]:
-    """Return what is new, and refuse weights that are not those of the architecture.
-
-    Raises:
-        UsageError: With the parameters that are missing, and the tensors that belong nowhere.
-    """
+    """What is new; `UsageError` if the weights are not those of the architecture."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if model_class is InfoXLMModel and any(name.startswith("lm_head.") for name in unexpected):
         logger.warning("%s: config.json says it is an encoder, so its lm_head is left out.", name_or_path)
         unexpected = [name for name in unexpected if not name.startswith("lm_head.")]
-    new = tuple(name for name in missing if name in may_be_new)
     lacking = [name for name in missing if name not in may_be_new]
     if lacking or unexpected:
         raise UsageError(
@@ -168,17 +147,13 @@ def _check_keys(
             f"{some(lacking)}; unexpected {some(unexpected)}. What is missing would be released at random; "
             "correct the architectures in its config.json, or give a complete checkpoint."
         )
-    return new
+    return tuple(missing)
 
 
 def _load_tokenizer(
     name_or_path: str | Path, vocab_size: int, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's tokenizer, None if it has none.
-
-    Raises:
-        UsageError: If it is damaged, or has more tokens than the model's table has rows.
-    """
+    """The checkpoint's tokenizer, None if it has none; `UsageError` if the model's table is too small."""
     found = (
         cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **options)
         for file in _TOKENIZER_FILES

@@ -356,7 +356,7 @@ DAMAGES = {
     ),
     "another depth": (
         _set(f"{SLOW}sentence_encoder.layers.12.fc1.bias", torch.zeros(96)),
-        "model_slow has layers.12.fc1.bias, beyond",
+        "belong to no encoder known here: model_slow.decoder.sentence_encoder.layers.12.fc1.bias",
     ),
     "no embeddings": (_remove(f"{FAST}sentence_encoder.embed_tokens.weight"), "missing: embed_tokens.weight"),
     "a table of one dimension": (

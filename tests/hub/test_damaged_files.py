@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.finetuning import HeadModelArguments, load_head_model
-from modeling_infoxlm.fairseq.checkpoint_file import read_file
+from modeling_infoxlm.fairseq.weights import read_file
 from modeling_infoxlm.hub.checkup import check_checkpoint
 from modeling_infoxlm.hub.loading import check_state_file
 from modeling_infoxlm.hub.source import load_source
