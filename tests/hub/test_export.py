@@ -20,8 +20,9 @@ from tiny_heads import CLASSES, INPUTS, save_checkpoint, tampered
 from tiny_run import tiny_model
 from tiny_text import sentence_pairs, write_pairs
 from transformers import AutoModel, AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel, set_seed
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTraining
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTraining, modeling_infoxlm
 from modeling_infoxlm.configuration_infoxlm import AUTO_MAP
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
@@ -41,15 +42,9 @@ from modeling_infoxlm.runs.files import file_sha256
 
 INPUT_IDS, MASK = INPUTS["input_ids"], INPUTS["attention_mask"]
 DEPTH_OF_BASE = {"num_hidden_layers": 12, "xlco_layer": None}  # whose layer of the contrast is known
-CODE = {
-    "backbones.py",
-    "configuration_infoxlm.py",
-    "fused_loss.py",
-    "modeling_infoxlm.py",
-    "objectives.py",
-    "packed.py",
-    "packed_attention.py",
-}
+MODEL_FILE = modeling_infoxlm.__file__
+# All that the model file imports from its folder, and it travels.
+CODE = {Path(file).name for file in (MODEL_FILE, *get_relative_import_files(MODEL_FILE))}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 PLAIN_FILES = {"config.json", "model.safetensors", *TOKENIZER, RELEASE_FILE}
 
