@@ -35,7 +35,7 @@ COMMANDS = {
     "mlqa": "commands.mlqa:run",
     "report": "evaluation.report.report:report_command",
     "mine": "evaluation.retrieval.mine:mine_command",
-    "information": "evaluation.information:information_command",
+    "information": "commands.information:run",
     "align-words": "commands.align_words:run",
 }
 

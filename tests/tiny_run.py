@@ -69,6 +69,15 @@ def tiny_model(**overrides: object) -> InfoXLMForPreTraining:
     return InfoXLMForPreTraining(InfoXLMConfig(**{**shape, **defaults, **overrides}))
 
 
+def sharp_model() -> InfoXLMForPreTraining:
+    """A tiny model in eval mode whose predictions differ from place to place."""
+    model = tiny_model().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    return model
+
+
 class KillAfter(TrainerCallback):
     """Ends the process as a power cut would: no handler runs."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from modeling_infoxlm.backbones import BACKBONES
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.runs.errors import UsageError
 
@@ -90,6 +91,11 @@ def batches_by_length(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndar
         size = max(1, most_tokens // max(1, int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
+
+
+def runs_packed(model: Any) -> bool:
+    """Whether a model, with or without a head, has a packed pass; any other one runs padded."""
+    return model.config.model_type in BACKBONES
 
 
 def packed_ids(batch: PackedRows, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from modeling_infoxlm.evaluation.encoding import PACKED_TYPES, Pooling, encode_layers, longest_sequence
+from modeling_infoxlm.evaluation.encoding import OUR_TYPES, Pooling, encode_layers, longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
@@ -184,7 +184,7 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
     name = transformer_folder(arguments.model_name_or_path)
     options = arguments.hub_options()
     config = load(AutoConfig.from_pretrained, name, part="config", **options)
-    model_class: Any = InfoXLMModel if config.model_type in PACKED_TYPES else AutoModel
+    model_class: Any = InfoXLMModel if config.model_type in OUR_TYPES else AutoModel
     model, report = load_whole_model(model_class, name, dtype=torch.float32, **options)
     check_encoder(name, model, sorted(report["missing_keys"]))
     tokenizer: PreTrainedTokenizerBase = load(

@@ -1,7 +1,6 @@
 """Sentence vectors of many texts: sorted by length, leaving the encoder at the asked layer.
 
-A model that can runs packed: no padding is computed and no layer above the asked one. `layer_vectors` makes
-that choice, for every task. Beside the result, memory does not grow with the number of sentences: they are
+A model that can runs packed: no padding is computed and no layer above the asked one (`layer_vectors`). Beside the result, memory does not grow with the number of sentences: they are
 tokenised and sorted a window at a time.
 
 Shapes: N sentences, K layers, B sentences of a batch, T tokens, D hidden.
@@ -26,6 +25,7 @@ from modeling_infoxlm.evaluation.batching import (
     padded_inputs,
     progress_bar,
     run_batches,
+    runs_packed,
 )
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel, pooled_vectors
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "cls"]
 
-PACKED_TYPES = ("xlm-roberta", "infoxlm")  # architectures that are loaded as ours, and run packed
+OUR_TYPES = ("xlm-roberta", "infoxlm")  # architectures that are loaded as ours
 # Their positions are numbered from pad_token_id + 1, so so many rows of the table are never used.
 _OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta-xl", "mpnet", "xmod", "data2vec-text", "ibert")
 SENTENCES_PER_WINDOW = 32768  # sorted by length together; their ids, 2 to 70 MB, are what is held in memory
@@ -220,7 +220,7 @@ def layer_vectors(model: Any, batch: PackedRows, layers: Sequence[int], pooling:
 
     Several layers are taken from one padded pass, which keeps the states of all.
     """
-    if isinstance(model, InfoXLMModel) and len(layers) == 1:
+    if runs_packed(model) and len(layers) == 1:
         ids = packed_ids(batch, model.device)
         return pooled_vectors(model, ids, batch.lengths.tolist(), layers[0], pooling)[None]
     inputs = padded_inputs(batch, model)
@@ -238,7 +238,7 @@ def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 def longest_sequence(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Most tokens of a sequence that a model has positions for, special tokens included."""
-    if config.model_type in PACKED_TYPES:
+    if config.model_type in OUR_TYPES:
         return max_sequence_length(config)
     # Models with relative positions name no limit; then the tokenizer's holds.
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length

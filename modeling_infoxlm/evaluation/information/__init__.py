@@ -1,0 +1,1 @@
+"""Lower bounds of mutual information for the views of InfoXLM's three objectives."""

@@ -1,0 +1,315 @@
+"""Lower bounds of the information of masked tokens and their contexts, the views of MLM and TLM.
+
+X the token at a masked position and C what the model sees (Barber and Agakov, NIPS 2003):
+
+    I(X; C) >= E[log q(X | C) - log p(X)] = H(X) - cross entropy of the model q,
+
+for any q; what is missing is the divergence of q from the true conditional. The paper's own reading,
+log |V| - cross entropy, is no bound of I(X; C): it takes the vocabulary for |V| samples of p(X), and exceeds
+the bound above by log |V| - H(X), some 5 nats of XLM-R's 12.4. It is not reported.
+
+Shapes: N pairs, T tokens, M masked tokens, D hidden.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from modeling_infoxlm.backbones import backbone_of
+from modeling_infoxlm.data.masking import mask_tokens
+from modeling_infoxlm.data.ragged import PackedRows, join_pieces
+from modeling_infoxlm.data.sampling import hash64
+from modeling_infoxlm.data.shards import SpecialTokens
+from modeling_infoxlm.data.tokenise import special_tokens
+from modeling_infoxlm.evaluation.batching import (
+    check_finite,
+    packed_ids,
+    padded_inputs,
+    progress_bar,
+    run_batches,
+    runs_packed,
+)
+from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, transformer_folder
+from modeling_infoxlm.evaluation.results import Estimate, bootstrap
+from modeling_infoxlm.fused_loss import linear_cross_entropy
+from modeling_infoxlm.hub.loading import load_whole_model
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel
+from modeling_infoxlm.packed import EncodeRequest, encode
+
+MASK_PROBABILITY = 0.15  # as in pre-training
+_MASK_STREAM = "information"  # the name of the masks' random numbers
+_PADDED_TOKENS_PER_BATCH = 512  # whole logits are held, 1 MB a token of a large vocabulary
+
+
+@dataclass(frozen=True)
+class MaskedSide:
+    """Sentences of one language without special tokens, and masks in them.
+
+    Attributes:
+        text: N sentences.
+        inputs: The same tokens with the chosen ones masked, (T,).
+        chosen: Where, bool (T,).
+        counts: Chosen tokens of each sentence, (N,), sum M.
+        surprisals: -log p of each chosen token, (M,); p is its share of the ordinary tokens of `text`.
+        entropy: Of p, in nats.
+        entropy_bias: By how much `entropy`, and with it a bound, is too low at least, in nats, since p is
+            that of a sample, in which rare tokens are missing: the first term of the bias (Miller, 1955).
+    """
+
+    text: PackedRows
+    inputs: np.ndarray
+    chosen: np.ndarray
+    counts: np.ndarray
+    surprisals: np.ndarray
+    entropy: float
+    entropy_bias: float
+
+
+def mask_side(text: PackedRows, special: SpecialTokens, *, keys: np.ndarray) -> MaskedSide:
+    """Mask 15 % of the ordinary tokens of each sentence.
+
+    All of them become `<mask>`. Pre-training leaves a tenth as they are; that would tell the model the very
+    token whose information is measured.
+
+    Args:
+        text: N sentences without special tokens.
+        special: The tokenizer's special tokens.
+        keys: One uint64 for each sentence, (N,); the masks follow from it.
+    """
+    masked = mask_tokens(
+        text.tokens,
+        text.lengths,
+        keys,
+        special=special,
+        probability=MASK_PROBABILITY,
+        mask_share=1.0,
+        random_share=0.0,
+    )
+    chosen = np.zeros(len(text.tokens), dtype=bool)
+    chosen[masked.rows] = True
+    ordinary = np.bincount(text.tokens, minlength=special.vocab_size)
+    ordinary[list(special.all_ids)] = 0
+    total, kinds = max(1, int(ordinary.sum())), int((ordinary > 0).sum())
+    shares = ordinary[ordinary > 0] / total
+    return MaskedSide(
+        text=text,
+        inputs=masked.input_ids,
+        chosen=chosen,
+        counts=masked.counts,
+        surprisals=-np.log(ordinary[masked.labels] / total),
+        entropy=float(-(shares * np.log(shares)).sum()),
+        entropy_bias=max(0, kinds - 1) / (2 * total),
+    )
+
+
+@dataclass(frozen=True)
+class MaskedSequences:
+    """Whole sequences for the model, with special tokens.
+
+    Attributes:
+        inputs: N sequences.
+        targets: The true tokens, (T,).
+        place: Number of each chosen token among the M of all sides, side by side and sentence by sentence; -1
+            for tokens that are not chosen, (T,).
+    """
+
+    inputs: PackedRows
+    targets: np.ndarray
+    place: np.ndarray
+
+
+def join_sides(sides: Sequence[MaskedSide], special: SpecialTokens) -> MaskedSequences:
+    """`<s> a </s>` of one side, `<s> a </s> b </s>` of two, masks and all."""
+    count, lengths = len(sides[0].text), np.concatenate([side.text.lengths for side in sides])
+    order = np.arange(len(sides) * count).reshape(len(sides), count).T.ravel()
+    # What is joined are numbers of tokens, above every id: so the special tokens between are told from text.
+    numbers = PackedRows(special.vocab_size + np.arange(lengths.sum()), lengths).take(order)
+    joined = join_pieces(numbers, np.full(count, len(sides)), special)
+    is_text = joined.tokens >= special.vocab_size
+    number = joined.tokens[is_text] - special.vocab_size
+
+    def filled(parts: Sequence[np.ndarray], others: np.ndarray) -> np.ndarray:
+        values = others.copy()
+        values[is_text] = np.concatenate(parts)[number]
+        return values
+
+    chosen = np.concatenate([side.chosen for side in sides])
+    places = np.where(chosen, np.cumsum(chosen) - 1, -1)
+    return MaskedSequences(
+        inputs=PackedRows(filled([side.inputs for side in sides], joined.tokens), joined.lengths),
+        targets=filled([side.text.tokens for side in sides], joined.tokens),
+        place=filled([places], np.full(len(is_text), -1)),
+    )
+
+
+class NoLanguageModel(ValueError):
+    """A checkpoint that cannot predict masked tokens; the message says why."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with a head that predicts masked tokens.
+
+    Attributes:
+        model: In eval mode; an `InfoXLMForPreTraining` for XLM-R and InfoXLM.
+        tokenizer: Its tokenizer.
+        special: The special tokens of it.
+        bf16: Run products in bf16.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    special: SpecialTokens
+    bf16: bool = False
+
+    def losses(self, sequences: MaskedSequences, *, progress: bool = True) -> np.ndarray:
+        """-log q of the true token at each chosen position, in nats, by their numbers, (M,)."""
+        inputs, losses = sequences.inputs, np.zeros(int(sequences.place.max(initial=-1)) + 1)
+        tokens = PackedRows(np.arange(len(sequences.place)), inputs.lengths)
+
+        def run(members: np.ndarray) -> None:
+            token = tokens.take(members).tokens
+            rows = np.flatnonzero(sequences.place[token] >= 0)
+            if not len(rows):
+                return
+            labels = torch.from_numpy(sequences.targets[token[rows]].astype(np.int64))
+            batch = inputs.take(members)
+            found = self._batch_losses(batch, rows, labels.to(self.model.device))
+            owner = np.repeat(members, batch.lengths)[rows]
+            check_finite(found[:, None], self.model, lambda i: f"sentence {i + 1:,}", owner)
+            losses[sequences.place[token[rows]]] = found.double().cpu().numpy()
+
+        most = None if runs_packed(self.model) else _PADDED_TOKENS_PER_BATCH
+        with progress_bar(len(inputs), "masked tokens", " sentences", show=progress) as bar:
+            run_batches(self.model, inputs.lengths, run, bf16=self.bf16, tokens_per_batch=most, bar=bar)
+        return losses
+
+    def _batch_losses(self, batch: PackedRows, rows: np.ndarray, labels: Tensor) -> Tensor:
+        """Losses (M,) at rows (M,) of the batch's tokens (T,)."""
+        model, index = self.model, torch.from_numpy(rows).to(self.model.device)
+        if runs_packed(model):
+            ids, last = packed_ids(batch, model.device), model.config.num_hidden_layers
+            (hidden,) = encode(model.base_model, [EncodeRequest(ids, batch.lengths.tolist(), last, index)])
+            table = model.get_output_embeddings()
+            features = backbone_of(model.config).features(model, hidden)
+            return linear_cross_entropy(features, table.weight, table.bias, labels)
+        inputs = padded_inputs(batch, model)
+        logits = model(**inputs).logits[inputs["attention_mask"].bool()]
+        return F.cross_entropy(logits[index].float(), labels, reduction="none")
+
+
+def load_language_model(arguments: EncoderArguments, encoder: Encoder) -> LanguageModel:
+    """Load the language model head of a checkpoint, and the encoder below it.
+
+    Args:
+        arguments: Which checkpoint.
+        encoder: The same one as `load_encoder` gives it.
+
+    Raises:
+        NoLanguageModel: If the checkpoint has no such head, or the tokenizer no mask.
+    """
+    name = transformer_folder(encoder.record.name_or_path)
+    model_class: Any = AutoModelForMaskedLM
+    options = arguments.hub_options()
+    if isinstance(encoder.model, InfoXLMModel):
+        # The contrast is not used here, and for odd depths has no default layer.
+        model_class, options = InfoXLMForPreTraining, {**options, "xlco_layer": encoder.num_layers}
+    try:
+        special = special_tokens(encoder.tokenizer)
+        model, info = load_whole_model(model_class, name, dtype=torch.float32, **options)
+    except ValueError as error:  # of the tokenizer, or of a configuration that has no masked language model
+        raise NoLanguageModel(str(error).split("\n")[0]) from error
+    known = (f"{model.base_model_prefix}.", "objectives.")
+    missing = [key for key in info["missing_keys"] if not key.startswith(known)]
+    if missing:
+        raise NoLanguageModel(f"it has no language model head ({sorted(missing)[0]} is missing)")
+    return LanguageModel(model.to(encoder.model.device).eval(), encoder.tokenizer, special, encoder.bf16)
+
+
+@dataclass(frozen=True)
+class TokenBounds:
+    """Bounds of the information of masked tokens and their contexts in one language pair, in nats.
+
+    Each language's tokens are held against their own frequencies: which language a token is of counts for
+    nothing.
+
+    Attributes:
+        mlm: The context is the rest of the sentence.
+        tlm: The context is the rest of the sentence and the translation, which is masked as well.
+        difference: `tlm` - `mlm` over the same tokens; as a difference of two bounds it bounds nothing.
+        languages: For each language its number of masked `tokens`, their `entropy`, `entropy_bias`, and the
+            bounds `mlm` and `tlm`.
+    """
+
+    mlm: Estimate
+    tlm: Estimate
+    difference: Estimate
+    languages: Mapping[str, Mapping[str, float]]
+
+
+def token_bounds(
+    model: LanguageModel, sides: Mapping[str, PackedRows], *, seed: int, progress: bool = True
+) -> TokenBounds:
+    """Bounds for both token views, of the same masked tokens.
+
+    Args:
+        model: Language model.
+        sides: Source language and its N sentences without special tokens, target language and their
+            translations.
+        seed: Of the masks and the bootstrap, which draws pairs of sentences.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Raises:
+        ValueError: If no token is masked.
+    """
+    masked = [
+        mask_side(text, model.special, keys=hash64(seed, _MASK_STREAM, number, np.arange(len(text))))
+        for number, text in enumerate(sides.values())
+    ]
+    if not sum(side.chosen.sum() for side in masked):
+        raise ValueError("expected text with ordinary tokens to mask, found none.")
+    counts = [side.counts for side in masked]
+    together = model.losses(join_sides(masked, model.special), progress=progress)
+    alone = [model.losses(join_sides([side], model.special), progress=progress) for side in masked]
+    mlm = [side.surprisals - losses for side, losses in zip(masked, alone, strict=True)]
+    parts = np.split(together, np.cumsum([len(losses) for losses in alone])[:-1])
+    tlm = [side.surprisals - losses for side, losses in zip(masked, parts, strict=True)]
+    return TokenBounds(
+        mlm=mean_gain(mlm, counts, seed=seed),
+        tlm=mean_gain(tlm, counts, seed=seed),
+        difference=mean_gain([b - a for a, b in zip(mlm, tlm, strict=True)], counts, seed=seed),
+        languages={
+            language: {
+                "tokens": len(a),
+                "entropy": side.entropy,
+                "entropy_bias": side.entropy_bias,
+                "mlm": float(a.sum() / max(1, len(a))),
+                "tlm": float(b.sum() / max(1, len(b))),
+            }
+            for language, side, a, b in zip(sides, masked, mlm, tlm, strict=True)
+        },
+    )
+
+
+def mean_gain(gains: Sequence[np.ndarray], counts: Sequence[np.ndarray], *, seed: int = 0) -> Estimate:
+    """Mean over tokens of log q(x | c) - log p(x): H(X) - cross entropy.
+
+    Surprisal and loss are averaged over the same tokens, so that a sample with many rare ones moves both.
+
+    Args:
+        gains: For each side the gain of each masked token, sentence by sentence, (M,).
+        counts: For each side the masked tokens of each of the N sentences, (N,).
+        seed: Of the bootstrap; it draws pairs, since the tokens of a sentence hang together.
+    """
+    sums = [
+        np.bincount(np.repeat(np.arange(len(count)), count), gain, len(count))
+        for gain, count in zip(gains, counts, strict=True)
+    ]
+    table = np.stack([np.sum(sums, axis=0), np.sum(counts, axis=0)], axis=1)
+    return bootstrap(table, lambda means: means[..., 0] / np.maximum(means[..., 1], 1e-12), seed=seed)

@@ -1,0 +1,219 @@
+"""`infoxlm information` on tiny models."""
+
+import math
+import re
+import string
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import sharp_model
+from tiny_text import sentence_pairs, write_pairs
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    XLMRobertaForMaskedLM,
+    XLMRobertaModel,
+    XLMRobertaTokenizer,
+)
+
+from modeling_infoxlm.commands import information
+from modeling_infoxlm.commands.information import InformationArguments, best_layer, draw_pairs
+from modeling_infoxlm.data.ragged import PackedRows
+from modeling_infoxlm.data.sources import parse_bitext_sources
+from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.information.token_views import join_sides, load_language_model, mask_side
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import run_main
+from modeling_infoxlm.runs.provenance import read_result
+
+
+def test_the_layer_is_chosen_on_the_halves_that_are_not_measured() -> None:
+    def bound(value: float, tuned: float) -> Any:
+        return SimpleNamespace(estimate=SimpleNamespace(value=value), tuned=tuned)
+
+    pairs = [{3: bound(9, 1), 4: bound(1, 2)}, {3: bound(9, 4), 4: bound(1, 4)}]
+    assert best_layer(pairs) == 4
+
+
+def test_draws_are_uniform_and_in_random_order(tmp_path: Path) -> None:
+    pairs = [(f"s{i}", f"t{i}") for i in range(12)] + [("only source", "")]
+    (source,) = parse_bitext_sources([str(write_pairs(tmp_path / "en-xx.tsv", pairs))])
+    first: list[str] = []
+    drawn: list[str] = []
+    for seed in range(400):
+        sample = draw_pairs([source], max_pairs=4, seed=seed)
+        assert len(set(sample.texts)) == 4 and sample.num_pairs == 12
+        first.append(sample.texts[0][0])
+        drawn += [pair[0] for pair in sample.texts]
+        assert all(one[1:] == other[1:] for one, other in sample.texts)
+    assert np.unique(drawn, return_counts=True)[1] == pytest.approx(np.full(12, 400 / 3), abs=45)
+    assert np.unique(first, return_counts=True)[1] == pytest.approx(np.full(12, 400 / 12), abs=25)
+
+
+def letter_tokenizer() -> XLMRobertaTokenizer:
+    """A token for each letter, 60 in all, as many as the tiny model has."""
+    pieces = ["▁", *string.ascii_letters, "."]
+    vocabulary = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
+    vocabulary += [(piece, -1.0 - 0.01 * rank) for rank, piece in enumerate(pieces)]
+    return XLMRobertaTokenizer(vocab=[*vocabulary, ("<mask>", 0.0)], model_max_length=512)
+
+
+def save(kind: str, folder: Path) -> str:
+    """A folder of a tiny model: our checkpoint, our plain export, an encoder alone, or a BERT."""
+    tokenizer: Any = letter_tokenizer()
+    model = sharp_model()
+    if kind == "checkpoint":
+        model.save_pretrained(folder)
+    elif kind == "export":
+        save_as_xlm_roberta(model, folder)
+    elif kind == "encoder":
+        encoder = XLMRobertaForMaskedLM(model.config).roberta
+        assert isinstance(encoder, XLMRobertaModel)
+        encoder.config.model_type = "xlm-roberta"
+        encoder.save_pretrained(folder)
+    else:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+        words += [f"##{letter}" for letter in string.ascii_lowercase]
+        tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        torch.manual_seed(1)
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = BertConfig(vocab_size=len(words), initializer_range=0.3, **shape)
+        BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def run(folder: Path, model: str, *flags: str, pairs: int = 60) -> dict[str, Any]:
+    text = write_pairs(folder / "en-xx.tsv", sentence_pairs(pairs))
+    argv = ["--bitext_files", str(text), "--model_name_or_path", model, "--output_dir", str(folder / "out")]
+    information.run([*argv, "--num_candidates", "20", "--max_pairs", "50", *flags])
+    return read_result(folder / "out" / "information_results.json")
+
+
+def test_the_command_writes_every_view(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save("checkpoint", tmp_path / "model")
+    result = run(tmp_path, model, "--seed", "3")
+    scores = result["scores"]["en-xx"]
+    assert set(scores) == {"xlco", "mlm", "tlm", "tlm_minus_mlm"}
+    assert all(score["low"] <= score["value"] <= score["high"] for score in scores.values())
+    assert scores["xlco"]["count"] == 20 and scores["mlm"]["count"] == 50  # 25 measured, one group of 20
+    assert result["unit"] == "nats" and result["metric"] == "xlco" and result["seed"] == 3
+    assert result["settings"]["log_candidates"] == pytest.approx(math.log(20))
+    layers = result["details"]["layers"]["en-xx"]
+    assert list(layers) == ["0", "1", "2", "3"]
+    assert layers[str(result["settings"]["layer"])]["value"] == scores["xlco"]["value"]
+    assert result["details"]["samples"]["en-xx"] == {"sampled": 50, "of": 60, "skipped_lines": 0}
+    assert set(result["details"]["tokens"]["en-xx"]) == {"en", "xx"}
+    assert result["summary"]["tlm"] == scores["tlm"]["value"]
+    assert list(result["dataset"]["files"]) == ["en-xx.tsv"]
+    assert result["command"][:2] == ["infoxlm", "information"]
+    assert "TLM - MLM" in capsys.readouterr().out
+    for asked in (["2"], ["3", "1"]):
+        again = run(tmp_path, model, "--seed", "3", "--layers", *asked)
+        assert again["scores"]["en-xx"]["mlm"] == scores["mlm"]
+        curve = again["details"]["layers"]["en-xx"]
+        assert list(curve) == asked
+        assert [curve[layer]["value"] for layer in asked] == pytest.approx(
+            [layers[layer]["value"] for layer in asked], abs=1e-4
+        )
+
+
+def test_a_checkpoint_and_its_export_give_the_same(tmp_path: Path) -> None:
+    one = run(tmp_path, save("checkpoint", tmp_path / "one"))
+    other = run(tmp_path, save("export", tmp_path / "other"))
+    for metric, score in one["scores"]["en-xx"].items():
+        assert other["scores"]["en-xx"][metric]["value"] == pytest.approx(score["value"], rel=1e-4)
+
+
+def test_an_encoder_without_a_head_gets_the_sentence_view(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(tmp_path, save("encoder", tmp_path / "model"))
+    assert set(result["scores"]["en-xx"]) == {"xlco"} and result["details"]["tokens"] == {}
+    assert "Only the sentence view" in caplog.text and "no language model head" in caplog.text
+
+
+def test_another_architecture_has_all_views(tmp_path: Path) -> None:
+    """Against the logits of one sequence at a time."""
+    folder = save("bert", tmp_path / "model")
+    arguments = EncoderArguments(model_name_or_path=folder)
+    model = load_language_model(arguments, load_encoder(arguments))
+    texts = [
+        PackedRows.from_lists(model.tokenizer([pair[side] for pair in sentence_pairs(9)],
+                                              add_special_tokens=False)["input_ids"])
+        for side in (0, 1)
+    ]  # fmt: skip
+    sides = [mask_side(text, model.special, keys=np.arange(9, dtype=np.uint64)) for text in texts]
+    sequences = join_sides(sides, model.special)
+    found = model.losses(sequences, progress=False)
+    slow = BertForMaskedLM.from_pretrained(folder).eval()
+    expected = np.zeros(len(found))
+    ends = np.cumsum(sequences.inputs.lengths)
+    for start, end in zip(ends - sequences.inputs.lengths, ends, strict=True):
+        ids = torch.from_numpy(sequences.inputs.tokens[start:end].astype(np.int64))
+        with torch.no_grad():
+            logits = slow(ids[None]).logits[0].log_softmax(-1)
+        for token in range(start, end):
+            if sequences.place[token] >= 0:
+                loss = -logits[token - start, sequences.targets[token]].item()
+                expected[sequences.place[token]] = loss
+    assert len(expected) > 10
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert set(run(tmp_path, folder)["scores"]["en-xx"]) == {"xlco", "mlm", "tlm", "tlm_minus_mlm"}
+
+
+def test_long_sentences_are_cut_for_both_token_views(tmp_path: Path) -> None:
+    longest = 512 - 2
+    long = [("a" * longest + source, "b" * longest + target) for source, target in sentence_pairs(4)]
+    text = write_pairs(tmp_path / "en-xx.tsv", long)
+    argv = ["--bitext_files", str(text), "--model_name_or_path", save("checkpoint", tmp_path / "model")]
+    argv += ["--output_dir", str(tmp_path / "out"), "--num_candidates", "2", "--max_pairs", "4"]
+    information.run(argv)
+    tokens = read_result(tmp_path / "out" / "information_results.json")["details"]["tokens"]["en-xx"]
+    assert tokens["en"]["tokens"] == pytest.approx(4 * 0.15 * ((512 - 3) // 2), abs=4)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--layers", "4"], "layer must be in 0..3, found 4"),
+        (["--num_candidates", "31", "--max_pairs", "62"], "en-xx has 60 pairs .* --num_candidates 30"),
+        (["--bitext_files", "nowhere.tsv"], "nowhere.tsv: no such file"),
+        (["--bitext_files", "hub:some/bitext:en-de"], "is on the Hub; give local files"),
+    ],
+)
+def test_bad_input_ends_with_2_and_nothing_written(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_pairs(tmp_path / "en-xx.tsv", sentence_pairs(60))
+    model = save("checkpoint", tmp_path / "model")
+    argv = ["--bitext_files", str(text), "--model_name_or_path", model, "--num_candidates", "20"]
+    argv += ["--max_pairs", "50", "--output_dir", str(tmp_path / "out"), *flags]
+    assert run_main(information.run, argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, error), error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--num_candidates", "1"], "num_candidates must be at least 2, found 1"),
+        (["--max_pairs", "39"], r"at least twice num_candidates \(40\), found 39"),
+    ],
+)
+def test_impossible_numbers(flags: list[str], message: str) -> None:
+    numbers = {"num_candidates": 20, "max_pairs": 50, flags[0].removeprefix("--"): int(flags[1])}
+    with pytest.raises(ValueError, match=message):
+        InformationArguments(**numbers)
+
+
+def test_no_text() -> None:
+    with pytest.raises(UsageError, match="no text: give --bitext_files"):
+        information.run(["--model_name_or_path", "x"])
