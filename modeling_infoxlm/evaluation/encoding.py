@@ -1,7 +1,8 @@
 """Sentence vectors of many texts: sorted by length, leaving the encoder at the asked layer.
 
-A model that can runs packed: no padding is computed and no layer above the asked one (`layer_vectors`). Beside the result, memory does not grow with the number of sentences: they are
-tokenised and sorted a window at a time.
+A model that can runs packed: no padding is computed and no layer above the asked one (`layer_vectors`).
+Beside the result, memory does not grow with the number of sentences: they are tokenised and sorted a window
+at a time.
 
 Shapes: N sentences, K layers, B sentences of a batch, T tokens, D hidden.
 """

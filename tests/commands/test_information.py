@@ -13,9 +13,12 @@ import torch
 from tiny_run import sharp_model
 from tiny_text import sentence_pairs, write_pairs
 from transformers import (
+    AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     XLMRobertaForMaskedLM,
     XLMRobertaModel,
     XLMRobertaTokenizer,
@@ -25,6 +28,7 @@ from modeling_infoxlm.commands import information
 from modeling_infoxlm.commands.information import InformationArguments, best_layer, draw_pairs
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.sources import parse_bitext_sources
+from modeling_infoxlm.evaluation.batching import runs_packed
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.information.token_views import join_sides, load_language_model, mask_side
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
@@ -82,9 +86,13 @@ def save(kind: str, folder: Path) -> str:
         words += [f"##{letter}" for letter in string.ascii_lowercase]
         tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
         torch.manual_seed(1)
-        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        config = BertConfig(vocab_size=len(words), initializer_range=0.3, **shape)
-        BertForMaskedLM(config).save_pretrained(folder)
+        if kind == "bert":
+            shape = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+            config = BertConfig(len(words), num_attention_heads=2, initializer_range=0.3, **shape)
+            BertForMaskedLM(config).save_pretrained(folder)
+        else:
+            config = DistilBertConfig(len(words), dim=16, n_layers=2, n_heads=2, initializer_range=0.3)
+            DistilBertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -139,9 +147,10 @@ def test_an_encoder_without_a_head_gets_the_sentence_view(
     assert "Only the sentence view" in caplog.text and "no language model head" in caplog.text
 
 
-def test_another_architecture_has_all_views(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "packed"), [("bert", True), ("distilbert", False)])
+def test_another_architecture_has_all_views(tmp_path: Path, kind: str, packed: bool) -> None:
     """Against the logits of one sequence at a time."""
-    folder = save("bert", tmp_path / "model")
+    folder = save(kind, tmp_path / "model")
     arguments = EncoderArguments(model_name_or_path=folder)
     model = load_language_model(arguments, load_encoder(arguments))
     texts = [
@@ -152,7 +161,8 @@ def test_another_architecture_has_all_views(tmp_path: Path) -> None:
     sides = [mask_side(text, model.special, keys=np.arange(9, dtype=np.uint64)) for text in texts]
     sequences = join_sides(sides, model.special)
     found = model.losses(sequences, progress=False)
-    slow = BertForMaskedLM.from_pretrained(folder).eval()
+    assert runs_packed(model.model) == packed
+    slow = AutoModelForMaskedLM.from_pretrained(folder).eval()
     expected = np.zeros(len(found))
     ends = np.cumsum(sequences.inputs.lengths)
     for start, end in zip(ends - sequences.inputs.lengths, ends, strict=True):
