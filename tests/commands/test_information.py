@@ -88,10 +88,12 @@ def save(kind: str, folder: Path) -> str:
         torch.manual_seed(1)
         if kind == "bert":
             shape = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
-            config = BertConfig(len(words), num_attention_heads=2, initializer_range=0.3, **shape)
+            config = BertConfig(vocab_size=len(words), num_attention_heads=2, initializer_range=0.3, **shape)
             BertForMaskedLM(config).save_pretrained(folder)
         else:
-            config = DistilBertConfig(len(words), dim=16, n_layers=2, n_heads=2, initializer_range=0.3)
+            config = DistilBertConfig(
+                vocab_size=len(words), dim=16, n_layers=2, n_heads=2, initializer_range=0.3
+            )
             DistilBertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
