@@ -41,10 +41,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m modeling_infoxlm.demo
+	$(BIN)/python examples/demo.py
 
 demo-compare: setup
-	$(BIN)/python -m modeling_infoxlm.demo --compare
+	$(BIN)/python examples/demo.py --compare
 
 # One torch thread a worker: two workers with all cores each only get in each other's way.
 test: setup
@@ -52,7 +52,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive modeling_infoxlm benchmarks $(SCRIPTS)
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive modeling_infoxlm benchmarks examples $(SCRIPTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # Only what differs from $(VENV) is installed, in front of it: seconds, where a whole environment takes minutes.
@@ -81,4 +81,4 @@ bench: setup
 clean:
 	rm -rf $(VENV) build dist demo_output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -rf modeling_infoxlm.egg-info modeling_infoxlm_*.egg-info
-	find modeling_infoxlm benchmarks tests -name __pycache__ -type d -exec rm -rf {} +
+	find modeling_infoxlm benchmarks examples tests -name __pycache__ -type d -exec rm -rf {} +

@@ -22,10 +22,10 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from examples.demo import markdown_table
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli, doctor
 from modeling_infoxlm.commands import align_words, information
 from modeling_infoxlm.commands.prepare import OutputArguments
-from modeling_infoxlm.demo import markdown_table
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.inference import xnli
 from modeling_infoxlm.evaluation.questions import mlqa
