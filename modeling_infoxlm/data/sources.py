@@ -8,13 +8,11 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.errors import DataError, some
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +35,17 @@ _KNOWN_FILES = (
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
 _PAIR_SIDE = re.compile(r"[A-Za-z]{2,3}(_[A-Za-z0-9]+)*")
 _SUBTAG = r"(?:_[A-Z][a-z]{3}|_[A-Z]{2})"
-_GUESSED_LANGUAGE = rf"[a-z]{{2}}{_SUBTAG}?|[a-z]{{3}}{_SUBTAG}"
-# `dev-de` is a split and a language.
-_GUESSED_SIDE = rf"(?!(?:dev|val|trn|tst)(?![a-z]))[a-z]{{2,3}}{_SUBTAG}?"
-_GUESSED_PAIR = re.compile(rf"(?:^|[._-])({_GUESSED_SIDE})-({_GUESSED_SIDE})(?=[.]|$)")
-_LAST_LANGUAGE = re.compile(rf"(?:^|[._-])({_GUESSED_LANGUAGE})$")
-# In `en-pt-br`, `pt_br` and `zh-cn` the last part is a region, not Breton or a language `cn`: a guess with
-# two letters joined to it from before, or which is known as a language in a region, is no guess at all.
-_JOINED = re.compile(r"(?:^|[._-])[A-Za-z]{2}[_-]$")
-_REGIONAL = re.compile(r"zh-(?:cn|hk|mo|sg|tw)|pt-br|en-(?:gb|us)|es-mx")
-
-T = TypeVar("T")
+_GUESSED = rf"[a-z]{{2}}{_SUBTAG}?|[a-z]{{3}}{_SUBTAG}"
+_END = r"(?=\.|$)"
+# At the beginning of a part of the name that has no two letters joined to it from before: in `en-pt-br` and
+# `zh_cn` the last two are a region, not Breton or a language `cn`.
+_BEGIN = r"(?<![^._-])(?<!^[A-Za-z]{2}[_-])(?<![._-][A-Za-z]{2}[_-])"
+# No pairs: a language in its region, two words (`top-ten`), and a split before a language (`dev-de`).
+_NO_PAIR = rf"(?!(?:zh-(?:cn|hk|mo|sg|tw)|pt-br|en-(?:gb|us)|es-mx|[a-z]{{3}}-[a-z]{{3}}){_END})"
+_SIDE = rf"((?!(?:dev|val|trn|tst)(?![a-z]))[a-z]{{2,3}}{_SUBTAG}?)"
+_PAIR_IN_NAME = re.compile(f"{_BEGIN}{_NO_PAIR}{_SIDE}-{_SIDE}{_END}")
+_IS_NOTICE = re.compile("[A-Z]{3}")  # README, LICENSE, SOURCE: no text is missed in them
+_LANGUAGE_IN_NAME = re.compile(f"{_BEGIN}(?:{_GUESSED})$")
 
 
 def check_language(code: str) -> str:
@@ -180,7 +178,8 @@ def parse_bitext_sources(specs: Iterable[str]) -> list[BitextSource]:
     Raises:
         DataError: If a spec names nothing that can be read.
     """
-    return _unique(source for spec in specs for source in _parse_bitext(*_split_spec(spec)))
+    sources = [source for spec in specs for source in _parse_bitext(*_split_spec(spec))]
+    return list(dict.fromkeys(sources))
 
 
 def parse_mono_sources(specs: Iterable[str]) -> list[MonoSource]:
@@ -198,10 +197,7 @@ def parse_mono_sources(specs: Iterable[str]) -> list[MonoSource]:
     Raises:
         DataError: If a spec names nothing that can be read.
     """
-    return _unique(source for spec in specs for source in _parse_mono(*_split_spec(spec)))
-
-
-def _unique(sources: Iterable[T]) -> list[T]:
+    sources = [source for spec in specs for source in _parse_mono(*_split_spec(spec))]
     return list(dict.fromkeys(sources))
 
 
@@ -228,10 +224,8 @@ def _parse_bitext(pair: str | None, location: str) -> list[BitextSource]:
     if "," in location and not Path(location).exists():
         first, second = _split_at_comma(location)
         return [_two_files(first, second, languages or _two_languages(first, second))]
-    paths = _expand(location)
-    if Path(location).expanduser().is_dir():
-        return _required(_bitext_in_folder(paths, languages), location)
-    return _bitext_among(paths, languages)
+    paths = _expand(location, lambda path: _is_bitext_file(path, languages))
+    return [_bitext_file(path, languages) for path in paths]
 
 
 def _split_at_comma(location: str) -> tuple[str, str]:
@@ -244,7 +238,7 @@ def _split_at_comma(location: str) -> tuple[str, str]:
 
 def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
     if language is not None:
-        if _GUESSED_PAIR.fullmatch(language):
+        if _PAIR_IN_NAME.fullmatch(language):
             raise DataError(
                 f"{language!r} is a pair; text of one language wants LANGUAGE=PATH as in de={location}."
             )
@@ -252,28 +246,15 @@ def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
     if location.startswith(HUB_PREFIX):
         config = hub_parts(location)[1] or ""
         return [MonoSource(language or _required_language(config, location), (location,))]
-    paths = _expand(location)
-    if Path(location).expanduser().is_dir():
-        chosen = _required([path for path in paths if _is_mono_file(path, language)], location)
-        for path in sorted(set(paths) - set(chosen)):
-            _pass_over(path, f"text of {language or 'one language'}")
-        paths = chosen
+    paths = _expand(location, lambda path: _is_mono_file(path, language))
     return [_mono_file(path, language) for path in paths]
 
 
-def _required(found: list[T], location: str) -> list[T]:
-    if not found:
-        raise DataError(
-            f"folder {location} holds no file to read; {_KNOWN_FILES}, and its name carries the language."
-        )
-    return found
-
-
-def _expand(location: str) -> list[Path]:
-    """The files meant by a path, a folder or a glob, sorted by name."""
+def _expand(location: str, is_usable: Callable[[Path], bool]) -> list[Path]:
+    """The files meant by a path or a glob, or the usable ones of a folder, sorted by name."""
     path = Path(location).expanduser()
     if path.is_dir():
-        return sorted(child for child in path.iterdir() if child.is_file())
+        return _usable(path, is_usable)
     if path.exists():
         _require_regular(path)
         return [path]
@@ -283,6 +264,25 @@ def _expand(location: str) -> list[Path]:
     if not matches:
         raise DataError(f"no file matches {location}")
     return matches
+
+
+def _usable(folder: Path, is_usable: Callable[[Path], bool]) -> list[Path]:
+    """Those files of a folder that are of the kind asked for; the others are named once."""
+    files = sorted(child for child in folder.iterdir() if child.is_file())
+    usable = [path for path in files if is_usable(path)]
+    if not usable:
+        raise DataError(
+            f"folder {folder} holds no file to read; {_KNOWN_FILES}, and its name carries the language. "
+            "Two files of a pair are given as x.en,x.de, others as LANGUAGES=PATH."
+        )
+    others = [path.name for path in files if path not in usable and not _IS_NOTICE.match(path.name)]
+    if others:
+        logger.warning(
+            "%s: %s not read, by name; two files of a pair are given as x.en,x.de, others as LANGUAGES=PATH",
+            folder,
+            some(others),
+        )
+    return usable
 
 
 def _require_regular(path: Path) -> None:
@@ -306,14 +306,12 @@ class FileName:
 
 def take_apart(path: Path) -> FileName:
     """Stem, format and compression of a file, by its name alone."""
-    stem, compression = path.name, ""
-    if Path(stem).suffix in _COMPRESSIONS:
-        compression = Path(stem).suffix
-        stem = stem.removesuffix(compression)
+    compression = path.suffix if path.suffix in _COMPRESSIONS else ""
+    stem = path.name.removesuffix(compression)
     suffix = Path(stem).suffix
-    if suffix in _FORMATS:
-        return FileName(stem.removesuffix(suffix), _FORMATS[suffix], compression)
-    return FileName(stem, None, compression)
+    return FileName(
+        stem.removesuffix(suffix) if suffix in _FORMATS else stem, _FORMATS.get(suffix), compression
+    )
 
 
 def format_of(path: Path, language: str | None) -> str:
@@ -324,48 +322,25 @@ def format_of(path: Path, language: str | None) -> str:
     stem, _, suffix = name.stem.rpartition(".")
     if Path(stem).suffix in _FORMATS:
         raise DataError(f"{path}: unknown compression .{suffix}; expected one of {', '.join(_COMPRESSIONS)}.")
-    if stem and (suffix == language or re.fullmatch(_GUESSED_LANGUAGE, suffix)):
+    if stem and (suffix == language or re.fullmatch(_GUESSED, suffix)):
         return "text"
     raise DataError(f"{path}: unknown kind of file; {_KNOWN_FILES}.")
 
 
-def _pair_in(name: str) -> tuple[str, str] | None:
+def pair_in(name: str) -> tuple[str, str] | None:
     """The pair that a name carries in a part of its own: `news.en-de` -> (`en`, `de`)."""
-    for match in reversed(list(_GUESSED_PAIR.finditer(name))):
-        sides = match[1], match[2]
-        # `top-ten` is not a pair: at least one side must be an ordinary two-letter code or carry a script.
-        if sides[0] != sides[1] and any(len(side) != 3 for side in sides):
-            return None if _may_be_region(name, match) else sides
-    return None
+    pairs = [(match[1], match[2]) for match in _PAIR_IN_NAME.finditer(name)]
+    return pairs[-1] if pairs and pairs[-1][0] != pairs[-1][1] else None
 
 
 def language_in(name: str) -> str | None:
     """The language that a name ends with: `news.de` -> `de`; none if it ends with a pair, or in a region."""
-    if _GUESSED_PAIR.search(name.rpartition(".")[2]):
-        return None
-    match = _LAST_LANGUAGE.search(name)
-    return match[1] if match and not _may_be_region(name, match) else None
-
-
-def _may_be_region(name: str, guess: re.Match[str]) -> bool:
-    """Whether a guess from a name may hold the region of a language: `en-pt-br`, `zh_cn`, `zh-tw`."""
-    before = name[: guess.start(1)]
-    return bool(_JOINED.search(before) or _REGIONAL.fullmatch(name[guess.start(1) : guess.end()]))
-
-
-def _is_regional(name: str) -> bool:
-    guesses = [*_GUESSED_PAIR.finditer(name), *_LAST_LANGUAGE.finditer(name)]
-    return any(_may_be_region(name, guess) for guess in guesses)
-
-
-def _pass_over(path: Path, kind: str) -> None:
-    """Say that a file of a folder is not read: aloud if its name would carry languages but for a region."""
-    level = logging.WARNING if _is_regional(take_apart(path).stem) else logging.INFO
-    logger.log(level, "%s is not %s, by its name, and is passed over", path, kind)
+    match = None if pair_in(name.rpartition(".")[2]) else _LANGUAGE_IN_NAME.search(name)
+    return match[0] if match else None
 
 
 def _required_pair(name: str, location: str) -> tuple[str, str]:
-    pair = _pair_in(name)
+    pair = pair_in(name)
     if pair is None:
         raise DataError(
             f"{location}: its name carries no language pair; write for example en-de={location}, "
@@ -384,6 +359,9 @@ def _required_language(name: str, location: str) -> str:
     return language
 
 
+# ------------------------------------------------------------------------------------------- files to sources
+
+
 def _mono_file(path: Path, language: str | None) -> MonoSource:
     language = language or _required_language(take_apart(path).stem, str(path))
     format_of(path, language)
@@ -396,9 +374,9 @@ def _is_mono_file(path: Path, language: str | None) -> bool:
     found = language_in(name.stem)
     if name.format is None:  # `x.de` must be asked for, or README.md would be in the language `md`
         return found is not None and found == language
-    if _pair_in(name.stem) and found is None:
-        return False
-    return found is not None if language is None else found in (None, language)
+    if found is None:
+        return language is not None and pair_in(name.stem) is None
+    return language in (None, found)
 
 
 def _two_languages(first: str, second: str) -> tuple[str, str]:
@@ -406,23 +384,17 @@ def _two_languages(first: str, second: str) -> tuple[str, str]:
     return check_pair("-".join(sides))
 
 
-def _two_files(first: str, second: str, languages: tuple[str, str]) -> BitextSource:
-    for location, language in zip((first, second), languages, strict=True):
-        path = Path(location).expanduser()
+def _two_files(first: str | Path, second: str | Path, languages: tuple[str, str]) -> BitextSource:
+    paths = [Path(location).expanduser() for location in (first, second)]
+    pair = "-".join(languages)
+    for path, language in zip(paths, languages, strict=True):
         if not path.exists() or path.is_dir():
-            raise DataError(
-                f"{location}: no such file; two-file bitext {'-'.join(languages)} needs both sides."
-            )
+            raise DataError(f"{path}: no such file; two-file bitext {pair} needs both sides.")
         _require_regular(path)
         if format_of(path, language) != "text":
-            raise DataError(
-                f"{location}: the two files of {'-'.join(languages)} must be plain text, a sentence a line."
-            )
-    paths = [Path(location).expanduser() for location in (first, second)]
+            raise DataError(f"{path}: the two files of {pair} must be plain text, a sentence a line.")
     if paths[0].samefile(paths[1]):
-        raise DataError(
-            f"both sides of {'-'.join(languages)} are the same file {first}; give its translation too."
-        )
+        raise DataError(f"both sides of {pair} are the same file {first}; give its translation too.")
     return BitextSource(*languages, (str(paths[0]), str(paths[1])))
 
 
@@ -435,53 +407,9 @@ def _bitext_file(path: Path, languages: tuple[str, str] | None) -> BitextSource:
     return BitextSource(*languages, (str(path),))
 
 
-def _sides(paths: Iterable[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
-    """One-language text files grouped by what they share: {(folder, `x.`): {`en`: x.en, `fr`: x.fr}}."""
-    groups: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
-    for path in paths:
-        name = take_apart(path)
-        language = language_in(name.stem) if name.format in (None, "text") else None
-        if language is not None:
-            groups[path.parent, name.stem.removesuffix(language)][language] = path
-    return groups
-
-
-def _ordered_sides(base: str, languages: Iterable[str]) -> tuple[str, str]:
-    """Which language comes first: as in the shared name (`de-en.`), else English, else alphabetical."""
-    named = _pair_in(base.rstrip("."))
-    if named and set(named) == set(languages):
-        return named
-    first, second = sorted(languages, key=lambda language: (language != "en", language))
-    return first, second
-
-
-def _bitext_among(paths: Sequence[Path], languages: tuple[str, str] | None) -> list[BitextSource]:
-    """Sources of files that the user named one by one or by a glob: each of them must be used."""
-    sources = []
-    rest = set(paths)
-    for (_, base), sides in _sides(paths).items():
-        if len(sides) == 2:
-            order = languages if languages and set(languages) == set(sides) else _ordered_sides(base, sides)
-            sources.append(_two_files(str(sides[order[0]]), str(sides[order[1]]), languages or order))
-            rest -= set(sides.values())
-    sources += [_bitext_file(path, languages) for path in sorted(rest)]
-    return sorted(sources, key=lambda source: source.locations)
-
-
-def _bitext_in_folder(paths: Sequence[Path], languages: tuple[str, str] | None) -> list[BitextSource]:
-    """Sources among the files of a folder; what is not bitext (a licence, a README) is passed over."""
-    wanted = set(languages) if languages else None
-    chosen: list[Path] = []
-    for sides in _sides(paths).values():
-        if len(sides) == 2 and wanted in (None, set(sides)):
-            chosen += sides.values()
-    for path in paths:
-        name = take_apart(path)
-        found = _pair_in(name.stem)
-        # With the languages given, a file whose name carries none is taken, one of other languages is not.
-        fits = found is not None if wanted is None else found is None or set(found) == wanted
-        if name.format in ("tsv", "jsonl", "parquet") and fits:
-            chosen.append(path)
-    for path in sorted(set(paths) - set(chosen)):
-        _pass_over(path, f"bitext of {'-'.join(languages or ('any pair',))}")
-    return _bitext_among(chosen, languages)
+def _is_bitext_file(path: Path, languages: tuple[str, str] | None) -> bool:
+    """Whether a file of a folder holds pairs: of `languages` if given, where its name says no others."""
+    name = take_apart(path)
+    found = pair_in(name.stem)
+    fits = found is not None if languages is None else found is None or set(found) == set(languages)
+    return name.format in ("tsv", "jsonl", "parquet") and fits

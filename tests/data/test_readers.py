@@ -490,15 +490,17 @@ def test_language_in_the_name(tmp_path: Path, name: str, language: str | None) -
         assert parse_mono_sources([str(tmp_path / name)])[0].language == language
 
 
-def test_a_folder_says_aloud_what_it_passes_over_for_a_region(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt"):
+def test_a_folder_says_aloud_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt", "README.md"):
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
         assert [source.pair for source in parse_bitext_sources([str(tmp_path)])] == ["en-de"]
         assert [source.language for source in parse_mono_sources([str(tmp_path)])] == ["de"]
-    assert "en-pt-br.tsv is not bitext" in caplog.text and "pt_br.txt is not text" in caplog.text
+    passed_over = ["de.txt, en-pt-br.tsv, pt_br.txt not read", "en-de.tsv, en-pt-br.tsv, pt_br.txt not read"]
+    for record, names in zip(caplog.records, passed_over, strict=True):
+        assert (
+            names in record.message and "are given as x.en,x.de, others as LANGUAGES=PATH" in record.message
+        )
 
 
 def names(sources: list[Any]) -> list[tuple[str, ...]]:
@@ -530,13 +532,8 @@ def test_bitext_folder_takes_what_it_recognises(folder: Path) -> None:
     assert names(parse_bitext_sources([str(folder)])) == [
         ("en-de", "en-de.tsv.gz"),
         ("en-fr", "en-fr.tsv"),
-        ("de-en", "tatoeba.de-en.de", "tatoeba.de-en.en"),
-        ("en-sw", "x.en", "x.sw"),
     ]
-    assert names(parse_bitext_sources([f"en-de={folder}"])) == [
-        ("en-de", "en-de.tsv.gz"),
-        ("en-de", "tatoeba.de-en.en", "tatoeba.de-en.de"),
-    ]
+    assert names(parse_bitext_sources([f"en-de={folder}"])) == [("en-de", "en-de.tsv.gz")]
 
 
 def test_mono_folder_takes_what_it_recognises(folder: Path) -> None:
@@ -557,6 +554,10 @@ def test_globs_braces_and_duplicates(folder: Path) -> None:
     assert names(parse_bitext_sources([f"{folder}/multi.{{fr,de}}.txt"])) == [
         ("fr-de", "multi.fr.txt", "multi.de.txt")
     ]
-    assert names(parse_bitext_sources([f"{folder}/x.*"])) == [("en-sw", "x.en", "x.sw")]
+    assert names(parse_bitext_sources([f"{folder}/tatoeba.de-en.de,{folder}/tatoeba.de-en.en"])) == [
+        ("de-en", "tatoeba.de-en.de", "tatoeba.de-en.en")
+    ]
+    with pytest.raises(DataError, match="x.en is plain text and has one side only; .* as in x.en,x.fr"):
+        parse_bitext_sources([f"en-sw={folder}/x.*"])
     with pytest.raises(DataError, match="LICENSE: its name carries no language pair"):
         parse_bitext_sources([f"{folder}/L*"])

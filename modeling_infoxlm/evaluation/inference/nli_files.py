@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from modeling_infoxlm.data.readers import decode, from_json, hub_revision, parquet_records, raw_lines
+from modeling_infoxlm.data.readers import from_json, hub_revision, parquet_records
 from modeling_infoxlm.data.sources import HUB_PREFIX, language_in, take_apart
+from modeling_infoxlm.data.text_files import decode, raw_lines
 from modeling_infoxlm.hub.benchmarks import LANGUAGES
 from modeling_infoxlm.runs.errors import DataError, UsageError
 
