@@ -34,7 +34,7 @@ COMMANDS = {
     "xnli": "commands.xnli:run",
     "mlqa": "commands.mlqa:run",
     "report": "evaluation.report.report:report_command",
-    "mine": "evaluation.retrieval.mine:mine_command",
+    "mine": "commands.mine:run",
     "information": "commands.information:run",
     "align-words": "commands.align_words:run",
 }

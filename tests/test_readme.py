@@ -24,13 +24,13 @@ from transformers import (
 
 from examples.demo import markdown_table
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli, doctor
-from modeling_infoxlm.commands import align_words, information
+from modeling_infoxlm.commands import align_words, information, mine
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.inference import xnli
 from modeling_infoxlm.evaluation.questions import mlqa
 from modeling_infoxlm.evaluation.report import report
-from modeling_infoxlm.evaluation.retrieval import mine, tatoeba
+from modeling_infoxlm.evaluation.retrieval import tatoeba
 from modeling_infoxlm.fairseq import checkpoint
 from modeling_infoxlm.hub import export, push
 from modeling_infoxlm.training.arguments import (

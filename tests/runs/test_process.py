@@ -13,8 +13,7 @@ import pytest
 import torch
 from transformers import TrainerControl
 
-from modeling_infoxlm.commands import align_words, information, tatoeba
-from modeling_infoxlm.evaluation.retrieval.mine import mine_command
+from modeling_infoxlm.commands import align_words, information, mine, tatoeba
 from modeling_infoxlm.runs.errors import DataError, Interrupted, UsageError
 from modeling_infoxlm.runs.process import STOP_SIGNALS, StopOnSignal, configure_process, run_main
 
@@ -161,7 +160,7 @@ def test_products_are_rounded_on_no_cpu(monkeypatch: pytest.MonkeyPatch, amx: bo
     ("command", "argv"),
     [
         (tatoeba.run, "--data_dir d --output_dir out"),
-        (mine_command, "a.de b.en --output out"),
+        (mine.run, "a.de b.en --output out"),
         (information.run, "--bitext_files b.tsv --output_dir out"),
         (align_words.run, "--test_dir d --output_dir out"),
     ],

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.commands.align_words import AlignWordsArguments
 from modeling_infoxlm.commands.information import InformationArguments
+from modeling_infoxlm.commands.mine import MiningArguments
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
@@ -23,7 +24,6 @@ from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
 from modeling_infoxlm.evaluation.inference.xnli import XNLIArguments, XNLITrainingArguments
 from modeling_infoxlm.evaluation.questions.mlqa import MLQAArguments, MLQATrainingArguments
-from modeling_infoxlm.evaluation.retrieval.mine import MiningArguments
 from modeling_infoxlm.evaluation.retrieval.tatoeba import TatoebaArguments
 from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
 from modeling_infoxlm.hub.export import ExportArguments

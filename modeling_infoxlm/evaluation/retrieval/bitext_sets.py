@@ -10,8 +10,9 @@ Languages go by their short codes in results, whatever the files call them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,17 @@ class BitextSet:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A set that was found but not read yet."""
+    """A set that was found but not read yet.
+
+    Attributes:
+        languages: Short codes of both sides.
+        read: Its pairs.
+        files: Where they lie.
+        commits: Commit of each part that lies on the Hub, by its location.
+    """
 
     languages: tuple[str, str]
-    read: Callable[[], tuple[Sequence[str], Sequence[str]]]
+    read: Callable[[], Iterable[tuple[str, str]]]
     files: tuple[Path, ...] = ()
     commits: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,11 +85,12 @@ class _Candidate:
         return f"{source}-{target}"
 
     def load(self) -> BitextSet:
-        source, target = self.read()
-        languages = self.languages
-        if languages[0] == ENGLISH:
-            source, target, languages = target, source, (languages[1], ENGLISH)
-        return BitextSet(self.language, "-".join(languages), source, target)
+        # A blank line is no pair: it would be found beside every other one.
+        pairs = [pair for pair in self.read() if any(side.strip() for side in pair)]
+        source, target = ([pair[side] for pair in pairs] for side in (0, 1))
+        if self.languages[0] == ENGLISH:
+            return BitextSet(self.language, f"{self.language}-{ENGLISH}", target, source)
+        return BitextSet(self.language, "-".join(self.languages), source, target)
 
 
 def refuse_bad_line(error: DataError) -> None:
@@ -120,13 +129,9 @@ def load_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}.")
-    for find in (_tatoeba_files, _ntrex_files, _flores_files):
-        candidates = find(folder)
-        if candidates:
-            break
-    else:
-        candidates = _from_sources(parse_bitext_sources([str(folder)]))
-    return _load(candidates, languages, str(folder), folder.name)
+    layouts = (find(folder) for find in (_tatoeba_files, _ntrex_files, _flores_files))
+    sources = next(filter(None, layouts), None) or parse_bitext_sources([str(folder)])
+    return _load(map(_candidate, sources), languages, str(folder), folder.name)
 
 
 def load_files(
@@ -141,7 +146,8 @@ def load_files(
     Raises:
         UsageError: If one cannot be read, or a language is missing.
     """
-    return _load(_from_sources(parse_bitext_sources(specs)), languages, " ".join(specs), " ".join(specs))
+    name = " ".join(specs)
+    return _load(map(_candidate, parse_bitext_sources(specs)), languages, name, name)
 
 
 def load_dataset_pairs(
@@ -173,7 +179,11 @@ def load_dataset_pairs(
         configs = datasets.get_dataset_config_names(name, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"dataset {name} cannot be loaded: {error}") from error
-    candidates = [_from_config(name, config, options) for config in configs if config.count("-") == 1]
+    candidates = [
+        _Candidate(_short_codes(*config.split("-")), partial(_read_config, name, config, options))
+        for config in configs
+        if config.count("-") == 1
+    ]
     sets, _ = _load(candidates, languages, f"dataset {name}", name)
     files = [path for path in Path(name).rglob("*") if path.is_file()] if is_folder else []
     hashes = DatasetRecord.of_files(name, files).files
@@ -181,19 +191,9 @@ def load_dataset_pairs(
 
 
 def _load(
-    candidates: Sequence[_Candidate], languages: Sequence[str] | None, place: str, name: str
+    candidates: Iterable[_Candidate], languages: Sequence[str] | None, place: str, name: str
 ) -> tuple[list[BitextSet], DatasetRecord]:
-    chosen = _choose(candidates, languages, place)
-    sets = [candidate.load() for candidate in chosen]
-    commits = {place: commit for candidate in chosen for place, commit in candidate.commits.items()}
-    files = [path for candidate in chosen for path in candidate.files]
-    return sets, DatasetRecord.of_files(name, files, commits)
-
-
-def _choose(
-    candidates: Sequence[_Candidate], languages: Sequence[str] | None, place: str
-) -> list[_Candidate]:
-    """The candidates of the languages asked for, in the order of their codes."""
+    """Read the sets of the languages asked for, in the order of their codes."""
     found: dict[str, _Candidate] = {}
     for candidate in sorted(candidates, key=lambda candidate: candidate.language):
         if candidate.language in found:
@@ -205,106 +205,88 @@ def _choose(
     missing = [language for language in wanted if language not in found]
     if missing:
         raise UsageError(f"{place} has no set of {', '.join(missing)}; it has {', '.join(found)}.")
-    return [found[language] for language in wanted]
+    chosen = [found[language] for language in wanted]
+    commits = {location: commit for one in chosen for location, commit in one.commits.items()}
+    files = [path for candidate in chosen for path in candidate.files]
+    return [candidate.load() for candidate in chosen], DatasetRecord.of_files(name, files, commits)
 
 
 # ---------------------------------------------------------------------------------------------------- layouts
 
 
-def _tatoeba_files(folder: Path) -> list[_Candidate]:
+def _short_codes(source: str, target: str) -> tuple[str, str]:
+    return short_code(source), short_code(target)
+
+
+def _aligned(codes: tuple[str, str], *paths: Path) -> BitextSource:
+    """Two files, line by line, whose sides are named by any codes."""
+    return BitextSource(*_short_codes(*codes), tuple(map(str, paths)))
+
+
+def _tatoeba_files(folder: Path) -> list[BitextSource]:
     """`[prefix.]xx-yy.xx` and `[prefix.]xx-yy.yy` are the two sides of a set."""
     sides: dict[str, tuple[str, str]] = {}
     for path in folder.iterdir():
         match = _TATOEBA_FILE.fullmatch(path.name)
         if match and match[4] in (match[2], match[3]) and match[2] != match[3]:
             sides[path.name.removesuffix(match[4])] = (match[2], match[3])
-    return [_aligned_files([folder / (stem + side) for side in sides[stem]], sides[stem]) for stem in sides]
+    return [_aligned(codes, *(folder / (stem + code) for code in codes)) for stem, codes in sides.items()]
 
 
-def _ntrex_files(folder: Path) -> list[_Candidate]:
+def _ntrex_files(folder: Path) -> list[BitextSource]:
     """Translations of one English file."""
-    if not (folder / _NTREX_SOURCE).is_file():
-        return []
-    matches = [(path, _NTREX_FILE.fullmatch(path.name)) for path in folder.iterdir()]
-    sides = {match[1]: path for path, match in matches if match}
-    return _with_english(sides, folder / _NTREX_SOURCE)
+    matches = [match for path in folder.iterdir() if (match := _NTREX_FILE.fullmatch(path.name))]
+    english = folder / _NTREX_SOURCE
+    # The English varieties of NTREX are no other language.
+    others = [match for match in matches if match[1].split("-")[0] != "eng"]
+    return [_aligned((m[1], ENGLISH), folder / m[0], english) for m in others] if english.is_file() else []
 
 
-def _flores_files(folder: Path) -> list[_Candidate]:
+def _flores_files(folder: Path) -> list[BitextSource]:
     """Files of all languages, English among them, of one split."""
     matches = [match for path in folder.iterdir() if (match := _FLORES_FILE.fullmatch(path.name))]
     splits = sorted({match[2] for match in matches})
     if len(splits) > 1:
         raise UsageError(f"{folder} holds the splits {' and '.join(splits)}; give a folder with one of them.")
-    sides = {match[1]: folder / match[0] for match in matches}
-    english = sides.pop("eng_Latn", None)
-    if matches and english is None:
+    english = [folder / match[0] for match in matches if match[1] == "eng_Latn"]
+    if matches and not english:
         raise UsageError(f"{folder} has no eng_Latn.{splits[0]}, the English side of every set.")
-    return _with_english(sides, english) if english else []
+    return [
+        _aligned((match[1], ENGLISH), folder / match[0], *english)
+        for match in matches
+        if match[1] != "eng_Latn"
+    ]
 
 
-def _with_english(sides: dict[str, Path], english: Path) -> list[_Candidate]:
-    # The English varieties of NTREX are no other language.
-    others = {code: path for code, path in sides.items() if code.split("-")[0] != "eng"}
-    return [_aligned_files([path, english], (code, ENGLISH)) for code, path in others.items()]
+def _candidate(source: BitextSource) -> _Candidate:
+    """A set in any form that is read for pre-training."""
+    on_hub = is_hub(source)
+    commits = {location: hub_revision(location) for location in source.locations if on_hub}
+    files = () if on_hub else tuple(Path(location) for location in source.locations)
+
+    def read() -> Iterable[tuple[str, str]]:
+        for path in files:
+            if not path.is_file():
+                raise UsageError(f"{source.pair}: {path} is missing, one side of the set.")
+        revision = next(iter(commits.values()), None)
+        return read_pairs(source, revision=revision, on_bad_line=refuse_bad_line)
+
+    return _Candidate(_short_codes(*source.languages), read, files, commits)
 
 
-def _aligned_files(paths: Sequence[Path], codes: tuple[str, str]) -> _Candidate:
-    languages = (short_code(codes[0]), short_code(codes[1]))
-    return _Candidate(languages, lambda: _read_aligned(paths, languages), tuple(paths))
-
-
-def _read_aligned(paths: Sequence[Path], languages: tuple[str, str]) -> tuple[list[str], list[str]]:
-    for path in paths:
-        if not path.is_file():
-            raise UsageError(f"{'-'.join(languages)}: {path} is missing, one side of the set.")
-    source = BitextSource(*languages, (str(paths[0]), str(paths[1])))
-    return _sides_of(read_pairs(source, on_bad_line=refuse_bad_line))
-
-
-def _from_sources(sources: Sequence[BitextSource]) -> list[_Candidate]:
-    return [_from_source(source) for source in sources]
-
-
-def _from_source(source: BitextSource) -> _Candidate:
-    languages = (short_code(source.source_language), short_code(source.target_language))
-    files = () if is_hub(source) else tuple(Path(location) for location in source.locations)
-    commits = {location: hub_revision(location) for location in source.locations} if is_hub(source) else {}
-    revision = next(iter(commits.values()), None)
-
-    def read() -> tuple[list[str], list[str]]:
-        return _sides_of(read_pairs(source, revision=revision, on_bad_line=refuse_bad_line))
-
-    return _Candidate(languages, read, files, commits)
-
-
-def _from_config(name: str, config: str, options: Mapping[str, Any]) -> _Candidate:
-    codes = config.split("-")
-    languages = (short_code(codes[0]), short_code(codes[1]))
-    return _Candidate(languages, lambda: _read_config(name, config, options))
-
-
-def _read_config(name: str, config: str, options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _read_config(name: str, config: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     import datasets
 
     try:
         rows = list(datasets.load_dataset(name, config, split="test", streaming=True, **options))
     except (OSError, ValueError) as error:
         raise UsageError(f"dataset {name}, {config} cannot be loaded: {error}") from error
-    return _sides_of(_pair_of(row, f"dataset {name}, {config}, row {i:,}") for i, row in enumerate(rows, 1))
-
-
-def _pair_of(row: Mapping[str, Any], place: str) -> tuple[str, str]:
-    source, target = (row.get(column) for column in _PAIR_COLUMNS)
-    if not isinstance(source, str) or not isinstance(target, str):
-        raise UsageError(
-            f"{place}: expected text in the columns {' and '.join(_PAIR_COLUMNS)}, "
-            f"found {', '.join(f'{name}: {type(value).__name__}' for name, value in row.items())}."
-        )
-    return source, target
-
-
-def _sides_of(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    # A blank line is no pair: it would be found beside every other one.
-    aligned = [pair for pair in pairs if any(side.strip() for side in pair)]
-    return [source for source, _ in aligned], [target for _, target in aligned]
+    for number, row in enumerate(rows, 1):
+        source, target = (row.get(column) for column in _PAIR_COLUMNS)
+        if not isinstance(source, str) or not isinstance(target, str):
+            raise UsageError(
+                f"dataset {name}, {config}, row {number:,}: expected text in the columns "
+                f"{' and '.join(_PAIR_COLUMNS)}, "
+                f"found {', '.join(f'{key}: {type(value).__name__}' for key, value in row.items())}."
+            )
+        yield source, target

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from modeling_infoxlm.evaluation.batching import progress_bar
 from modeling_infoxlm.runs.errors import UsageError
 
 Similarity = Literal["cosine", "dot"]
@@ -32,29 +32,16 @@ NEIGHBOURS = 4  # of a margin, as in arXiv 1811.01136
 _PROBES = 32
 _TRAINING_ROWS_PER_LIST = 48
 _ROWS_AT_ONCE = 16384
-_PROGRESS_DELAY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k vectors of the other side that are nearest to each vector.
+    """Vectors of the other side that are nearest to, or fit best, each of N vectors.
 
     Attributes:
-        score: Similarities, (N, k), the highest first; nan where an approximate search found fewer than k.
-        index: Numbers of the neighbours, (N, k), of equal ones the first; 0 where `score` is nan.
-    """
-
-    score: Tensor
-    index: Tensor
-
-
-@dataclass(frozen=True)
-class Matches:
-    """For each sentence the one that fits best on the other side.
-
-    Attributes:
-        score: Margin score, (N,); -inf where none was found.
-        index: Number of the sentence, (N,), of equal ones the first.
+        score: Similarities (N, k), the highest first, nan where an approximate search found fewer than k; or
+            margin scores of the best match (N,), -inf where none was found.
+        index: Numbers of the neighbours, of equal ones the first, in the same shape; 0 where none was found.
     """
 
     score: Tensor
@@ -111,7 +98,7 @@ def nearest_neighbours(queries: Tensor, candidates: Tensor) -> Tensor:
         (N,).
     """
     queries, candidates = _scaled(queries, "cosine"), _scaled(candidates, "cosine")
-    nearest = _Nearest(queries, k=1)
+    nearest = _Nearest.of(queries, k=1)
     for row, column, scores in _tiles(queries, candidates):
         nearest.update(row, column, scores)
     return nearest.index[:, 0]
@@ -194,16 +181,16 @@ def margin_scores(forth: Neighbours, back: Neighbours, margin: Margin) -> Tensor
     return forth.score / usual if margin == "ratio" else forth.score - usual
 
 
-def best_matches(forth: Neighbours, back: Neighbours, margin: Margin) -> Matches:
-    """The neighbour with the highest margin score of each of the N sentences."""
+def best_matches(forth: Neighbours, back: Neighbours, margin: Margin) -> Neighbours:
+    """The neighbour with the highest margin score of each of the N sentences, (N,)."""
     scores = margin_scores(forth, back, margin)
     scores = scores.masked_fill(scores.isnan(), -torch.inf)
     best = scores.amax(dim=1, keepdim=True)
     last = torch.iinfo(forth.index.dtype).max
-    return Matches(best[:, 0], forth.index.masked_fill(scores < best, last).amin(dim=1))
+    return Neighbours(best[:, 0], forth.index.masked_fill(scores < best, last).amin(dim=1))
 
 
-def best_pairs(forth: Matches, back: Matches) -> Pairs:
+def best_pairs(forth: Neighbours, back: Neighbours) -> Pairs:
     """The best match of every sentence of both sides, as pairs.
 
     Args:
@@ -289,12 +276,12 @@ def _scaled(vectors: Tensor, similarity: Similarity) -> Tensor:
 def _exact_neighbours(
     source: Tensor, target: Tensor, k: int, progress: bool
 ) -> tuple[Neighbours, Neighbours]:
-    forth, back = _Nearest(source, min(k, len(target))), _Nearest(target, min(k, len(source)))
+    forth, back = _Nearest.of(source, min(k, len(target))), _Nearest.of(target, min(k, len(source)))
     for row, column, scores in _tiles(source, target, progress=progress):
         forth.update(row, column, scores)
         # On the CPU a search along columns takes far longer than turning the tile.
         back.update(column, row, scores.t().contiguous())
-    return Neighbours(forth.score, forth.index), Neighbours(back.score, back.index)
+    return forth, back
 
 
 def _tiles(
@@ -302,19 +289,23 @@ def _tiles(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Dot products (R, C) of all queries with all candidates, with the first row and column of each tile."""
     rows = range(0, len(queries), TILE_ROWS)
-    for row in tqdm(rows, "searching", unit=" tiles", delay=_PROGRESS_DELAY, disable=not progress):
-        some = queries[row : row + TILE_ROWS].float()
-        for column in range(0, len(candidates), TILE_COLUMNS):
-            yield row, column, some @ candidates[column : column + TILE_COLUMNS].float().t()
+    with progress_bar(len(rows), "searching", " tiles", show=progress) as bar:
+        for row in rows:
+            some = queries[row : row + TILE_ROWS].float()
+            for column in range(0, len(candidates), TILE_COLUMNS):
+                yield row, column, some @ candidates[column : column + TILE_COLUMNS].float().t()
+            bar.update()
 
 
-class _Nearest:
+class _Nearest(Neighbours):
     """The k highest scores of each vector so far, and the indices of the vectors that have them."""
 
-    def __init__(self, vectors: Tensor, k: int) -> None:
-        self.k = k
-        self.score = torch.full((len(vectors), k), -torch.inf, device=vectors.device)
-        self.index = torch.zeros(len(vectors), k, dtype=torch.long, device=vectors.device)
+    @classmethod
+    def of(cls, vectors: Tensor, k: int) -> "_Nearest":
+        shape, device = (len(vectors), k), vectors.device
+        return cls(
+            torch.full(shape, -torch.inf, device=device), torch.zeros(shape, dtype=torch.long, device=device)
+        )
 
     def update(self, row: int, column: int, scores: Tensor) -> None:
         """Take the scores (R, C) of vectors from `row` on with others from `column` on.
@@ -322,7 +313,7 @@ class _Nearest:
         Not `topk`: which of equal scores it takes is not defined.
         """
         rows = torch.arange(row, row + len(scores), device=scores.device)
-        for remaining in reversed(range(self.k)):
+        for remaining in reversed(range(self.score.shape[1])):
             score, index = scores.max(dim=1)
             kept = torch.nonzero(score > self.score[rows, -1])[:, 0]
             if not len(kept):
@@ -337,8 +328,8 @@ class _Nearest:
         scores = torch.cat([self.score[rows], score[:, None]], dim=1)
         indices = torch.cat([self.index[rows], index[:, None]], dim=1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        self.score[rows] = scores[:, : self.k]
-        self.index[rows] = indices.gather(1, order)[:, : self.k]
+        self.score[rows] = scores[:, :-1]
+        self.index[rows] = indices.gather(1, order)[:, :-1]
 
 
 # ------------------------------------------------------------------------------------------------------ faiss
@@ -377,10 +368,7 @@ def _build_index(candidates: Tensor) -> Any:
 
 def _search_index(index: Any, queries: Tensor, k: int, progress: bool) -> Neighbours:
     score, found = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
-    bar = tqdm(
-        total=len(queries), desc="searching", unit=" sentences", delay=_PROGRESS_DELAY, disable=not progress
-    )
-    with bar:
+    with progress_bar(len(queries), "searching", " sentences", show=progress) as bar:
         for start in range(0, len(queries), _ROWS_AT_ONCE):
             some = _as_numpy(queries[start : start + _ROWS_AT_ONCE])
             scores, indices = (torch.from_numpy(part) for part in index.search(some, k))

@@ -5,10 +5,10 @@ the mean of all tokens of layer 7, cosine, no margin, both directions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +34,17 @@ from modeling_infoxlm.evaluation.retrieval.bitext_sets import (
     load_files,
     load_folder,
 )
-from modeling_infoxlm.evaluation.retrieval.mining import NEIGHBOURS, Search, choose_search, translations_found
+from modeling_infoxlm.evaluation.retrieval.mining import (
+    NEIGHBOURS,
+    Margin,
+    Search,
+    Similarity,
+    choose_search,
+    translations_found,
+)
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import writing
+from modeling_infoxlm.runs.flags import flag
 
 TASK = "tatoeba"
 FIGURE_NAME = f"{TASK}_layers.png"
@@ -46,65 +54,53 @@ LANGUAGE_GROUPS = {"mean_14": PAPER_LANGUAGES, "mean_36": XTREME_LANGUAGES}
 
 
 @dataclass
-class TatoebaArguments:
+class SearchArguments:
+    """How sentences are encoded and compared."""
+
+    layer: int | None = flag(
+        None,
+        "Layer of the vectors, 0 is the embedding output. Unset: 7, or the last of fewer layers, or of a "
+        "sentence-transformers folder.",
+    )
+    pooling: Pooling = flag("mean", "Mean of all tokens, or the first token.")
+    margin: Margin = flag(
+        "none", "Compare a similarity with those to the nearest neighbours (arXiv 1811.01136)."
+    )
+    margin_neighbours: int = flag(NEIGHBOURS, "Nearest neighbours of a margin; they are the candidates.")
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: If one is impossible.
+        """
+        if self.margin_neighbours < 1:
+            raise ValueError(f"margin_neighbours must be at least 1, found {self.margin_neighbours}.")
+
+
+@dataclass
+class TatoebaArguments(SearchArguments):
     """Test sets of translated sentences, and how they are searched. The defaults are the paper's."""
 
     _argument_group_name = "retrieval"
 
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder of test sets: Tatoeba (xx-en.xx, xx-en.en), NTREX, FLORES, or .tsv files."},
+    data_dir: str | None = flag(
+        None, "Folder of test sets: Tatoeba (xx-en.xx, xx-en.en), NTREX, FLORES, or .tsv files."
     )
-    bitext_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "Instead of data_dir: sets as for pre-training, x.de,x.en or de-en=pairs.tsv."},
+    bitext_files: list[str] | None = flag(
+        None, "Instead of data_dir: sets as for pre-training, x.de,x.en or de-en=pairs.tsv."
     )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Instead of data_dir: a dataset, mteb/tatoeba-bitext-mining, or its folder."},
+    dataset_name: str | None = flag(
+        None, "Instead of data_dir: a dataset, mteb/tatoeba-bitext-mining, or its folder."
     )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of dataset_name. Unset: the newest."}
-    )
-    languages: list[str] | None = field(
-        default=None, metadata={"help": "Languages beside English. Unset: all that are found."}
-    )
-    layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Layer of the vectors, 0 is the embedding output. Unset: 7, or the last of "
-            "fewer layers, or of a sentence-transformers folder."
-        },
-    )
-    pooling: Literal["mean", "cls"] = field(
-        default="mean", metadata={"help": "Mean of all tokens, or the first token."}
-    )
-    similarity: Literal["cosine", "dot"] = field(
-        default="cosine", metadata={"help": "Similarity of two vectors."}
-    )
-    margin: Literal["none", "ratio", "distance"] = field(
-        default="none",
-        metadata={"help": "Compare a similarity with those to the nearest neighbours (arXiv 1811.01136)."},
-    )
-    margin_neighbours: int = field(
-        default=NEIGHBOURS, metadata={"help": "Nearest neighbours of a margin; they are the candidates."}
-    )
-    all_layers: bool = field(
-        default=False, metadata={"help": f"Measure every layer too, and draw the curve: {FIGURE_NAME}."}
-    )
-    output_dir: str = field(
-        default="tatoeba", metadata={"help": f"Folder of the results: {TASK}{RESULT_SUFFIX}."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace the results that are in output_dir."}
-    )
-    push_to_hub: bool = field(
-        default=False,
-        metadata={"help": "Publish the model, which must be a folder, with these results."},
-    )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository for push_to_hub, ORG/NAME. Unset: the folder's name."}
-    )
+    dataset_revision: str | None = flag(None, "Branch, tag or commit of dataset_name. Unset: the newest.")
+    languages: list[str] | None = flag(None, "Languages beside English. Unset: all that are found.")
+    similarity: Similarity = flag("cosine", "Similarity of two vectors.")
+    all_layers: bool = flag(False, f"Measure every layer too, and draw the curve: {FIGURE_NAME}.")
+    output_dir: str = flag("tatoeba", f"Folder of the results: {TASK}{RESULT_SUFFIX}.")
+    overwrite_output_dir: bool = flag(False, "Replace the results that are in output_dir.")
+    push_to_hub: bool = flag(False, "Publish the model, which must be a folder, with these results.")
+    hub_model_id: str | None = flag(None, "Repository for push_to_hub, ORG/NAME. Unset: the folder's name.")
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -112,8 +108,7 @@ class TatoebaArguments:
         Raises:
             ValueError: If a number or the choice of test sets is impossible.
         """
-        if self.margin_neighbours < 1:
-            raise ValueError(f"margin_neighbours must be at least 1, found {self.margin_neighbours}.")
+        super().__post_init__()
         given = [name for name in ("data_dir", "bitext_files", "dataset_name") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(

@@ -201,32 +201,20 @@ def test_codes(code: str, short: str) -> None:
 
 def test_languages_are_chosen_by_any_code(tatoeba: Path) -> None:
     assert [one.language for one in load_folder(tatoeba, ["fr", "deu", "fra"])[0]] == ["fr", "de"]
-
-
-def test_missing_language(tatoeba: Path) -> None:
     with pytest.raises(UsageError, match="no set of sw, th; it has de, fr"):
         load_folder(tatoeba, ["sw", "de", "th"])
 
 
-def test_one_side_missing(tatoeba: Path) -> None:
-    (tatoeba / "fr-en.en").unlink()
-    with pytest.raises(UsageError, match=r"fr-en: .*fr-en\.en is missing"):
-        load_folder(tatoeba)
-
-
-def test_unequal_sides(tatoeba: Path) -> None:
-    write(tatoeba, fr_0_en__fr=FRENCH[:2])
-    with pytest.raises(UsageError, match=r"2 source lines .* but 3 target lines"):
-        load_folder(tatoeba)
-
-
-def test_a_line_that_is_no_utf8_is_refused_since_the_others_would_move(tatoeba: Path) -> None:
-    (tatoeba / "fr-en.fr").write_bytes(b"Salut.\n\xe9\nNon.\n")
-    with pytest.raises(UsageError, match="line 2: invalid UTF-8"):
-        load_folder(tatoeba)
-
-
-def test_two_sets_of_one_language(tatoeba: Path) -> None:
+def test_sets_that_cannot_be_used(tatoeba: Path) -> None:
+    french = tatoeba / "fr-en.fr"
+    for content, message in (
+        (b"Salut.\nOui.\n", r"2 source lines .* but 3 target lines"),
+        (b"Salut.\n\xe9\nNon.\n", "line 2: invalid UTF-8"),  # without it the others would move
+        (None, r"fr-en: .*fr-en\.fr is missing"),
+    ):
+        french.unlink() if content is None else french.write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            load_folder(tatoeba)
     write(tatoeba, deu_0_eng__deu=GERMAN, deu_0_eng__eng=ENGLISH)
     with pytest.raises(UsageError, match="two sets of de"):
         load_folder(tatoeba)

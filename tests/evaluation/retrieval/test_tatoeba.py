@@ -1,6 +1,7 @@
 """Retrieval results: each number is that of the vectors, layer by layer and direction by direction."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def test_accuracy_is_that_of_a_slow_search_in_both_directions(
         assert 0 < min(expected) and max(expected) < 100
         assert result.scores[one.language]["accuracy"].count == 40
     assert (result.settings["layer"], result.settings["search"]) == (layer, "exact")
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    print_result(result, console)
+    text = console.export_text()
+    assert "xx to en" in text and "made up" in text
+    (line,) = [line for line in text.splitlines() if " de " in line]
+    assert all(f"{value:.1f}" in line for value in directions(result, "de"))
 
 
 def test_every_layer_has_the_numbers_that_it_has_alone(encoder: Encoder) -> None:
@@ -113,6 +120,7 @@ def test_every_layer_has_the_numbers_that_it_has_alone(encoder: Encoder) -> None
     at_layer = [curves["de"][name][1] for name in tatoeba.DIRECTIONS]
     assert directions(together, "de") == pytest.approx(at_layer)
     assert len({tuple(curves["de"][name]) for name in tatoeba.DIRECTIONS}) == 2
+    json.dumps(asdict(together))  # no array, no tensor: without `default`
 
 
 def test_margin_options_reach_the_search(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,16 +198,6 @@ def test_default_layer(encoder: Encoder, tmp_path: Path) -> None:
         resolve_layer(encoder, 4)
 
 
-def test_printed_table(encoder: Encoder) -> None:
-    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments())
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
-    print_result(result, console)
-    text = console.export_text()
-    assert "xx to en" in text and "made up" in text
-    (line,) = [line for line in text.splitlines() if " de " in line]
-    assert all(f"{value:.1f}" in line for value in directions(result, "de"))
-
-
 def test_figure_draws_the_curves_of_the_result(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,12 +225,8 @@ def test_figure_draws_the_curves_of_the_result(
     best = int(np.argmax(means))
     assert axes.get_title(loc="left").startswith(f"Best layer {best} with {means[best]:.1f}%")
     assert {text.get_text() for text in axes.texts} == {"de", "fr"}
-
-
-def test_a_figure_of_older_results_is_removed(encoder: Encoder, tmp_path: Path) -> None:
-    (tmp_path / tatoeba.FIGURE_NAME).write_text("old")
-    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments())
-    assert write_figure(tmp_path, result) is None and not list(tmp_path.iterdir())
+    alone = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments())
+    assert write_figure(path.parent, alone) is None and not list(path.parent.iterdir()), "the older one stays"
 
 
 @pytest.mark.parametrize(
@@ -246,10 +240,3 @@ def test_a_figure_of_older_results_is_removed(encoder: Encoder, tmp_path: Path) 
 def test_impossible_arguments(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TatoebaArguments(**given)
-
-
-def test_result_can_be_written(encoder: Encoder) -> None:
-    from dataclasses import asdict
-
-    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments(all_layers=True))
-    json.dumps(asdict(result))  # no array, no tensor: without `default`

@@ -1,4 +1,4 @@
-r"""`infoxlm mine`: find translation pairs in two monolingual texts by margin scores.
+r"""Find translation pairs in two monolingual texts by margin scores: `infoxlm mine`.
 
     infoxlm mine news.de.txt.gz news.en.txt.gz --model_name_or_path out --output pairs.tsv --threshold 1.05
 
@@ -13,8 +13,7 @@ each sentence has 2 x D bytes on the disk, and in memory 2 x D + 8 while its sid
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +24,10 @@ from tqdm import tqdm
 
 from modeling_infoxlm.data.readers import BadLineHandler, SkipBadLines, fail_on_bad_line, read_sentences
 from modeling_infoxlm.data.sources import MonoSource, parse_mono_sources
-from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, Pooling, load_encoder
+from modeling_infoxlm.evaluation.batching import PROGRESS_DELAY
+from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.encoding import Pooling
 from modeling_infoxlm.evaluation.retrieval.mining import (
-    NEIGHBOURS,
     Margin,
     Pairs,
     Search,
@@ -37,64 +37,41 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
     find_neighbours,
     one_to_one,
 )
-from modeling_infoxlm.evaluation.retrieval.tatoeba import resolve_layer
+from modeling_infoxlm.evaluation.retrieval.tatoeba import SearchArguments, resolve_layer
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import whole_file, writing
+from modeling_infoxlm.runs.flags import flag
 from modeling_infoxlm.runs.process import configure_process
 
 # The index of the approximate search is in fp16 anyway.
 DTYPES: dict[Search, type[np.floating]] = {"exact": np.float32, "approximate": np.float16}
 _BREAKS = str.maketrans("\t\r\n", "   ")
-_PROGRESS_DELAY = 2.0  # seconds
 
 
 @dataclass
-class MiningArguments:
+class MiningArguments(SearchArguments):
     """Two texts, and which pairs of their sentences are written."""
 
     _argument_group_name = "mining"
 
-    source: str | None = field(
-        default=None,
-        metadata={"help": "Text of one language: a file, a folder, or de=PATH. Or the 1st word."},
+    margin: Margin = flag(
+        "ratio", "Compare a cosine with those to the nearest neighbours (arXiv 1811.01136)."
     )
-    target: str | None = field(
-        default=None, metadata={"help": "Text of the other language. Or the 2nd word."}
+    source: str | None = flag(None, "Text of one language: a file, a folder, or de=PATH. Or the 1st word.")
+    target: str | None = flag(None, "Text of the other language. Or the 2nd word.")
+    output: str = flag("pairs.tsv", "File of the pairs: score, source, target.")
+    overwrite: bool = flag(False, "Replace the output if it exists.")
+    threshold: float | None = flag(
+        None, "Lowest score that is written. Unset: all. With ratio some 1.04 to 1.1 are usual."
     )
-    output: str = field(default="pairs.tsv", metadata={"help": "File of the pairs: score, source, target."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output if it exists."})
-    layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Layer of the vectors, 0 is the embedding output. Unset: 7, or the last of fewer layers."
-        },
+    one_to_one: bool = flag(
+        True, "Write a sentence in its best pair only; false: every sentence's best match."
     )
-    pooling: Literal["mean", "cls"] = field(
-        default="mean", metadata={"help": "Mean of all tokens, or the first token."}
+    search: Literal["auto", "exact", "approximate"] = flag(
+        "auto", "auto: exact up to 100,000 sentences a side, approximate (faiss) beyond."
     )
-    margin: Literal["none", "ratio", "distance"] = field(
-        default="ratio",
-        metadata={"help": "Compare a cosine with those to the nearest neighbours (arXiv 1811.01136)."},
-    )
-    margin_neighbours: int = field(
-        default=NEIGHBOURS, metadata={"help": "Nearest neighbours of a margin; they are the candidates."}
-    )
-    threshold: float | None = field(
-        default=None,
-        metadata={"help": "Lowest score that is written. Unset: all. With ratio some 1.04 to 1.1 are usual."},
-    )
-    one_to_one: bool = field(
-        default=True,
-        metadata={"help": "Write a sentence in its best pair only; false: every sentence's best match."},
-    )
-    search: Literal["auto", "exact", "approximate"] = field(
-        default="auto",
-        metadata={"help": "auto: exact up to 100,000 sentences a side, approximate (faiss) beyond."},
-    )
-    on_bad_line: Literal["fail", "skip"] = field(
-        default="fail", metadata={"help": "What happens at a line that cannot be used."}
-    )
+    on_bad_line: Literal["fail", "skip"] = flag("fail", "What happens at a line that cannot be used.")
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -102,14 +79,13 @@ class MiningArguments:
         Raises:
             ValueError: If a text is missing or a number is impossible.
         """
+        super().__post_init__()
         if not self.source or not self.target:
             raise ValueError("two texts are needed: infoxlm mine SOURCE TARGET --output pairs.tsv")
-        if self.margin_neighbours < 1:
-            raise ValueError(f"margin_neighbours must be at least 1, found {self.margin_neighbours}.")
 
 
-def mine_command(argv: list[str]) -> None:
-    """Find translation pairs in two texts: `infoxlm mine`."""
+def run(argv: list[str]) -> None:
+    """Find translation pairs in two texts."""
     encoder_args, args = parse_args_with_config(
         (EncoderArguments, MiningArguments), _name_texts(argv), program="infoxlm mine", about=__doc__
     )
@@ -117,9 +93,9 @@ def mine_command(argv: list[str]) -> None:
     output, texts = Path(args.output), (args.source, args.target)
     if output.exists() and not args.overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite true.")
-    if any(Path(str(text)).exists() and output.exists() and output.samefile(str(text)) for text in texts):
+    if output.exists() and any(Path(text).exists() and output.samefile(text) for text in texts):
         raise UsageError(f"{output} is one of the texts that are read; give another --output.")
-    source, target = (read_distinct(str(text), args.on_bad_line) for text in texts)
+    source, target = (read_distinct(text, args.on_bad_line) for text in texts)
     search = choose_search(len(source), len(target)) if args.search == "auto" else args.search
     encoder = load_encoder(encoder_args)
     layer = resolve_layer(encoder, args.layer)
@@ -128,9 +104,9 @@ def mine_command(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=".mine-", dir=output.parent) as folder:
         vectors = [
             encode_to_file(
-                encoder, texts, Path(folder) / name, layer=layer, pooling=args.pooling, dtype=DTYPES[search]
+                encoder, side, Path(folder) / name, layer=layer, pooling=args.pooling, dtype=DTYPES[search]
             )
-            for name, texts in (("source", source), ("target", target))
+            for name, side in (("source", source), ("target", target))
         ]
         pairs = mine(*vectors, margin=args.margin, k=args.margin_neighbours, search=search)
     if args.one_to_one:
@@ -220,13 +196,7 @@ def write_pairs(path: Path, pairs: Pairs, source: list[str], target: list[str]) 
         source: Source sentences, by their numbers.
         target: Target sentences.
     """
+    rows = zip(pairs.score.tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True)
+    shown = tqdm(rows, "writing", total=len(pairs), unit=" pairs", delay=PROGRESS_DELAY)
     with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(_lines(pairs, source, target))
-
-
-def _lines(pairs: Pairs, source: list[str], target: list[str]) -> Iterator[str]:
-    rows: Iterable[tuple[float, int, int]] = zip(
-        pairs.score.tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True
-    )
-    for score, i, j in tqdm(rows, "writing", total=len(pairs), unit=" pairs", delay=_PROGRESS_DELAY):
-        yield f"{score:.6f}\t{source[i]}\t{target[j]}\n"
+        file.writelines(f"{score:.6f}\t{source[i]}\t{target[j]}\n" for score, i, j in shown)

@@ -10,11 +10,11 @@ import torch
 from disk_limit import file_size_limit
 from tiny_encoder import save_tiny_encoder
 
+from modeling_infoxlm.commands import mine as mine_module
+from modeling_infoxlm.commands.mine import MiningArguments, encode_to_file, mine, read_distinct, run
 from modeling_infoxlm.evaluation import encoding
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
-from modeling_infoxlm.evaluation.retrieval import mine as mine_module
 from modeling_infoxlm.evaluation.retrieval import mining
-from modeling_infoxlm.evaluation.retrieval.mine import encode_to_file, mine, mine_command, read_distinct
 from modeling_infoxlm.runs.errors import DiskFullError, UsageError
 from modeling_infoxlm.runs.process import run_main
 
@@ -89,8 +89,9 @@ def assert_same_pairs(found: list[tuple[float, str, str]], expected: list[tuple[
     assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=1e-5)
 
 
-@pytest.mark.parametrize(("margin", "k"), [("ratio", 4), ("distance", 2), ("none", 4)])
-@pytest.mark.parametrize("one_to_one", [True, False])
+@pytest.mark.parametrize(
+    ("margin", "k", "one_to_one"), [("ratio", 4, True), ("distance", 2, False), ("none", 4, True)]
+)
 def test_pairs_are_those_of_a_slow_loop(
     folder: Path,
     encoder: Encoder,
@@ -103,7 +104,7 @@ def test_pairs_are_those_of_a_slow_loop(
     output = tmp_path / "new" / "pairs.tsv"
     options = f"--margin {margin} --margin_neighbours {k} --one_to_one {one_to_one}".split()
     where = ["--model_name_or_path", str(folder), "--output", str(output)]
-    mine_command([*map(str, texts), *where, *options])
+    run([*map(str, texts), *where, *options])
     expected = slow_pairs(encoder, margin=margin, k=1 if margin == "none" else k, one_to_one=one_to_one)
     assert_same_pairs(read_output(output), expected)
     assert 15 < len(expected) < 45
@@ -114,10 +115,10 @@ def test_threshold_and_report(
     folder: Path, texts: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*map(str, texts), "--model_name_or_path", str(folder), "--output"]
-    mine_command([*flags, str(tmp_path / "all.tsv")])
+    run([*flags, str(tmp_path / "all.tsv")])
     rows = read_output(tmp_path / "all.tsv")
     threshold = rows[9][0]
-    mine_command([*flags, str(tmp_path / "best.tsv"), "--threshold", str(threshold - 1e-6)])
+    run([*flags, str(tmp_path / "best.tsv"), "--threshold", str(threshold - 1e-6)])
     assert read_output(tmp_path / "best.tsv") == rows[:10]
     assert "best.tsv: 10 pairs of 30 and 25 distinct sentences\n" in capsys.readouterr().out
 
@@ -132,7 +133,7 @@ def test_beyond_the_limit_faiss_finds_the_same_and_it_is_said(
 ) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed (the extra eval)")
     monkeypatch.setattr(mining, "EXACT_LIMIT", 29)
-    mine_command([*map(str, texts), "--model_name_or_path", str(folder), "--output", str(tmp_path / "p.tsv")])
+    run([*map(str, texts), "--model_name_or_path", str(folder), "--output", str(tmp_path / "p.tsv")])
     found = {row[1:]: row[0] for row in read_output(tmp_path / "p.tsv")}
     expected = {row[1:]: row[0] for row in slow_pairs(encoder, margin="ratio", k=4, one_to_one=True)}
     # All lists are searched, but in fp16: scores move in the fourth digit, and so a near tie may.
@@ -173,23 +174,18 @@ def test_sentences_are_read_in_order_once_without_breaks(tmp_path: Path) -> None
     assert read_distinct(f"de={tmp_path / 'x.de.jsonl'}") == ["Haus"]
 
 
-def test_bad_lines_fail_or_are_skipped(tmp_path: Path) -> None:
+def test_lines_and_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
+    with pytest.raises(UsageError, match="no such file"):
+        read_distinct(str(path))
     path.write_bytes(b"a\n\xff\nb\n")
     with pytest.raises(UsageError, match="line 2: invalid UTF-8.*--on_bad_line skip"):
         read_distinct(str(path))
     assert read_distinct(str(path), "skip") == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "holds no sentence"), (b"", "is empty"), (None, "no such file")]
-)
-def test_no_text(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "text.txt"
-    if content is not None:
+    for content, message in ((b"\n \n", "holds no sentence"), (b"", "is empty")):
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=message):
-        read_distinct(str(path))
+        with pytest.raises(UsageError, match=message):
+            read_distinct(str(path))
 
 
 # -------------------------------------------------------------------------------------------- what is refused
@@ -213,7 +209,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
 ) -> None:
     output = tmp_path / "out" / "pairs.tsv"
     argv = [*map(str, texts), "--model_name_or_path", str(folder), "--output", str(output), *flags]
-    assert run_main(mine_command, argv) == 2
+    assert run_main(run, argv) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and message in error[0]
     assert not output.parent.exists()
@@ -225,12 +221,12 @@ def test_an_output_is_not_overwritten_unless_asked(
     output = tmp_path / "pairs.tsv"
     output.write_text("mine\n")
     argv = [*map(str, texts), "--model_name_or_path", str(folder), "--output", str(output)]
-    assert run_main(mine_command, argv) == 2 and output.read_text() == "mine\n"
+    assert run_main(run, argv) == 2 and output.read_text() == "mine\n"
     assert "exists; give another --output, or --overwrite true" in capsys.readouterr().err
-    assert run_main(mine_command, [*argv, "--overwrite", "true"]) == 0 and len(read_output(output)) > 10
+    assert run_main(run, [*argv, "--overwrite", "true"]) == 0 and len(read_output(output)) > 10
     before = texts[0].read_bytes()
     argv[-1] = str(texts[0])
-    assert run_main(mine_command, [*argv, "--overwrite", "true"]) == 2 and texts[0].read_bytes() == before
+    assert run_main(run, [*argv, "--overwrite", "true"]) == 2 and texts[0].read_bytes() == before
     assert "is one of the texts that are read" in capsys.readouterr().err
 
 
@@ -245,21 +241,7 @@ def test_a_full_disk_is_said_before_vectors_are_written_to_it(tmp_path: Path) ->
         encode_to_file(Tiny(), ["a"] * 100, tmp_path / "source", **options)  # type: ignore[arg-type]
 
 
-def test_a_failure_while_writing_leaves_nothing(
-    folder: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> list[str]:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(mine_module, "_lines", fail)
-    output = tmp_path / "out" / "pairs.tsv"
-    argv = [*map(str, texts), "--model_name_or_path", str(folder), "--output", str(output)]
-    assert run_main(mine_command, argv) == 1 and not list(output.parent.iterdir())
-
-
-def test_two_texts_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in (["one.txt"], ["--source", "one.txt"], []):
-        with pytest.raises(SystemExit) as exit_:
-            mine_command(argv)
-        assert exit_.value.code == 2
-    assert "infoxlm mine SOURCE TARGET" in capsys.readouterr().err
+@pytest.mark.parametrize("texts", [{"source": "one.txt"}, {}, {"source": "a", "target": ""}])
+def test_two_texts_are_needed(texts: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="infoxlm mine SOURCE TARGET"):
+        MiningArguments(**texts)
