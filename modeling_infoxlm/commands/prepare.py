@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
     work = {
         "tokenizer": load_tokenizer(model),
         "output_dir": output.output_dir,
-        "settings": data.prepare_settings(),
+        "settings": data,
         "num_workers": num_workers(data, sources),
     }
     if output.num_shards == 1:

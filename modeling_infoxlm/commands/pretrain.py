@@ -26,8 +26,9 @@ from modeling_infoxlm.evaluation.retrieval.heldout import (
 )
 from modeling_infoxlm.hub.push import push_run
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
-from modeling_infoxlm.runs.config_file import changed_flags, parse_args_with_config
+from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.flags import changed_flags
 from modeling_infoxlm.runs.process import StopOnSignal, configure_process
 from modeling_infoxlm.runs.record import Run, open_run
 from modeling_infoxlm.training.arguments import (

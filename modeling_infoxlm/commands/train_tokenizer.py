@@ -20,6 +20,6 @@ def run(argv: list[str]) -> None:
         output.output_dir,
         vocab_size=data.tokenizer_vocab_size,
         max_length=data.max_seq_length,
-        bitext_columns=data.prepare_settings().bitext_columns,
+        bitext_columns=data.columns,
     )
     print(f"{output.output_dir}: load it with AutoTokenizer.from_pretrained, or give it as --tokenizer_name.")

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ from modeling_infoxlm.data.sources import (
 from modeling_infoxlm.data.tokenise import special_tokens, tokenizer_json, tokenizer_sha256
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import file_sha256, make_folder, write_text
+from modeling_infoxlm.runs.flags import check_numbers, flag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,86 +41,97 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Source = BitextSource | MonoSource
+OnBadLine = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """All that shapes the prepared corpus besides the text and the tokenizer.
+    """All that shapes the prepared corpus besides the text and the tokenizer; its fields are flags."""
 
-    Attributes:
-        max_length: Longest MLM block in tokens, special tokens included (paper: 512).
-        max_side_length: Longest side of a pair in tokens without special ones; None is what lets
-            `<s> a </s> b </s>` fit: `(max_length - 3) // 2`.
-        min_length: Shortest sentence in tokens.
-        max_length_ratio: Most tokens that one side may have for each token of the other.
-        deduplicate: Keep each distinct pair or sentence once, by token ids, over all files of its languages.
-        mono_from_bitext: The sides of training pairs also become MLM blocks of their languages.
-        heldout_fraction: Share of the sentences of `heldout_language` whose pairs are never trained on, 0..1.
-        heldout_language: The language whose sentences decide; in pairs without it the source side does.
-        heldout_max_pairs: Most held-out pairs kept for evaluation, per language pair.
-        seed: Another seed holds out other sentences.
-        on_bad_line: Stop at a line that cannot be read, or skip and count it.
-        bitext_columns: 0-based TSV columns of source and target; None takes the last two.
-    """
-
-    max_length: int = 512
-    max_side_length: int | None = None
-    min_length: int = 1
-    max_length_ratio: float = 9.0
-    deduplicate: bool = True
-    mono_from_bitext: bool = False
-    heldout_fraction: float = 0.0
-    heldout_language: str = "en"
-    heldout_max_pairs: int = 1000
-    seed: int = 0
-    on_bad_line: Literal["fail", "skip"] = "fail"
-    bitext_columns: tuple[int, int] | None = None
+    max_seq_length: int = flag(
+        512, "Longest sequence in tokens, for MLM blocks and for joined pairs (README: 512)."
+    )
+    max_side_length: int | None = flag(
+        None,
+        "Longest side of a pair in tokens without special ones; longer pairs are dropped. "
+        "Unset: half a sequence, 254 of 512.",
+    )
+    min_length: int = flag(
+        1, "Shortest side of a pair and shortest sentence in tokens; shorter ones are dropped (ours)."
+    )
+    max_length_ratio: float = flag(
+        9.0, "A pair is dropped if one side has this many times the other's tokens (ours)."
+    )
+    deduplicate: bool = flag(
+        True, "Drop repeated sentences and pairs: as negatives they would be false ones (ours)."
+    )
+    mono_from_bitext: bool = flag(False, "Use the sides of the bitext as MLM text too (ours).")
+    heldout_fraction: float = flag(
+        0.0,
+        "Share of the sentences of heldout_language whose pairs are kept out of training, "
+        "in all languages at once.",
+    )
+    heldout_language: str = flag(
+        "en",
+        "Language whose sentences decide, by hash, which pairs are held out.",
+    )
+    heldout_max_pairs: int = flag(
+        1000, "Most held-out pairs kept for evaluation, for each language pair; the rest is unused."
+    )
+    prepare_seed: int = flag(
+        0,
+        "Seed of the preparation (what is held out). "
+        "Apart from --seed, so that runs with other seeds share one corpus.",
+    )
+    on_bad_line: OnBadLine = flag(
+        "fail", "What to do with a line that cannot be read: fail, or skip and count it."
+    )
+    bitext_columns: list[int] = flag(
+        [], "Two columns of TSV bitext, counted from 0: source and target. Unset: the last two."
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that could not work.
 
         Raises:
-            DataError: With the name of the setting, its value and what is allowed.
+            ValueError: With the name of the setting, its value and what is allowed.
         """
-        require(self.max_length >= 5, f"max_length is {self.max_length}; it must be at least 5.")
-        require(self.min_length >= 1, f"min_length is {self.min_length}; it must be at least 1.")
-        require(
-            self.min_length <= self.longest_side <= self.max_length - 4,
-            f"max_side_length is {self.longest_side}; it must be at least min_length ({self.min_length}) and "
-            f"at most max_length - 4 ({self.max_length - 4}).",
-        )
-        require(
-            self.max_length_ratio >= 1, f"max_length_ratio is {self.max_length_ratio}; it must be at least 1."
-        )
-        require(
-            0 <= self.heldout_fraction < 1,
-            f"heldout_fraction is {self.heldout_fraction}; it must be in [0, 1).",
-        )
-        require(
-            self.heldout_max_pairs >= 1,
-            f"heldout_max_pairs is {self.heldout_max_pairs}; it must be at least 1.",
-        )
-        require(self.seed >= 0, f"seed is {self.seed}; it must not be negative.")
-        require(
-            self.on_bad_line in ("fail", "skip"),
-            f"on_bad_line is {self.on_bad_line!r}; expected fail or skip.",
-        )
+        check_numbers(self)
+        if not self.min_length <= self.longest_side <= self.max_seq_length - 4:
+            raise ValueError(
+                f"max_side_length is {self.longest_side}; it must be at least min_length ({self.min_length}) "
+                f"and at most max_seq_length - 4 ({self.max_seq_length - 4})."
+            )
+        if self.on_bad_line not in get_args(OnBadLine):
+            raise ValueError(f"on_bad_line is {self.on_bad_line!r}; expected fail or skip.")
         columns = self.bitext_columns
-        require(
-            columns is None or (len(set(columns)) == len(columns) == 2 and min(columns) >= 0),
-            f"bitext_columns is {columns}; expected two different column numbers, counted from 0.",
-        )
+        if columns and not (len(set(columns)) == len(columns) == 2 and min(columns) >= 0):
+            raise ValueError(
+                f"bitext_columns is {columns}; expected two different column numbers, of source "
+                "and target, counted from 0."
+            )
         check_language(self.heldout_language)
 
     @property
     def longest_side(self) -> int:
-        """`max_side_length` with its default filled in."""
-        return (self.max_length - 3) // 2 if self.max_side_length is None else self.max_side_length
+        """`max_side_length` with its default filled in: what lets `<s> a </s> b </s>` fit."""
+        return (self.max_seq_length - 3) // 2 if self.max_side_length is None else self.max_side_length
+
+    @property
+    def columns(self) -> tuple[int, int] | None:
+        """Columns of source and target; None takes the last two."""
+        return (self.bitext_columns[0], self.bitext_columns[1]) if self.bitext_columns else None
 
     @property
     def heldout_rule(self) -> HeldoutRule:
         """Which sentences are held out."""
-        return HeldoutRule(self.heldout_fraction, self.heldout_language, self.seed)
+        return HeldoutRule(self.heldout_fraction, self.heldout_language, self.prepare_seed)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, under the names that they have in manifests."""
+        values = {field.name: getattr(self, field.name) for field in fields(PrepareSettings)}
+        named = {"max_length": values.pop("max_seq_length"), "seed": values.pop("prepare_seed")}
+        return {**values, **named, "max_side_length": self.longest_side, "bitext_columns": self.columns}
 
 
 def require(holds: bool, message: str) -> None:
@@ -218,7 +230,7 @@ def make_plan(
             "vocab_size": special.vocab_size,
             "special": asdict(special),
         },
-        "settings": {**asdict(settings), "max_side_length": settings.longest_side},
+        "settings": settings.describe(),
         "sources": [unit.record for unit in units],
     }
     # Through JSON once, so that it compares equal with a manifest that was read: tuples become lists.

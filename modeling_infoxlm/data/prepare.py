@@ -263,7 +263,7 @@ def _work_folder(folder: Path) -> Path:
 
 def _tasks(plan: Plan, num_workers: int) -> list[_Task]:
     work = make_work_folder(plan.folder)
-    warn_of_extra_columns([unit.source for unit in plan.units], plan.settings.bitext_columns)
+    warn_of_extra_columns([unit.source for unit in plan.units], plan.settings.columns)
     tokenizer_file = work / f"tokenizer-{plan.description['tokenizer']['sha256'][:16]}.json"
     write_text(tokenizer_file, plain_text_encoder(plan.tokenizer_json))
     return [
@@ -513,7 +513,7 @@ def _lines(task: _Task, handler: BadLineHandler) -> Iterator[Texts]:
     source, revision = task.unit.source, task.unit.revision
     if isinstance(source, MonoSource):
         return zip(read_sentences(source, revision=revision, on_bad_line=handler))  # noqa: B905  # 1-tuples
-    return read_pairs(source, columns=task.settings.bitext_columns, revision=revision, on_bad_line=handler)
+    return read_pairs(source, columns=task.settings.columns, revision=revision, on_bad_line=handler)
 
 
 class _Unknown:
@@ -580,7 +580,7 @@ def _drop_unfit(
     sides: Sides, kept: np.ndarray, settings: PrepareSettings, dropped: Counter[str]
 ) -> np.ndarray:
     """Which of the rows `kept` have lengths that fit, bool (n,); the others are counted by reason."""
-    longest = settings.longest_side if len(sides) == 2 else settings.max_length - 2
+    longest = settings.longest_side if len(sides) == 2 else settings.max_seq_length - 2
     for side in sides:
         problems = {"too_short": side.lengths < settings.min_length, "too_long": side.lengths > longest}
         kept = kept & _drop({reason: wrong & kept for reason, wrong in problems.items()}, dropped)
@@ -796,7 +796,7 @@ def _write_blocks(task: _Task, dropped: Counter[str]) -> dict[str, dict[str, Any
 
 
 def _block_writer(task: _Task, stack: ExitStack, shard: str) -> _BlockWriter:
-    return _BlockWriter(stack, task.folder / shard, task.special, task.settings.max_length)
+    return _BlockWriter(stack, task.folder / shard, task.special, task.settings.max_seq_length)
 
 
 # ----------------------------------------------------------------------------------------------- the manifest

@@ -52,16 +52,12 @@ from modeling_infoxlm.evaluation.encoding import longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.push import push_run
-from modeling_infoxlm.runs.config_file import changed_flags
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.flags import changed_flags
 from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.runs.record import TRAINER_STATE, Run, open_run, run_identity
-from modeling_infoxlm.training.arguments import (
-    BYPASSED,
-    ReleaseArguments,
-    refuse_bypassed,
-    settle_precision,
-)
+from modeling_infoxlm.training.arguments import ReleaseArguments
+from modeling_infoxlm.training.bypassed import BYPASSED, refuse_bypassed, settle_precision
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)

@@ -9,15 +9,15 @@ import argparse
 import dataclasses
 import difflib
 import json
-import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from modeling_infoxlm.runs.flags import check_number
 from modeling_infoxlm.runs.secrets import blot_secrets, holds_secret, takes_secret
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
@@ -105,21 +105,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
             f"recipe {path} must be a mapping of flag names to values, not a {type(content).__name__}."
         )
     return content
-
-
-def default_of(flag: dataclasses.Field[Any]) -> Any:
-    """Default value of a dataclass field."""
-    return flag.default if flag.default_factory is dataclasses.MISSING else flag.default_factory()
-
-
-def changed_flags(*arguments: Any) -> list[str]:
-    """Names of the flags that do not have their default value, of instances of dataclasses of arguments."""
-    return [
-        flag.name
-        for instance in arguments
-        for flag in dataclasses.fields(instance)
-        if flag.init and getattr(instance, flag.name) != default_of(flag)
-    ]
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -217,59 +202,6 @@ def _is_config(flag: str) -> bool:
     return flag == "--config" or flag.startswith("--config=")
 
 
-_AT_LEAST_1 = (
-    "max_steps per_device_train_batch_size per_device_eval_batch_size batch_size "
-    "gradient_accumulation_steps save_total_limit eval_accumulation_steps torch_empty_cache_steps "
-    "ddp_timeout ddp_bucket_cap_mb dataloader_prefetch_factor num_hidden_layers hidden_size "
-    "num_attention_heads "
-    "intermediate_size preprocessing_num_workers max_seq_length max_side_length min_length max_length_ratio "
-    "heldout_max_pairs tokenizer_vocab_size mlm_examples tlm_examples xlco_examples queue_size "
-    "momentum_warmup_steps tokens_per_device eval_max_pairs max_train_samples max_eval_samples "
-    "max_predict_samples mixed_max_samples doc_stride max_query_length max_answer_length n_best_size "
-    "margin_neighbours max_pairs num_candidates num_shards"
-).split()
-_ABOVE_0 = "num_train_epochs save_steps logging_steps eval_steps adam_epsilon momentum_exponent".split()
-_BELOW_1 = (
-    "adam_beta1 adam_beta2 hidden_dropout_prob attention_probs_dropout_prob heldout_fraction "
-    "label_smoothing_factor"
-).split()
-_OF_ANY_SIGN = "null_score_diff_threshold threshold".split()
-_LOWEST = {"xlco_layer": -1, "eval_layer": -1}
-LARGEST_SEED = 2**32 - 1  # numpy's
-LARGEST_INT = 2**53  # up to here an int is the same number as a float
-_LIMITS = {
-    # Deeper or wider ones than anybody has trained would only fill the memory for minutes.
-    "num_hidden_layers": 1000,
-    "hidden_size": 2**16,
-    "num_attention_heads": 2**12,
-    "intermediate_size": 2**18,
-    "max_position_embeddings": 2**20,
-    "max_seq_length": 2**20,
-    **dict.fromkeys(("seed", "data_seed", "prepare_seed"), LARGEST_SEED),
-    **dict.fromkeys(("momentum", "momentum_start", "mask_probability"), 1),
-}
-
-
-def check_number(name: str, value: float) -> None:
-    """Refuse a value that no flag of this name can mean: what is not named above is 0 or more.
-
-    Raises:
-        ValueError: If it is not finite, or outside the flag's range; the message goes on from the name.
-    """
-    if not math.isfinite(value):
-        raise ValueError(f"must be a finite number, found {value}.")
-    if name in _AT_LEAST_1 and value < 1:
-        raise ValueError(f"must be at least 1, found {value:g}.")
-    if name in _ABOVE_0 and value <= 0:
-        raise ValueError(f"must be above 0, found {value:g}.")
-    if name in _BELOW_1 and not 0 <= value < 1:
-        raise ValueError(f"must be at least 0 and below 1, found {value:g}.")
-    if name not in _OF_ANY_SIGN and value < _LOWEST.get(name, 0):
-        raise ValueError(f"must be at least {_LOWEST.get(name, 0):g}, found {value:g}.")
-    if value > _LIMITS.get(name, LARGEST_INT):
-        raise ValueError(f"must be at most {_LIMITS.get(name, LARGEST_INT):,}, found {value:g}.")
-
-
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Each flag once, under its own name, with the kind of value it takes; no default where there is none."""
 
@@ -311,15 +243,15 @@ class _RecipeParser(HfArgumentParser):
             if not show_all:
                 self._hide_trainer_flags(dataclass_types)
         self.hints = {
-            field.name: get_type_hints(dataclass_type)[field.name]
-            for dataclass_type in dataclass_types
-            for field in dataclasses.fields(dataclass_type)
+            field.name: get_type_hints(kind)[field.name]
+            for kind in dataclass_types
+            for field in dataclasses.fields(kind)
             if field.init
         }
         for action in self._actions:
             if action.type in (int, float):
                 action.metavar = "NUMBER"
-                action.type = _checked_number(action.dest, action.type, action.default)
+                action.type = _checked_number(action)
         self.recipe: dict[str, Any] = {}
         self.recipe_source = ""
         self.typed_flags: set[str] = set()
@@ -428,14 +360,15 @@ class _RecipeParser(HfArgumentParser):
         return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; --help lists the flags."
 
 
-def _checked_number(name: str, kind: type, default: Any) -> Callable[[str], float]:
+def _checked_number(action: argparse.Action) -> Callable[[str], float]:
     """The type of a flag that takes a number; its default, a sign for something else, is always allowed."""
+    kind = cast(type, action.type)
 
     def number(text: str) -> float:
         value: float = kind(text)
-        if value != default:
+        if value != action.default:
             try:
-                check_number(name, value)
+                check_number(action.dest, value)
             except ValueError as error:
                 raise argparse.ArgumentTypeError(str(error)) from error
         return value

@@ -5,155 +5,29 @@ folder infoxlm/ of microsoft/unilm; "README" the commands given there. Every che
 was expected, what was found and what to do.
 """
 
-import os
-import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from accelerate.utils import str_to_bool as strtobool
 from transformers import TrainingArguments
 
-from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
 from modeling_infoxlm.data.batches import ConcatenatePairs, StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.hub.export import Format
 from modeling_infoxlm.momentum import MomentumSchedule
-from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
-from modeling_infoxlm.runs.config_file import default_of
+from modeling_infoxlm.runs.flags import check_numbers, flag
+from modeling_infoxlm.training.bypassed import BYPASSED, refuse_bypassed, refuse_launcher, settle_precision
+from modeling_infoxlm.training.layers import parse_layers
+
+_STREAMS = StreamSettings()  # whose defaults and checks are those of the flags
 
 
-def _flag(default: Any, text: str, **metadata: Any) -> Any:
-    """A dataclass field whose help is `text`; argparse formats helps with %, so a literal one is doubled."""
-    return field(default=default, metadata={"help": text.replace("%", "%%"), **metadata})
-
-
-def _files(text: str) -> Any:
-    return field(default_factory=list, metadata={"help": text.replace("%", "%%")})
-
-
-def _at_least(low: float, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= low:  # NaN is not
-            raise ValueError(f"{name} must be at least {low:g}, found {value:g}.")
-
-
-def _in_range(low: float, high: float, **values: float) -> None:
-    for name, value in values.items():
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be in {low:g}..{high:g}, found {value:g}.")
-
-
-# Arguments of transformers that the joint step goes around or that would break it, and what there is instead.
-BYPASSED = {
-    "num_train_epochs": "a run is as long as max_steps",
-    "optim_target_modules": "it is for optimisers with projected gradients, which are not supported",
-    "average_tokens_across_devices": "losses are always means over the items of all devices",
-    "label_smoothing_factor": "the losses are the paper's",
-    "bf16_full_eval": "evaluation computes as training does; give --bf16 true",
-    "fp16_full_eval": "evaluation computes as training does; give --fp16 true",
-    "torch_compile": "packed rows cannot be compiled as a whole; give --compile_layers true",
-    "torch_compile_backend": "packed rows cannot be compiled as a whole; give --compile_layers true",
-    "torch_compile_mode": "packed rows cannot be compiled as a whole; give --compile_layers true",
-    "use_liger_kernel": "there are no such kernels for this model",
-    "liger_kernel_config": "there are no such kernels for this model",
-    "use_cache": "an encoder has no cache",
-    "neftune_noise_alpha": "the packed pass does not add noise to embeddings",
-    "auto_find_batch_size": "the batch defines the run; to bound memory give --tokens_per_device",
-    "prediction_loss_only": "evaluation measures held-out losses and retrieval",
-    "eval_do_concat_batches": "evaluation measures held-out losses and retrieval",
-    "eval_use_gather_object": "evaluation measures held-out losses and retrieval",
-    "eval_accumulation_steps": "evaluation keeps no outputs",
-    "include_for_metrics": "evaluation keeps no outputs",
-    "batch_eval_metrics": "evaluation keeps no outputs",
-    "label_names": "a joint batch has its labels in its parts",
-    "save_only_model": "nothing could go on from such a checkpoint; `infoxlm export` makes a release of one",
-    "enable_jit_checkpoint": "SIGTERM and Ctrl-C always save a checkpoint",
-    "load_best_model_at_end": "pre-training ends with its last step",
-    "metric_for_best_model": "pre-training ends with its last step",
-    "greater_is_better": "pre-training ends with its last step",
-    "ignore_data_skip": "a resumed run would meet the same examples again",
-    "restore_callback_states_from_checkpoint": "a resumed run goes on as it was without it",
-    "data_seed": "order and masks follow --seed",
-    "parallelism_config": "runs are on one device or under DDP",
-    "dataloader_drop_last": "ranks must gather equally many keys",
-    "dataloader_in_order": "batches must come in their order",
-    "remove_unused_columns": "it would drop every part of a joint batch",
-    "train_sampling_strategy": "which example comes when is defined by --sampling_alpha and --seed",
-    "length_column_name": "which example comes when is defined by --sampling_alpha and --seed",
-    "ddp_static_graph": "micro-batches differ in what they reach",
-    "fsdp": "runs are on one device or under DDP; start them with torchrun",
-    "fsdp_config": "runs are on one device or under DDP; start them with torchrun",
-    "deepspeed": "runs are on one device or under DDP; start them with torchrun",
-    "do_eval": "this program trains, and evaluates as --eval_strategy says",
-    "do_predict": "this program trains, and evaluates as --eval_strategy says",
-    "resume_from_checkpoint": "the same command goes on by itself from the last checkpoint; "
-    "to start from other weights give --model_name_or_path",
-}
-# What `accelerate launch` switches on by an environment variable, whatever the flags say.
-_LAUNCHED = {
-    "ACCELERATE_USE_FSDP": "fsdp",
-    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
-    "ACCELERATE_USE_MEGATRON_LM": "parallelism_config",
-}
-
-
-def refuse_bypassed(args: TrainingArguments, reasons: Mapping[str, str]) -> None:
-    """Refuse arguments that would change nothing, or break what they meet; call it before `__post_init__`.
-
-    Args:
-        args: As they were given.
-        reasons: For each such argument, why, and what to do instead.
-
-    Raises:
-        ValueError: If one of them does not have its default.
-    """
-    for flag in fields(args):
-        value = getattr(args, flag.name)
-        if flag.name in reasons and value != default_of(flag):
-            raise ValueError(f"{flag.name} {value} is not supported: {reasons[flag.name]}.")
-
-
-def settle_precision(args: TrainingArguments) -> None:
-    """Take over the precision of the launcher where no flag gives one, so that it is recorded as it is.
-
-    Call it before `__post_init__`: accelerate would use it all the same.
-
-    Raises:
-        ValueError: If the precision is neither bf16 nor fp16, or fp16 is asked for without a GPU.
-    """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if not (args.bf16 or args.fp16) and launched != "no":
-        if launched not in ("bf16", "fp16"):
-            raise ValueError(f"the launcher's mixed_precision is {launched}; expected no, bf16 or fp16.")
-        setattr(args, launched, True)
-    on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    if args.fp16 and on_cpu:
-        raise ValueError("fp16 needs a GPU and there is none; on a CPU give --bf16 true, or neither.")
-    if args.bf16 and on_cpu:
-        args.use_cpu = True  # else the base class refuses bf16, which CPUs have too
-
-
-def parse_layers(text: str) -> tuple[int, int | None]:
-    """First and last layer of `1-6`, `6` or `all`, counted from 1; the last of `all` is None.
-
-    Raises:
-        ValueError: If the text is none of these.
-    """
-    if text == "all":
-        return 1, None
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= first <= last:
-        raise ValueError(
-            f"recompute_layers must be a range such as 1-6, one layer such as 6, or all, counted from 1; "
-            f"found {text!r}."
-        )
-    return first, last
+def _given(arguments: Any, names: str) -> dict[str, Any]:
+    """Those of some fields that are not None."""
+    values = {name: getattr(arguments, name) for name in names.split()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass
@@ -162,54 +36,35 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = _flag(
+    model_name_or_path: str | None = flag(
         None,
         "Checkpoint to start from, a Hub name or a folder: XLM-R, InfoXLM or our own. Unset: random weights.",
     )
-    config_name: str | None = _flag(
+    config_name: str | None = flag(
         None, "Configuration of a model from scratch, a Hub name or a folder. Unset: XLM-R base's shape."
     )
-    tokenizer_name: str | None = _flag(
+    tokenizer_name: str | None = flag(
         None, "Fast tokenizer, a Hub name or a folder. Unset: that of model_name_or_path."
     )
-    cache_dir: str | None = _flag(None, "Folder for files from the Hub. Unset: the Hub client's own.")
-    model_revision: str = _flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
+    cache_dir: str | None = flag(None, "Folder for files from the Hub. Unset: the Hub client's own.")
+    model_revision: str = flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
     # repr=False: a printed or logged instance must not show the secret.
-    token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
+    token: str | None = flag(None, "Hub access token. Unset: the one stored by `hf auth login`.", repr=False)
+    # Of a model from scratch; unset fields are the configuration's.
+    num_hidden_layers: int | None = flag(None, "Layers of a model from scratch. Unset: 12, of base.")
+    hidden_size: int | None = flag(None, "Width of a model from scratch. Unset: 768, of base.")
+    num_attention_heads: int | None = flag(None, "Heads of a model from scratch. Unset: 12, of base.")
+    intermediate_size: int | None = flag(None, "Feed-forward width from scratch. Unset: 3072, of base.")
+    max_position_embeddings: int | None = flag(
+        None, "Positions of a model from scratch, two more than its longest sequence. Unset: 514, of base."
     )
-    num_hidden_layers: int | None = _flag(
-        None, "Layers of a model from scratch. Unset: the configuration's (base 12)."
-    )
-    hidden_size: int | None = _flag(
-        None, "Width of a model from scratch. Unset: the configuration's (base 768)."
-    )
-    num_attention_heads: int | None = _flag(
-        None, "Heads of a model from scratch. Unset: the configuration's (base 12)."
-    )
-    intermediate_size: int | None = _flag(
-        None, "Feed-forward width of a model from scratch. Unset: the configuration's (base 3072)."
-    )
-    max_position_embeddings: int | None = _flag(
-        None,
-        "Positions of a model from scratch, two more than its longest sequence. "
-        "Unset: the configuration's (514).",
-    )
-
-    hidden_dropout_prob: float = _flag(0.0, "Dropout of hidden states while training (README: 0).")
-    attention_probs_dropout_prob: float = _flag(
-        0.0, "Dropout of attention weights while training (README: 0)."
-    )
+    hidden_dropout_prob: float = flag(0.0, "Dropout of hidden states while training (README: 0).")
+    attention_probs_dropout_prob: float = flag(0.0, "Dropout of attention weights in training (README: 0).")
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot be, and one for a checkpoint that has its own."""
+        check_numbers(self)
         shape = self.shape_overrides()
-        _at_least(1, **shape)
-        for name, value in self.dropout_overrides().items():
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, found {value:g}.")
         if shape and self.model_name_or_path is not None:
             raise ValueError(
                 f"{', '.join(shape)} describe a model from scratch, but model_name_or_path is "
@@ -234,144 +89,80 @@ class ModelArguments:
 
     def dropout_overrides(self) -> dict[str, float]:
         """Return the configuration fields of dropout, for any model: checkpoints of XLM-R come with 0.1."""
-        return {
-            "hidden_dropout_prob": self.hidden_dropout_prob,
-            "attention_probs_dropout_prob": self.attention_probs_dropout_prob,
-        }
+        names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        return {name: getattr(self, name) for name in names}
 
     def shape_overrides(self) -> dict[str, int]:
         """Return the configuration fields that were given, for a model from scratch."""
-        shape = {
-            "num_hidden_layers": self.num_hidden_layers,
-            "hidden_size": self.hidden_size,
-            "num_attention_heads": self.num_attention_heads,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-        }
-        return {name: value for name, value in shape.items() if value is not None}
+        return _given(
+            self,
+            "num_hidden_layers hidden_size num_attention_heads intermediate_size max_position_embeddings",
+        )
 
 
-@dataclass
-class PrepareArguments:
-    """Which text is read, and how it is checked, tokenised and held out: what `infoxlm prepare` does."""
+@dataclass(frozen=True)
+class TextArguments:
+    """Which text is read, where its tokens go, and who makes them."""
 
-    _argument_group_name = "data"
-
-    bitext_files: list[str] = _files(
+    bitext_files: list[str] = flag(
+        [],
         "Translated text for TLM and XlCo: files (en-de.tsv.xz), two files with a comma (x.en,x.de), "
         "folders, globs or Hub datasets (hub:NAME:CONFIG:SPLIT); "
-        "en-de=PATH if the name does not say the languages."
+        "en-de=PATH if the name does not say the languages.",
     )
-    mono_files: list[str] = _files(
+    mono_files: list[str] = flag(
+        [],
         "Text for MLM, one sentence a line: files (de.txt.xz), folders, globs or Hub datasets "
-        "(hub:NAME:CONFIG:SPLIT); de=PATH if the name does not say the language."
+        "(hub:NAME:CONFIG:SPLIT); de=PATH if the name does not say the language.",
     )
-    bitext_columns: list[int] = field(
-        default_factory=list,
-        metadata={
-            "help": "Two columns of TSV bitext, counted from 0: source and target. Unset: the last two."
-        },
-    )
-    prepared_data: str | None = _flag(
+    prepared_data: str | None = flag(
         None,
         "Folder of token shards: read if it is there, else written from the files. "
         "Unset: `data` in output_dir.",
     )
-    preprocessing_num_workers: int | None = _flag(None, "Processes that tokenise. Unset: one a core.")
-    max_seq_length: int = _flag(
-        512, "Longest sequence in tokens, for MLM blocks and for joined pairs (README: 512)."
-    )
-    max_side_length: int | None = _flag(
-        None,
-        "Longest side of a pair in tokens without special ones; longer pairs are dropped. "
-        "Unset: half a sequence, 254 of 512.",
-    )
-    min_length: int = _flag(
-        1, "Shortest side of a pair and shortest sentence in tokens; shorter ones are dropped (ours)."
-    )
-    max_length_ratio: float = _flag(
-        9.0, "A pair is dropped if one side has this many times the other's tokens (ours)."
-    )
-    deduplicate: bool = _flag(
-        True, "Drop repeated sentences and pairs: as negatives they would be false ones (ours)."
-    )
-    mono_from_bitext: bool = _flag(False, "Use the sides of the bitext as MLM text too (ours).")
-    heldout_fraction: float = _flag(
-        0.0,
-        "Share of the sentences of heldout_language whose pairs are kept out of training, "
-        "in all languages at once.",
-    )
-    heldout_language: str = _flag("en", "Language whose sentences decide, by hash, which pairs are held out.")
-    heldout_max_pairs: int = _flag(
-        1000, "Most held-out pairs kept for evaluation, for each language pair; the rest is unused."
-    )
-    prepare_seed: int = _flag(
-        0,
-        "Seed of the preparation (what is held out). "
-        "Apart from --seed, so that runs with other seeds share one corpus.",
-    )
-    on_bad_line: Literal["fail", "skip"] = _flag(
-        "fail", "What to do with a line that cannot be read: fail, or skip and count it."
-    )
-    tokenizer_vocab_size: int = _flag(
+    preprocessing_num_workers: int | None = flag(None, "Processes that tokenise. Unset: one a core.")
+    tokenizer_vocab_size: int = flag(
         8000, "Tokens of the tokenizer trained from the text when none is named (ours; XLM-R: 250,002)."
     )
 
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        _at_least(5, max_seq_length=self.max_seq_length)  # the smallest joined pair: `<s> a </s> b </s>`
-        _at_least(1, preprocessing_num_workers=self.preprocessing_num_workers)
-        if len(self.bitext_columns) not in (0, 2):
-            raise ValueError(
-                f"bitext_columns names {len(self.bitext_columns)} columns; name two, of source and target."
-            )
-        self.prepare_settings()  # makes its own checks
 
-    def prepare_settings(self) -> PrepareSettings:
-        """Return what `prepare` needs."""
-        return PrepareSettings(
-            max_length=self.max_seq_length,
-            max_side_length=self.max_side_length,
-            min_length=self.min_length,
-            max_length_ratio=self.max_length_ratio,
-            deduplicate=self.deduplicate,
-            mono_from_bitext=self.mono_from_bitext,
-            heldout_fraction=self.heldout_fraction,
-            heldout_language=self.heldout_language,
-            heldout_max_pairs=self.heldout_max_pairs,
-            seed=self.prepare_seed,
-            on_bad_line=self.on_bad_line,
-            bitext_columns=(self.bitext_columns[0], self.bitext_columns[1]) if self.bitext_columns else None,
-        )
+# The second base makes the text the first in --help: dataclass fields are collected from the last base on.
+@dataclass(frozen=True)
+class PrepareArguments(PrepareSettings, TextArguments):
+    """Which text is read, and how it is checked, tokenised and held out: what `infoxlm prepare` does."""
+
+    _argument_group_name = "data"
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataArguments(PrepareArguments):
     """What is read, how it is prepared, and what a batch is made of."""
 
     _argument_group_name = "data"
 
-    objectives: str = _flag(
-        "mlm,tlm,xlco", "Objectives to train, separated by commas: any of mlm, tlm, xlco."
+    objectives: str = flag("mlm,tlm,xlco", "Objectives to train, with commas: any of mlm, tlm, xlco.")
+    mlm_examples: int = flag(_STREAMS.mlm_examples, "MLM blocks in one item (README: one of each).")
+    tlm_examples: int = flag(_STREAMS.tlm_examples, "TLM pairs in one item (README: one of each).")
+    xlco_examples: int = flag(_STREAMS.xlco_examples, "XlCo examples in one item (README: one of each).")
+    sampling_alpha: float = flag(
+        _STREAMS.sampling_alpha,
+        "Exponent of the language probabilities, p ~ n^alpha; 1 is as they come, 0 all alike.",
     )
-    mlm_examples: int = _flag(1, "MLM blocks in one item of a batch (README: as many of each objective).")
-    tlm_examples: int = _flag(1, "TLM pairs in one item of a batch (README: as many of each objective).")
-    xlco_examples: int = _flag(1, "XlCo examples in one item of a batch (README: as many of each objective).")
-    sampling_alpha: float = _flag(
-        0.7, "Exponent of the language probabilities, p ~ n^alpha; 1 is as they come, 0 all alike."
+    pair_sampling_alpha: float = flag(
+        _STREAMS.pair_sampling_alpha,
+        "The same for language pairs (the paper gives the formula, but no exponent for pairs).",
     )
-    pair_sampling_alpha: float = _flag(
-        0.7, "The same for language pairs (the paper gives the formula, but no exponent for pairs)."
+    mask_probability: float = flag(
+        _STREAMS.mask_probability, "Share of the tokens masked: 80% <mask>, 10% random, 10% kept."
     )
-    mask_probability: float = _flag(
-        0.15, "Share of the tokens that are masked: 80% <mask>, 10% random, 10% kept."
+    mask_special_tokens: bool = flag(
+        _STREAMS.mask_special_tokens, "Mask <s> and </s> like other tokens, as the released code does."
     )
-    mask_special_tokens: bool = _flag(
-        False, "Mask <s> and </s> like other tokens, as the released code does."
+    xlco_masking: bool = flag(
+        _STREAMS.xlco_masking, "Mask the inputs of XlCo too, as the released code does."
     )
-    xlco_masking: bool = _flag(True, "Mask the inputs of XlCo too, as the released code does.")
-    concatenate_pairs: ConcatenatePairs = _flag(
-        "random",
+    concatenate_pairs: ConcatenatePairs = flag(
+        _STREAMS.concatenate_pairs,
         "Second pair that is joined to each XlCo example: a random one, the adjacent one (released code), "
         "a random one with both languages on each side (the paper's text), or none.",
     )
@@ -387,19 +178,8 @@ class DataArguments(PrepareArguments):
 
     def stream_settings(self, *, seed: int) -> StreamSettings:
         """Return what `JointDataset` needs, with the seed of order and masks."""
-        return StreamSettings(
-            objectives=self.objective_names(),
-            mlm_examples=self.mlm_examples,
-            tlm_examples=self.tlm_examples,
-            xlco_examples=self.xlco_examples,
-            sampling_alpha=self.sampling_alpha,
-            pair_sampling_alpha=self.pair_sampling_alpha,
-            mask_probability=self.mask_probability,
-            mask_special_tokens=self.mask_special_tokens,
-            xlco_masking=self.xlco_masking,
-            concatenate_pairs=self.concatenate_pairs,
-            seed=seed,
-        )
+        given = {one.name: getattr(self, one.name) for one in fields(StreamSettings) if one.name != "seed"}
+        return StreamSettings(**{**given, "objectives": self.objective_names()}, seed=seed)
 
 
 @dataclass
@@ -408,83 +188,68 @@ class ContrastArguments:
 
     _argument_group_name = "contrast"
 
-    xlco_layer: int | None = _flag(
+    xlco_layer: int | None = flag(
         None,
         "Layer whose sentence vector is contrasted, from 1 to the number of layers; -1 is the last. "
         "Unset: 8 of 12 layers (README), 12 of 24.",
     )
     # Unset fields are the checkpoint's, so that a run goes on with the contrast its model was trained with.
-    xlco_pooling: Literal["cls", "mean"] | None = _flag(
+    xlco_pooling: Literal["cls", "mean"] | None = flag(
         None,
-        "Sentence vector: that of <s>, or the mean over all tokens. "
-        "Unset: the checkpoint's, else cls (paper).",
+        "Sentence vector: that of <s>, or the mean of all tokens. Unset: the checkpoint's, else cls (paper).",
     )
-    xlco_similarity: Literal["dot", "cosine"] | None = _flag(
+    xlco_similarity: Literal["dot", "cosine"] | None = flag(
+        None, "Score of two vectors. Unset: the checkpoint's, else dot, the product (released code)."
+    )
+    xlco_temperature: float | None = flag(
         None,
-        "Score of two vectors: dot product or cosine. Unset: the checkpoint's, else dot (released code).",
+        "Divides the scores. Unset: the checkpoint's, else 0.25 (released code; the paper has none).",
     )
-    xlco_temperature: float | None = _flag(
-        None, "Divides the scores. Unset: the checkpoint's, else 0.25 (released code; the paper has none)."
-    )
-    xlco_use_projection: bool | None = _flag(
+    xlco_use_projection: bool | None = flag(
         None,
         "Project vectors by one bias-free matrix. Unset: the checkpoint's, else true (paper: linear head).",
     )
-    xlco_in_batch_negatives: bool | None = _flag(
+    xlco_in_batch_negatives: bool | None = flag(
         None,
-        "Contrast with the other keys of the batch too. "
-        "Unset: the checkpoint's, else false (paper: the queue alone).",
+        "Contrast with the batch's other keys too. Unset: the checkpoint's, else false (paper: the queue).",
     )
-    xlco_symmetric: bool | None = _flag(
-        None,
-        "Contrast each key with the batch's queries too. "
-        "Unset: the checkpoint's, else false (paper: one direction).",
+    xlco_symmetric: bool | None = flag(
+        None, "Contrast each key with the batch's queries too. Unset: the checkpoint's, else false (paper)."
     )
-    queue_size: int = _flag(
+    queue_size: int = flag(
         131072, "Keys of earlier batches that serve as negatives (paper). Empty slots are left out."
     )
-    queue_prefill: bool = _flag(False, "Fill the queue before the first step, as the released code does.")
-    momentum_state: str | None = _flag(
+    queue_prefill: bool = flag(False, "Fill the queue before the first step, as the released code does.")
+    momentum_state: str | None = flag(
         None,
         "Folder with the momentum encoder and queue to start from: a checkpoint, or what "
         "`infoxlm convert-fairseq` wrote. Unset: a copy of the model, and an empty queue.",
     )
-    momentum: float = _flag(
-        0.9999,
-        "Share of itself that the key encoder keeps at each optimiser step "
-        "(paper: base 0.9999, large 0.999).",
+    momentum: float = flag(
+        0.9999, "Share of itself that the key encoder keeps at each step (paper: base 0.9999, large 0.999)."
     )
-    momentum_schedule: MomentumSchedule = _flag(
+    momentum_schedule: MomentumSchedule = flag(
         "constant",
         "How momentum is reached: constant, linear from momentum_start, or exponential, 1 - step^-exponent.",
     )
-    momentum_start: float = _flag(
-        0.99,
-        "First momentum of the linear schedule, smallest of the exponential one "
-        "(ours; released examples: 0.999, 0).",
+    momentum_start: float = flag(
+        0.99, "First momentum of the linear schedule, least of the exponential one (released: 0.999, 0)."
     )
-    momentum_warmup_steps: int = _flag(
+    momentum_warmup_steps: int = flag(
         10000, "Optimiser steps of the linear schedule (ours: those of the learning rate)."
     )
-    momentum_exponent: float = _flag(
+    momentum_exponent: float = flag(
         0.51, "Exponent of the exponential schedule (example in the released code)."
     )
-    xlco_enqueue: Literal["step", "microbatch"] = _flag(
-        "step",
-        "When keys enter the queue: once an optimiser step, "
-        "or after each micro-batch as in the released code.",
+    xlco_enqueue: Literal["step", "microbatch"] = flag(
+        "step", "When keys enter the queue: once a step, or after each micro-batch as in the released code."
     )
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        if self.xlco_layer != LAST_LAYER:
-            _at_least(1, xlco_layer=self.xlco_layer)
-        _at_least(1, queue_size=self.queue_size)
-        _at_least(1, momentum_warmup_steps=self.momentum_warmup_steps)
-        _in_range(0, 1, momentum=self.momentum, momentum_start=self.momentum_start)
-        _at_least(LOWEST_TEMPERATURE, xlco_temperature=self.xlco_temperature)
-        if not self.momentum_exponent > 0:
-            raise ValueError(f"momentum_exponent must be above 0, found {self.momentum_exponent:g}.")
+        check_numbers(self)
+        if self.xlco_layer == 0:
+            raise ValueError("xlco_layer must be at least 1, found 0.")
         if self.momentum_schedule != "constant" and self.momentum_start > self.momentum:
             raise ValueError(
                 f"momentum_start is {self.momentum_start:g}, above momentum {self.momentum:g}; "
@@ -493,83 +258,78 @@ class ContrastArguments:
 
     def config_overrides(self) -> dict[str, Any]:
         """Return the given fields of `InfoXLMConfig` that define the contrast."""
-        fields = {
-            "xlco_layer": self.xlco_layer,
-            "xlco_pooling": self.xlco_pooling,
-            "xlco_similarity": self.xlco_similarity,
-            "xlco_temperature": self.xlco_temperature,
-            "xlco_use_projection": self.xlco_use_projection,
-            "xlco_in_batch_negatives": self.xlco_in_batch_negatives,
-            "xlco_symmetric": self.xlco_symmetric,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
+        return _given(
+            self,
+            "xlco_layer xlco_pooling xlco_similarity xlco_temperature xlco_use_projection "
+            "xlco_in_batch_negatives xlco_symmetric",
+        )
 
 
 @dataclass
 class ReleaseArguments:
     """What `--push_to_hub true` publishes."""
 
-    hub_format: Format = _flag(
+    hub_format: Format = flag(
         "xlm-roberta",
         "Form of what is pushed, see `infoxlm export`: xlm-roberta loads everywhere, infoxlm comes with its "
         "code and the projection, to go on with the pre-training.",
     )
-    hub_license: str | None = _flag(None, "Licence of the model for its card, such as apache-2.0.")
+    hub_license: str | None = flag(None, "Licence of the model for its card, such as apache-2.0.")
 
 
 @dataclass
 class ObjectiveArguments:
     """Our part of the training arguments: how losses are summed, and what is evaluated while training."""
 
-    mlm_weight: float = _flag(1.0, "Weight of the MLM loss (paper: plain sum).")
-    tlm_weight: float = _flag(1.0, "Weight of the TLM loss (paper: plain sum).")
-    xlco_weight: float = _flag(1.0, "Weight of the XlCo loss (paper: plain sum; README: lambda 1).")
-    loss_normalization: Literal["per_objective", "per_item"] = _flag(
+    mlm_weight: float = flag(1.0, "Weight of the MLM loss (paper: plain sum).")
+    tlm_weight: float = flag(1.0, "Weight of the TLM loss (paper: plain sum).")
+    xlco_weight: float = flag(1.0, "Weight of the XlCo loss (paper: plain sum; README: lambda 1).")
+    loss_normalization: Literal["per_objective", "per_item"] = flag(
         "per_objective",
         "What a loss is divided by: its own number of items (the paper's sum of means), or the items "
         "of all objectives together (released code: XlCo is then about 1% of the whole).",
     )
-    weight_decay_on_all: bool = _flag(
+    weight_decay_on_all: bool = flag(
         False, "Let biases and norms decay too, as the released code does (ours: they do not)."
     )
-    moments_dtype: Literal["float32", "bfloat16"] = _flag(
+    moments_dtype: Literal["float32", "bfloat16"] = flag(
         "float32",
         "Type in which AdamW keeps its moments. bfloat16 takes 4 bytes less for each parameter, 1.1 GB for "
         "XLM-R base, and is made for adam_beta2 up to 0.98 (ours).",
     )
-    objective_backward: Literal["merged", "sequential"] = _flag(
+    objective_backward: Literal["merged", "sequential"] = flag(
         "merged",
         "One forward and backward pass for all objectives of a batch (fastest), "
         "or one objective after another (least memory). The gradients are the same.",
     )
-    tokens_per_device: int | None = _flag(
+    tokens_per_device: int | None = flag(
         None,
         "Tokens that a device holds at a time: a larger batch is cut between sequences into micro-batches "
         "of at most so many (keys not counted). The gradients are those of the whole batch. Unset: not cut.",
     )
-    recompute_layers: str | None = _flag(
+    recompute_layers: str | None = flag(
         None,
         "Layers that keep their input alone and run once more in the backward pass: a range (1-6), one (6) "
         "or all, counted from 1. Trades time, a forward pass of these layers, for memory. Unset: none.",
     )
-    compile_layers: bool = _flag(
+    compile_layers: bool = flag(
         False,
         "Compile what each layer does apart from attention (torch.compile). For GPUs; "
         "measured no faster on CPUs.",
     )
-    overwrite_output_dir: bool = _flag(False, "Start anew in an output_dir that holds a run, which is lost.")
-    eval_layer: int | None = _flag(
+    overwrite_output_dir: bool = flag(False, "Start anew in an output_dir that holds a run, which is lost.")
+    eval_layer: int | None = flag(
         None,
         "Layer whose vectors are compared in held-out retrieval; 0 is the embeddings, -1 the last. "
         "Unset: that of the contrast, of which the model gives sentence vectors.",
     )
-    eval_pooling: Literal["cls", "mean"] | None = _flag(
+    eval_pooling: Literal["cls", "mean"] | None = flag(
         None,
         "Sentence vector in held-out retrieval: that of <s>, "
         "or the mean over all tokens (the paper's Tatoeba). Unset: that of the contrast.",
     )
-    eval_max_pairs: int = _flag(300, "Candidates in held-out retrieval, for each language pair (ours).")
-    stop_on_collapse: int | None = _flag(
+    eval_max_pairs: int = flag(300, "Candidates in held-out retrieval, for each language pair (ours).")
+    stop_on_collapse: int | None = flag(
         None,
         "Log entries in a row that show the vectors of the contrast collapsed, before the run is given up; "
         "0: never. Unset: 10, from the end of the warm-up on and not among the first 100 steps, since a "
@@ -584,57 +344,44 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
 
     _argument_group_name = "training"
 
-    learning_rate: float = _flag(2e-4, "Peak learning rate (paper: base 2e-4, large 1e-4).")
-    warmup_steps: float = _flag(10000, "Steps of linear warm-up (paper); below 1 a share of all steps.")
-    max_steps: int = _flag(150000, "Optimiser steps (paper: base 150k, large 200k).")
-    lr_scheduler_type: str = _flag("linear", "Schedule after the warm-up: linear decay to 0 (paper).")
-    adam_beta1: float = _flag(0.9, "Adam's first decay rate (README).")
-    adam_beta2: float = _flag(0.98, "Adam's second decay rate (README).")
-    adam_epsilon: float = _flag(1e-6, "Adam's epsilon (README).")
-    weight_decay: float = _flag(0.01, "Decoupled weight decay, see weight_decay_on_all (README: 0.01).")
-    max_grad_norm: float = _flag(1.0, "Norm to which gradients are clipped (README).")
-    save_steps: float = _flag(
+    learning_rate: float = flag(2e-4, "Peak learning rate (paper: base 2e-4, large 1e-4).")
+    warmup_steps: float = flag(10000, "Steps of linear warm-up (paper); below 1 a share of all steps.")
+    max_steps: int = flag(150000, "Optimiser steps (paper: base 150k, large 200k).")
+    lr_scheduler_type: str = flag("linear", "Schedule after the warm-up: linear decay to 0 (paper).")
+    adam_beta1: float = flag(0.9, "Adam's first decay rate (README).")
+    adam_beta2: float = flag(0.98, "Adam's second decay rate (README).")
+    adam_epsilon: float = flag(1e-6, "Adam's epsilon (README).")
+    weight_decay: float = flag(0.01, "Decoupled weight decay, see weight_decay_on_all (README: 0.01).")
+    max_grad_norm: float = flag(1.0, "Norm to which gradients are clipped (README).")
+    save_steps: float = flag(
         5000, "Optimiser steps between checkpoints (README); below 1 a share of all steps."
     )
-    dataloader_drop_last: bool = _flag(
+    dataloader_drop_last: bool = flag(
         True, "Drop an incomplete last batch: ranks must gather equally many keys."
     )
-    logging_nan_inf_filter: bool = _flag(
+    logging_nan_inf_filter: bool = flag(
         False,
         "Leave losses that are no numbers out of the logged mean. Off: the check would make the host wait "
         "for the device at every step, and hide that a run has diverged.",
     )
-    remove_unused_columns: bool = _flag(
+    remove_unused_columns: bool = flag(
         False, "Must stay off: the parts of a joint batch are no arguments of forward."
     )
-    ddp_find_unused_parameters: bool | None = _flag(
+    ddp_find_unused_parameters: bool | None = flag(
         False, "Search for parameters without gradient on several GPUs; the joint forward uses every one."
     )
 
     def __post_init__(self) -> None:
         """Check our own fields before transformers sets up devices, and warn of a warm-up that never ends."""
-        weights = {
-            "mlm_weight": self.mlm_weight,
-            "tlm_weight": self.tlm_weight,
-            "xlco_weight": self.xlco_weight,
-        }
-        _at_least(0, **weights)
-        _at_least(0, stop_on_collapse=self.stop_on_collapse)
-        if self.eval_layer != LAST_LAYER:
-            _at_least(0, eval_layer=self.eval_layer)
-        _at_least(1, eval_max_pairs=self.eval_max_pairs, max_steps=self.max_steps)
-        _at_least(1, tokens_per_device=self.tokens_per_device)
+        check_numbers(self)
+        weights = {name: getattr(self, name) for name in ("mlm_weight", "tlm_weight", "xlco_weight")}
         self._check_moments()
         if not any(weights.values()):
             raise ValueError(
                 f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."
             )
         refuse_bypassed(self, BYPASSED)
-        for variable, name in _LAUNCHED.items():
-            if strtobool(os.environ.get(variable, "false")):
-                raise ValueError(f"the launcher asks for {variable}, not supported: {BYPASSED[name]}.")
-        if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-            raise ValueError(f"the launcher's dynamo_backend is not supported: {BYPASSED['torch_compile']}.")
+        refuse_launcher()
         if self.save_strategy == "best":
             raise ValueError(f"save_strategy best is not supported: {BYPASSED['load_best_model_at_end']}.")
         for name in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):

@@ -60,7 +60,7 @@ def _train_tokenizer(data: DataArguments, folder: Path) -> None:
         folder,
         vocab_size=data.tokenizer_vocab_size,
         max_length=data.max_seq_length,
-        bitext_columns=data.prepare_settings().bitext_columns,
+        bitext_columns=data.columns,
     )
 
 
@@ -88,7 +88,7 @@ def open_or_prepare(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase
         sources,
         tokenizer=tokenizer,
         output_dir=folder,
-        settings=arguments.prepare_settings(),
+        settings=arguments,
         num_workers=num_workers(arguments, sources),
     )
 

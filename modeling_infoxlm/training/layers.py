@@ -1,13 +1,13 @@
 """How the encoder's layers run in training: recomputed in the backward pass, or compiled."""
 
 import functools
+import re
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.training.arguments import parse_layers
 
 
 def recompute_layers(model: InfoXLMForPreTraining, layers: str) -> None:
@@ -42,6 +42,24 @@ def check_layers(model: InfoXLMForPreTraining, layers: str) -> tuple[int, int]:
         raise UsageError(
             f"recompute_layers is {layers} but the model has {count} layers; "
             f"give layers from 1 to {count}, or all."
+        )
+    return first, last
+
+
+def parse_layers(text: str) -> tuple[int, int | None]:
+    """First and last layer of `1-6`, `6` or `all`, counted from 1; the last of `all` is None.
+
+    Raises:
+        ValueError: If the text is none of these.
+    """
+    if text == "all":
+        return 1, None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(
+            f"recompute_layers must be a range such as 1-6, one layer such as 6, or all, counted from 1; "
+            f"found {text!r}."
         )
     return first, last
 

@@ -104,7 +104,7 @@ def test_blocks_are_filled_and_never_split_a_sentence(
 ) -> None:
     # with the space before a word and </s>, a sentence of n letters takes n + 2 places of a block of 12 - 1
     lines = ["abc", "defg", "h", "ijklmnopq", "rstuvwxyzA", "B", "CDEFGHI"]
-    corpus = run(mono=[write_lines("de.txt", lines)], max_length=12)
+    corpus = run(mono=[write_lines("de.txt", lines)], max_seq_length=12)
     assert texts(corpus.mono["de"], letter_tokenizer) == [
         "<s> abc</s> defg</s>",
         "<s> h</s>",
@@ -131,7 +131,7 @@ def test_every_reason_to_drop_is_counted(run: Callable[..., Corpus], write_lines
         "abcdefghijkl\tlong",
         "a\tabcdefgh",
     ]
-    corpus = run([write_lines("en-de.tsv", lines)], max_length=27, max_length_ratio=4.0)
+    corpus = run([write_lines("en-de.tsv", lines)], max_seq_length=27, max_length_ratio=4.0)
     assert corpus.manifest["settings"]["max_side_length"] == 12
     dropped = {"duplicate": 1, "empty": 2, "identical_sides": 1, "length_ratio": 1, "too_long": 1}
     assert corpus.manifest["bitext"]["en-de"]["dropped"] == dropped
@@ -200,7 +200,7 @@ def test_sides_of_pairs_become_blocks_each_sentence_once(
 def test_other_column_order(
     run: Callable[..., Corpus], write_lines: WriteLines, letter_tokenizer: XLMRobertaTokenizer
 ) -> None:
-    corpus = run([write_lines("en-de.tsv", ["eins\tx\tone"])], bitext_columns=(2, 0))
+    corpus = run([write_lines("en-de.tsv", ["eins\tx\tone"])], bitext_columns=[2, 0])
     assert texts(corpus.bitext["en-de"].source, letter_tokenizer) == ["one"]
 
 
@@ -354,7 +354,7 @@ def test_heldout_pairs_are_usable_and_distinct(run: Callable[..., Corpus], write
     english = numbered("word", 60)
     lines = [f"{text}\tja" for text in english[:30]] + [f"{text}\tnein {text}" for text in english[30:]]
     lines += [f"{text}\tdoch {text}" for text in english] + [f"{text}\t{'x' * 60} {text}" for text in english]
-    corpus = run([write_lines("en-de.tsv", lines)], heldout_fraction=0.5, max_length=64)
+    corpus = run([write_lines("en-de.tsv", lines)], heldout_fraction=0.5, max_seq_length=64)
     pairs = corpus.heldout_text("en-de")
     assert len({source for source, _ in pairs}) == len({target for _, target in pairs}) == len(pairs) > 10
 
@@ -363,7 +363,9 @@ def test_another_seed_holds_out_others(
     run: Callable[..., Corpus], multiway: list[Path], tmp_path: Path
 ) -> None:
     first = run(multiway, heldout_fraction=0.2).heldout_text("en-de")
-    second = run(multiway, heldout_fraction=0.2, seed=1, output_dir=tmp_path / "other").heldout_text("en-de")
+    second = run(multiway, heldout_fraction=0.2, prepare_seed=1, output_dir=tmp_path / "other").heldout_text(
+        "en-de"
+    )
     assert set(first) != set(second)
 
 
@@ -609,7 +611,7 @@ def test_differences_are_refused_by_name(
     with pytest.raises(
         DataError, match=r"prepared differently: max_length was 512, now it is 64; max_side_length"
     ):
-        run(multiway, max_length=64)
+        run(multiway, max_seq_length=64)
     other = XLMRobertaTokenizer(vocab=vocabulary(letter_tokenizer)[:-2])
     with pytest.raises(DataError, match="the tokenizer was '' .* tokens, other content"):
         run(multiway, tokenizer=other)
@@ -697,21 +699,21 @@ def test_nothing_given(run: Callable[..., Corpus]) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"max_length": 4}, "max_length is 4"),
-        ({"max_side_length": 600}, "max_side_length is 600"),
-        ({"min_length": 0}, "min_length is 0"),
-        ({"max_length_ratio": 0.5}, "max_length_ratio is 0.5"),
-        ({"heldout_fraction": 1.0}, "heldout_fraction is 1.0"),
-        ({"heldout_max_pairs": 0}, "heldout_max_pairs is 0"),
+        ({"max_seq_length": 4}, "max_seq_length must be at least 5, found 4"),
+        ({"max_side_length": 600}, "max_side_length is 600; it must be at least min_length"),
+        ({"min_length": 0}, "min_length must be at least 1"),
+        ({"max_length_ratio": 0.5}, "max_length_ratio must be at least 1"),
+        ({"heldout_fraction": 1.0}, "heldout_fraction must be at least 0 and below 1"),
+        ({"heldout_max_pairs": 0}, "heldout_max_pairs must be at least 1"),
         ({"heldout_language": "../x"}, "not a language code"),
-        ({"seed": -1}, "seed is -1"),
+        ({"prepare_seed": -1}, "prepare_seed must be at least 0"),
         ({"on_bad_line": "ignore"}, "expected fail or skip"),
-        ({"bitext_columns": (1, 1)}, "two different column numbers"),
-        ({"bitext_columns": (0, 1, 2)}, "two different column numbers"),
+        ({"bitext_columns": [1, 1]}, "two different column numbers"),
+        ({"bitext_columns": [0, 1, 1]}, "two different column numbers"),
     ],
 )
 def test_impossible_settings(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(ValueError, match=complaint):
         PrepareSettings(**settings)
 
 

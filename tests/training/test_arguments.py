@@ -18,6 +18,7 @@ from modeling_infoxlm.commands.align_words import AlignWordsArguments
 from modeling_infoxlm.commands.information import InformationArguments
 from modeling_infoxlm.commands.mine import MiningArguments
 from modeling_infoxlm.commands.prepare import OutputArguments
+from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
@@ -28,6 +29,7 @@ from modeling_infoxlm.evaluation.retrieval.tatoeba import TatoebaArguments
 from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
 from modeling_infoxlm.hub.export import ExportArguments
 from modeling_infoxlm.hub.push import PushArguments
+from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
 from modeling_infoxlm.runs.config_file import _RecipeParser, parse_args_with_config
 from modeling_infoxlm.training.arguments import (
     BYPASSED,
@@ -226,21 +228,25 @@ def test_model_overrides_are_what_was_given():
     assert InfoXLMConfig(**shape, **dropout).to_dict().items() >= {**shape, **dropout}.items()
 
 
-def test_prepare_settings_have_the_same_defaults_and_carry_every_value():
-    assert DataArguments().prepare_settings() == PrepareSettings()
-    values = {
-        "max_side_length": 20,
-        "min_length": 2,
-        "max_length_ratio": 3.0,
-        "deduplicate": False,
-        "mono_from_bitext": True,
-        "heldout_fraction": 0.1,
-        "heldout_language": "de",
-        "heldout_max_pairs": 7,
+def test_manifests_name_the_settings_as_they_always_have():
+    """A corpus that was prepared before is the same one."""
+    data = DataArguments(max_seq_length=64, prepare_seed=5, bitext_columns=[2, 1], on_bad_line="skip")
+    assert data.describe() == {
+        "max_length": 64,
+        "max_side_length": 30,
+        "min_length": 1,
+        "max_length_ratio": 9.0,
+        "deduplicate": True,
+        "mono_from_bitext": False,
+        "heldout_fraction": 0.0,
+        "heldout_language": "en",
+        "heldout_max_pairs": 1000,
+        "seed": 5,
         "on_bad_line": "skip",
+        "bitext_columns": (2, 1),
     }
-    data = DataArguments(max_seq_length=64, prepare_seed=5, bitext_columns=[2, 1], **values)
-    assert data.prepare_settings() == PrepareSettings(max_length=64, seed=5, bitext_columns=(2, 1), **values)
+    assert DataArguments().describe() == PrepareSettings().describe()
+    assert PrepareSettings().describe()["bitext_columns"] is None
 
 
 def test_token_is_not_shown():
@@ -251,14 +257,14 @@ def test_token_is_not_shown():
     "build, message",
     [
         (lambda: ContrastArguments(queue_size=0), "queue_size must be at least 1, found 0."),
-        (lambda: ContrastArguments(momentum=1.5), "momentum must be in 0..1, found 1.5."),
-        (lambda: ContrastArguments(momentum=-0.1), "momentum must be in 0..1, found -0.1."),
-        (lambda: ContrastArguments(momentum_start=2), "momentum_start must be in 0..1, found 2."),
+        (lambda: ContrastArguments(momentum=1.5), "momentum must be at most 1, found 1.5."),
+        (lambda: ContrastArguments(momentum=-0.1), "momentum must be at least 0, found -0.1."),
+        (lambda: ContrastArguments(momentum_start=2), "momentum_start must be at most 1, found 2."),
         (
             lambda: ContrastArguments(xlco_temperature=1e-40),
             "xlco_temperature must be at least 0.001, found 1e-40.",
         ),
-        (lambda: ContrastArguments(momentum=float("nan")), "momentum must be in 0..1, found nan."),
+        (lambda: ContrastArguments(momentum=float("nan")), "momentum must be a finite number, found nan."),
         (lambda: ContrastArguments(xlco_layer=0), "xlco_layer must be at least 1, found 0."),
         (
             lambda: ContrastArguments(momentum_warmup_steps=0),
@@ -272,19 +278,19 @@ def test_token_is_not_shown():
         (lambda: DataArguments(objectives="mlm,xlcoo"), "xlcoo"),
         (lambda: DataArguments(objectives=""), "objectives must name one or more"),
         (lambda: DataArguments(mlm_examples=0), "mlm_examples must be at least 1"),
-        (lambda: DataArguments(mask_probability=1.5), "mask_probability must be in"),
+        (lambda: DataArguments(mask_probability=1.5), "mask_probability must be at most 1"),
         (
             lambda: DataArguments(heldout_fraction=1.0),
-            "heldout_fraction is 1.0; it must be in [0, 1).",
+            "heldout_fraction must be at least 0 and below 1, found 1.",
         ),
         (lambda: DataArguments(max_seq_length=4), "max_seq_length must be at least 5, found 4."),
-        (lambda: DataArguments(max_side_length=0), "max_side_length is 0; it must be at least min_length"),
-        (lambda: DataArguments(max_length_ratio=0.5), "max_length_ratio is 0.5; it must be at least 1."),
+        (lambda: DataArguments(max_side_length=0), "max_side_length must be at least 1, found 0."),
+        (lambda: DataArguments(max_length_ratio=0.5), "max_length_ratio must be at least 1, found 0.5."),
         (
             lambda: DataArguments(preprocessing_num_workers=0),
             "preprocessing_num_workers must be at least 1, found 0.",
         ),
-        (lambda: DataArguments(bitext_columns=[1]), "bitext_columns names 1 columns"),
+        (lambda: DataArguments(bitext_columns=[1]), "bitext_columns is [1]; expected two"),
         (lambda: ModelArguments(num_hidden_layers=0), "num_hidden_layers must be at least 1, found 0."),
         (
             lambda: ModelArguments(hidden_dropout_prob=1),
@@ -312,7 +318,7 @@ def test_bad_value_is_named(build, message):
         ({"mlm_weight": -1}, "mlm_weight must be at least 0, found -1."),
         ({"xlco_weight": -0.5}, "xlco_weight must be at least 0, found -0.5."),
         ({"mlm_weight": 0, "tlm_weight": 0, "xlco_weight": 0}, "all weights are 0"),
-        ({"eval_layer": -2}, "eval_layer must be at least 0, found -2."),
+        ({"eval_layer": -2}, "eval_layer must be at least -1, found -2."),
         ({"stop_on_collapse": -1}, "stop_on_collapse must be at least 0, found -1."),
         ({"eval_max_pairs": 0}, "eval_max_pairs must be at least 1, found 0."),
         ({"remove_unused_columns": True}, "remove_unused_columns True is not supported: it would drop"),
@@ -335,9 +341,12 @@ def test_bad_training_value_is_named(pretraining, values, message):
     assert message in str(error.value)
 
 
-def test_momentum_of_either_end_is_valid():
+def test_values_at_either_end_are_valid():
     assert ContrastArguments(momentum=0).momentum == 0
-    assert ContrastArguments(momentum=1).momentum == 1
+    assert ContrastArguments(momentum=1, xlco_layer=LAST_LAYER).momentum == 1
+    assert ContrastArguments(xlco_temperature=LOWEST_TEMPERATURE).xlco_temperature == LOWEST_TEMPERATURE
+    with pytest.raises(ValueError, match="xlco_temperature must be at least"):
+        ContrastArguments(xlco_temperature=0.99 * LOWEST_TEMPERATURE)
 
 
 def test_warmup_longer_than_the_run_warns_and_shares_do_not(pretraining, recwarn):

@@ -47,7 +47,7 @@ from modeling_infoxlm.evaluation.results import RESULT_SUFFIX, Estimate, TaskRes
 from modeling_infoxlm.hub.benchmarks import SCORING_RULES
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import write_json
-from modeling_infoxlm.training.arguments import refuse_bypassed
+from modeling_infoxlm.training.bypassed import refuse_bypassed
 
 PREDICTIONS = "predictions"  # folders beside the model
 N_BEST = "nbest_predictions"
