@@ -64,6 +64,26 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line on standard error of a command that ends with 2 for its input (or, a failure, with 1)."""
+
+    def run(argv: list[str], *, code: int = 2) -> str:
+        capsys.readouterr()
+        try:
+            found = run_pretraining.main(argv)
+        except SystemExit as exit_:
+            found = exit_.code
+        error = capsys.readouterr().err
+        assert found == code, error
+        assert "Traceback" not in error
+        lines = [line for line in error.splitlines() if "error: " in line]
+        assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
+        return lines[0].partition("error: ")[2]
+
+    return run
+
+
 def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
@@ -234,25 +254,24 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_finished_run_is_left_as_it_is(text: Path, out: Path) -> None:
-    assert run_pretraining.main(flags(out, text)) == 0
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert run_pretraining.main(flags(out, text)) == 0
-    changed = [path.name for path, content in before.items() if path.read_bytes() != content]
-    # The record may say when it was last looked at; results and weights are those of the run.
-    assert set(changed) <= {"run.json", "trainer_state.json"}
-
-
-def test_what_does_not_change_the_result_may_be_given_anew(text: Path, out: Path) -> None:
-    assert run_pretraining.main(flags(out, text)) == 0
-    assert run_pretraining.main(flags(out, text, "--logging_steps", "1", "--save_steps", "2")) == 0
-
-
-def test_overwriting_starts_anew(text: Path, out: Path) -> None:
+def test_a_finished_run_is_left_guarded_and_overwritten_when_asked(
+    text: Path, out: Path, refusal: Callable[..., str]
+) -> None:
     assert run_pretraining.main(flags(out, text)) == 0
     assert checkpoints(out) == ["checkpoint-4", "checkpoint-6"]
-    other = flags(out, text, "--max_steps", "3", "--overwrite_output_dir", "true")
-    assert run_pretraining.main(other) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    # The same again, and with what changes no result.
+    assert run_pretraining.main(flags(out, text)) == 0
+    assert run_pretraining.main(flags(out, text, "--logging_steps", "1", "--save_steps", "2")) == 0
+    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"))
+    assert f"{out} holds a different run: learning_rate was 0.005, is now 0.001 (and 1 more: seed)" in message
+    content = text.read_bytes()
+    write_pairs(text, PAIRS[:-1])
+    message = refusal(flags(out, text))
+    assert message.startswith(f"{out / 'data'} was prepared differently:") and str(text) in message
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    text.write_bytes(content)
+    assert run_pretraining.main(flags(out, text, "--max_steps", "3", "--overwrite_output_dir", "true")) == 0
     assert checkpoints(out) == ["checkpoint-3"]
 
 
@@ -287,97 +306,81 @@ def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> 
 # ---------------------------------------------------------------------------- bad input
 
 
-@pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line on standard error of a command that ends with 2 for its input (or, a failure, with 1)."""
-
-    def run(argv: list[str], *, code: int = 2) -> str:
-        capsys.readouterr()
-        try:
-            found = run_pretraining.main(argv)
-        except SystemExit as exit_:
-            found = exit_.code
-        error = capsys.readouterr().err
-        assert found == code, error
-        assert "Traceback" not in error
-        lines = [line for line in error.splitlines() if "error: " in line]
-        assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
-        return lines[0].partition("error: ")[2]
-
-    return run
+# What the text is, and how the line begins that refuses it; TEXT stands for its file.
+BAD_TEXTS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "TEXT is empty."),
+    "no UTF-8": (
+        b"a house\tein haus\ncaf\xe9\tkaffee\n",
+        "TEXT, line 2: invalid UTF-8, byte 0xe9 at position 3",
+    ),
+    "nothing usable": (b"Haus\t\n\thouse\n", "no usable line in "),
+    "no translation": (b"the same\tthe same\n" * 9, "TEXT: both sides are the same in 9 of 9 pairs of en-xx"),
+}
 
 
-def test_another_run_in_the_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    assert run_pretraining.main(flags(out, text)) == 0
-    before = load_file(out / "model.safetensors")
-    message = refusal(flags(out, text, "--learning_rate", "1e-3", "--seed", "2"), code=2)
-    assert f"{out} holds a different run: learning_rate was 0.005, is now 0.001 (and 1 more: seed)" in message
-    after = load_file(out / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert checkpoints(out) == ["checkpoint-4", "checkpoint-6"]
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_text_that_cannot_be_used(text: Path, out: Path, name: str, refusal: Callable[..., str]) -> None:
+    content, message = BAD_TEXTS[name]
+    text.write_bytes(content)
+    assert refusal(flags(out, text)).startswith(message.replace("TEXT", str(text)))
+
+
+def test_text_that_is_not_there_or_no_pair(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    source, target = tmp_path / "news.en", tmp_path / "news.xx"
+    source.write_text("a\nb\n")
+    target.write_text("a\n")
+    (tmp_path / "en-xx.tsv.lz4").write_text("x")
+    for spec, message in (
+        (f"{source},{target}", f"bitext en-xx has 2 source lines ({source}) but 1 target lines ({target});"),
+        (f"en-xx={source},{source}", f"both sides of en-xx are the same file {source};"),
+        (f"{tmp_path}/en-xx.tsv.lz4", f"{tmp_path}/en-xx.tsv.lz4: unknown compression .lz4; expected one of"),
+        (f"{tmp_path}/en-xx.tsv", f"{tmp_path}/en-xx.tsv: no such file or folder."),
+    ):
+        assert refusal(flags(out, None, "--bitext_files", spec)).startswith(message)
+    assert refusal(flags(out, None)).startswith("a model from scratch needs a tokenizer: give --tokenizer_na")
+
+
+def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(
+    text: Path, out: Path, refusal: Callable[..., str]
+) -> None:
+    text.write_bytes(text.read_bytes() + b"caf\xe9\tkaffee\n")
+    assert "--on_bad_line skip" in refusal(flags(out, text))
+    assert run_pretraining.main(flags(out, text, "--on_bad_line", "skip")) == 0
+    manifest = json.loads((out / "data/manifest.json").read_text())
+    assert manifest["bitext"]["en-xx"]["dropped"] == {"bad_line": 1}
+
+
+def test_flags_that_cannot_be_touch_no_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    recipe = text.parent / "recipe.yaml"
+    recipe.write_text("xlco_temprature: 0.1\n")
+    for own, message in (
+        ("--queue_size 0", "queue_size must be at least 1, found 0."),
+        ("--max_steps 0", "max_steps must be at least 1, found 0."),
+        (
+            f"--config {recipe}",
+            f"recipe {recipe}: unknown key xlco_temprature; did you mean xlco_temperature?",
+        ),
+        (
+            "--mono_from_bitext false",
+            "objective mlm needs monolingual text, but there is none; give --mono_f",
+        ),
+        (
+            "--eval_strategy steps --eval_steps 3",
+            "eval_strategy is steps but heldout_fraction is 0, so no pai",
+        ),
+    ):
+        assert refusal(flags(out, text, *own.split())).startswith(message)
+        assert not out.exists()
+    message = refusal(flags(out, None, "--mono_files", f"en={text}", "--mono_from_bitext", "false"))
+    assert message.startswith("objective tlm needs translated text, but there is none; give --bitext_files")
+    assert not out.exists()
 
 
 def test_a_folder_of_something_else(text: Path, out: Path, refusal: Callable[..., str]) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("x")
-    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text), code=2)
+    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text))
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
-
-
-def test_unequal_line_counts(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    source, target = tmp_path / "news.en", tmp_path / "news.xx"
-    source.write_text("".join(f"{line}\n" for line, _ in PAIRS))
-    target.write_text("".join(f"{line}\n" for _, line in PAIRS[:-1]))
-    message = refusal(flags(out, None, "--bitext_files", f"{source},{target}"))
-    assert message.startswith(f"bitext en-xx has 40 source lines ({source}) but 39 target lines ({target});")
-
-
-def test_invalid_utf8(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    lines = text.read_bytes().splitlines(keepends=True)
-    text.write_bytes(b"".join([*lines[:6], b"caf\xe9\tkaffee\n", *lines[6:]]))
-    message = refusal(flags(out, text))
-    assert message.startswith(f"{text}, line 7: invalid UTF-8, byte 0xe9 at position 3")
-    assert "--on_bad_line skip" in message
-    assert run_pretraining.main(flags(out.with_name("skipped"), text, "--on_bad_line", "skip")) == 0
-    manifest = json.loads((out.with_name("skipped") / "data/manifest.json").read_text())
-    assert manifest["bitext"]["en-xx"]["dropped"] == {"bad_line": 1}
-
-
-def test_empty_file(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    text.write_text("")
-    assert refusal(flags(out, text)) == f"{text} is empty."
-
-
-def test_language_without_a_usable_line(
-    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]
-) -> None:
-    blank = write_pairs(tmp_path / "en-de.tsv", [("Haus", ""), ("", "house")])
-    message = refusal(flags(out, text, "--bitext_files", str(text), str(blank)))
-    assert message.startswith("no usable line in ") and "en-de (dropped: empty 2)" in message
-
-
-def test_two_sides_that_are_the_same(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    write_pairs(text, [(source, source) for source, _ in PAIRS])
-    message = refusal(flags(out, text))
-    assert message.startswith(f"{text}: both sides are the same in 40 of 40 pairs of en-xx")
-
-
-def test_one_file_as_both_sides(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    path = tmp_path / "news.en"
-    path.write_text("a\nb\n")
-    message = refusal(flags(out, None, "--bitext_files", f"en-xx={path},{path}"))
-    assert message == f"both sides of en-xx are the same file {path}; give its translation too."
-
-
-def test_unknown_compression(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    packed = text.rename(text.with_name("en-xx.tsv.lz4"))
-    assert refusal(flags(out, packed)).startswith(
-        f"{packed}: unknown compression .lz4; expected one of .gz, .xz"
-    )
-
-
-def test_missing_file(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    assert refusal(flags(out, tmp_path / "en-xx.tsv")) == f"{tmp_path / 'en-xx.tsv'}: no such file or folder."
 
 
 def test_corpus_made_with_another_tokenizer(
@@ -402,13 +405,6 @@ def test_corpus_made_with_another_tokenizer(
     )
 
 
-def test_source_files_that_changed(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    assert run_pretraining.main(flags(out, text)) == 0
-    write_pairs(text, PAIRS[:-1])
-    message = refusal(flags(out, text))
-    assert message.startswith(f"{out / 'data'} was prepared differently:") and str(text) in message
-
-
 def test_a_corpus_that_changed_within_a_run(
     text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,65 +425,12 @@ def test_a_corpus_that_changed_within_a_run(
     assert run_pretraining.main(argv) == 0
 
 
-def test_sequences_longer_than_the_positions(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--max_position_embeddings", "34"), code=2)
-    assert "sequences of up to 64 tokens, the model positions for 32" in message
-    assert "--max_seq_length 32" in message
-
-
-def test_layer_of_the_contrast_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--xlco_layer", "3"), code=2)
-    assert (
-        message == "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1 for the last."
-    )
-
-
-def test_layer_of_the_evaluation_beyond_the_model(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    """Found before the first step, not hours later at the first evaluation."""
-    heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 5 --eval_layer 3".split()
-    message = refusal(flags(out, text, *heldout), code=2)
-    assert "3" in message and "2" in message and "layer" in message
-    assert not checkpoints(out)
-
-
 def test_evaluation_without_heldout_pairs(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    evaluated = ("--eval_strategy", "steps", "--eval_steps", "3")
-    message = refusal(flags(out, text, *evaluated), code=2)
-    assert message == (
-        "eval_strategy is steps but heldout_fraction is 0, so no pair would be held out; "
-        "give --heldout_fraction above 0, or --eval_strategy no."
-    )
-    assert not out.exists()
     assert run_pretraining.main(flags(out, text, "--max_steps", "1")) == 0
     prepared = ["--prepared_data", str(out / "data"), "--tokenizer_name", str(out / "tokenizer")]
-    message = refusal(flags(out.with_name("b"), None, *prepared, "--mono_from_bitext", "false", *evaluated))
+    prepared += "--mono_from_bitext false --eval_strategy steps --eval_steps 3".split()
+    message = refusal(flags(out.with_name("b"), None, *prepared))
     assert message.startswith(f"eval_strategy is steps but {out / 'data'} holds out no pair; prepare it with")
-
-
-def test_objective_without_its_text(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--mono_from_bitext", "false"), code=2)
-    assert message.startswith("objective mlm needs monolingual text, but there is none; give --mono_files")
-    message = refusal(flags(out, None, "--mono_files", f"en={text}", "--mono_from_bitext", "false"), code=2)
-    assert message.startswith("objective tlm needs translated text, but there is none; give --bitext_files")
-    assert not out.exists()
-
-
-def test_queue_of_no_size(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    assert refusal(flags(out, text, "--queue_size", "0")) == "queue_size must be at least 1, found 0."
-    assert not out.exists()
-
-
-def test_unknown_key_in_a_recipe(text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("xlco_temprature: 0.1\n")
-    message = refusal(["--config", str(recipe), *flags(out, text)])
-    assert message == f"recipe {recipe}: unknown key xlco_temprature; did you mean xlco_temperature?"
-    assert not out.exists()
-
-
-def test_no_steps(text: Path, out: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(flags(out, text, "--max_steps", "0"))
-    assert message == "max_steps must be at least 1, found 0."
 
 
 def test_full_disk(
@@ -506,13 +449,18 @@ def test_full_disk(
     assert run_pretraining.main(flags(out, text)) == 0
 
 
-@pytest.mark.parametrize("wrong", [["--xlco_layer", "3"], ["--max_position_embeddings", "34"]])
 def test_a_wrong_flag_is_mended_in_the_same_folder(
-    text: Path, out: Path, refusal: Callable[..., str], wrong: list[str]
+    text: Path, out: Path, refusal: Callable[..., str]
 ) -> None:
     """It is refused before hours of preparation, and nothing was trained that would have to be protected."""
-    refusal(flags(out, text, *wrong), code=2)
-    assert not (out / "data").exists()
+    heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 5"
+    for wrong, message in (
+        ("--xlco_layer 3", "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1"),
+        ("--max_position_embeddings 34", "sequences of up to 64 tokens, the model positions for 32"),
+        (f"{heldout} --eval_layer 3", "eval_layer is 3 but the model has 2 layers"),
+    ):
+        assert message in refusal(flags(out, text, *wrong.split()))
+        assert not (out / "data").exists() and not checkpoints(out)
     assert run_pretraining.main(flags(out, text)) == 0
 
 
@@ -536,22 +484,8 @@ def test_what_cannot_be_is_refused_before_a_run_is_overwritten_and_text_is_prepa
     before = sorted(path for path in fitted.rglob("*"))
     named = ["--tokenizer_name", str(fitted / "tokenizer"), "--heldout_fraction", "0.4"]
     argv = flags(fitted, text, "--overwrite_output_dir", "true", *named, *wrong)
-    assert message in refusal(argv, code=2)
+    assert message in refusal(argv)
     assert sorted(path for path in fitted.rglob("*")) == before
-
-
-def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(
-    text: Path, out: Path, refusal: Callable[..., str]
-) -> None:
-    text.write_bytes(text.read_bytes() + b"caf\xe9\tkaffee\n")
-    assert "--on_bad_line skip" in refusal(flags(out, text))
-    assert run_pretraining.main(flags(out, text, "--on_bad_line", "skip")) == 0
-
-
-def test_no_text_at_all(out: Path, refusal: Callable[..., str]) -> None:
-    assert refusal(flags(out, None)).startswith(
-        "a model from scratch needs a tokenizer: give --tokenizer_name"
-    )
 
 
 def test_one_process_of_the_job_prepares_and_overwrites_on_a_shared_disk(fitted: Path, out: Path) -> None:

@@ -64,17 +64,17 @@ def run(argv: list[str]) -> None:
     # Without a tokenizer one is trained from the text first, in the folder of the run.
     start = _start(flags) if model_args.names_tokenizer else None
     run = _open_run(flags, argv, start[1].config if start else None)
-    if run.finished:
-        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
-        push_run(args)
-        return
-
     # Not the first of each machine: their disk may be shared, and one process is to prepare.
     with args.main_process_first(local=False, desc="preparing the data"):
         tokenizer, model = start or _start(flags)
         corpus = open_or_prepare(data_args, tokenizer, folder)
         if run.checkpoint is not None:
             check_corpus(run, corpus)
+    if run.finished:
+        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        push_run(args)
+        return
+
     check_lengths(model, corpus.max_length)
 
     settings, batch = data_args.stream_settings(seed=args.seed), total_batch_size(args)

@@ -131,7 +131,7 @@ class PrepareSettings:
         """The settings, under the names that they have in manifests."""
         values = {field.name: getattr(self, field.name) for field in fields(PrepareSettings)}
         named = {"max_length": values.pop("max_seq_length"), "seed": values.pop("prepare_seed")}
-        return {**values, **named, "max_side_length": self.longest_side, "bitext_columns": self.columns}
+        return {**named, **values, "max_side_length": self.longest_side, "bitext_columns": self.columns}
 
 
 def require(holds: bool, message: str) -> None:
