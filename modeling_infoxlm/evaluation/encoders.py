@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from modeling_infoxlm.evaluation.encoding import OUR_TYPES, Pooling, encode_layers, longest_sequence
+from modeling_infoxlm.evaluation.encoding import OUR_TYPES, EncodeOptions, encode_layers, longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import check_shape, read_json
+from modeling_infoxlm.runs.flags import flag
 from modeling_infoxlm.runs.provenance import hash_weights
 
 # Fields of a configuration that say where and how it was stored.
@@ -39,34 +40,22 @@ class EncoderArguments:
 
     _argument_group_name = "encoder"
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Encoder: a Hub name or a folder that AutoModel loads, or a sentence-transformers folder."
-        },
+    model_name_or_path: str | None = flag(
+        None, "Encoder: a Hub name or a folder that AutoModel loads, or a sentence-transformers folder."
     )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."}
+    model_revision: str = flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
+    tokenizer_name: str | None = flag(
+        None, "Tokenizer, a Hub name or a folder. Unset: that of model_name_or_path."
     )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={"help": "Tokenizer, a Hub name or a folder. Unset: that of model_name_or_path."},
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for files from the Hub. Unset: the Hub client's own."}
-    )
+    cache_dir: str | None = flag(None, "Folder for files from the Hub. Unset: the Hub client's own.")
     # repr=False: a printed or logged instance must not show the secret.
     token: str | None = field(
         default=None,
         repr=False,
         metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code that comes with the checkpoint."}
-    )
-    bf16: bool = field(
-        default=False, metadata={"help": "Run products in bf16: faster where the processor has it."}
-    )
+    trust_remote_code: bool = flag(False, "Run model code that comes with the checkpoint.")
+    bf16: bool = flag(False, "Run products in bf16: faster where the processor has it.")
 
     def hub_options(self) -> dict[str, Any]:
         """What `from_pretrained` is given beside the name."""
@@ -122,78 +111,107 @@ class Encoder:
         texts: Sequence[str],
         *,
         layer: int,
-        pooling: Pooling = "mean",
-        normalize: bool = False,
         out: Tensor | None = None,
         progress: bool = True,
+        **options: Unpack[EncodeOptions],
     ) -> Tensor:
         """Sentence vectors, (N, D), row i for text i.
 
         Args:
             texts: N texts; longer ones are cut at `max_length`.
             layer: 0 is the embedding output.
-            pooling: `"mean"` over all tokens, special ones included, or `"cls"`, the first token.
-            normalize: Scale each vector to length 1.
             out: Where they are written, (N, D); None is fp32 on the model's device.
             progress: Show a progress bar when it takes longer than two seconds.
+            options: See `EncodeOptions`.
 
         Raises:
             UsageError: If the model does not have the layer, or the vector of a text is not finite.
         """
         place = None if out is None else out[None]
-        return self.encode_layers(
-            texts, layers=[layer], pooling=pooling, normalize=normalize, out=place, progress=progress
-        )[0]
+        return self.encode_layers(texts, layers=[layer], out=place, progress=progress, **options)[0]
 
     def encode_layers(
         self,
         texts: Sequence[str],
         *,
         layers: Sequence[int] | None = None,
-        pooling: Pooling = "mean",
-        normalize: bool = False,
         out: Tensor | None = None,
         progress: bool = True,
+        **options: Unpack[EncodeOptions],
     ) -> Tensor:
         """Sentence vectors of K layers, None for all, in one pass, (K, N, D); see `encode`."""
         layers = range(self.num_layers + 1) if layers is None else [self.check_layer(one) for one in layers]
         if out is None:
             shape = (len(layers), len(texts), self.model.config.hidden_size)
             out = torch.empty(shape, device=self.model.device)
+        options.setdefault("bf16", self.bf16)
         return encode_layers(
-            self.model,
-            self.tokenizer,
-            texts,
-            out,
-            layers=layers,
-            pooling=pooling,
-            normalize=normalize,
-            bf16=self.bf16,
-            progress=progress,
+            self.model, self.tokenizer, texts, out, layers=layers, progress=progress, **options
         )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was loaded, and its tokenizer.
+
+    Attributes:
+        model: In fp32, on the CPU.
+        tokenizer: Fits the model's vocabulary.
+        record: What it was loaded from.
+        missing: Names of the parameters that the checkpoint does not have, sorted.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    record: ModelRecord
+    missing: tuple[str, ...]
+
+
+def load_checkpoint(
+    arguments: EncoderArguments, auto_class: Any, *, ours: Any = None, **overrides: Any
+) -> Checkpoint:
+    """Load a model with any head or none from a checkpoint that has the encoder, and its tokenizer.
+
+    Args:
+        arguments: Which one.
+        auto_class: Such as `AutoModel`.
+        ours: In place of it for XLM-R and InfoXLM; None for none.
+        overrides: Fields of the configuration, such as `num_labels`.
+
+    Raises:
+        UsageError: If none is named, it cannot be loaded, lacks weights of the encoder, or the tokenizer does
+            not fit the model.
+    """
+    if arguments.model_name_or_path is None:
+        raise UsageError("no model: give --model_name_or_path, a Hub name or a folder.")
+    name = transformer_folder(arguments.model_name_or_path)
+    options = arguments.hub_options()
+    config = load(AutoConfig.from_pretrained, name, part="config", **overrides, **options)
+    tokenizer: PreTrainedTokenizerBase = load(
+        AutoTokenizer.from_pretrained, arguments.tokenizer_name or name, part="tokenizer", **options
+    )
+    check_tokenizer(tokenizer, config)
+    model_type, is_ours = config.model_type, ours is not None and config.model_type in OUR_TYPES
+    # Our class makes a configuration of its own of XLM-R's.
+    given = {} if is_ours else {"config": config}
+    model, report = load_whole_model(
+        ours if is_ours else auto_class, name, dtype=torch.float32, **given, **options
+    )
+    missing = tuple(sorted(report["missing_keys"]))
+    check_encoder(arguments.model_name_or_path, model, missing)
+    record = describe_model(arguments, model, tokenizer, model_type=model_type)
+    return Checkpoint(model, tokenizer, record, missing)
 
 
 def load_encoder(arguments: EncoderArguments) -> Encoder:
     """Load an encoder of any architecture that `AutoModel` knows, and its tokenizer.
 
     Raises:
-        UsageError: If none is named, it cannot be loaded, or the tokenizer does not fit the model.
+        UsageError: As `load_checkpoint`.
     """
-    if arguments.model_name_or_path is None:
-        raise UsageError("no encoder: give --model_name_or_path, a Hub name or a folder.")
-    name = transformer_folder(arguments.model_name_or_path)
-    options = arguments.hub_options()
-    config = load(AutoConfig.from_pretrained, name, part="config", **options)
-    model_class: Any = InfoXLMModel if config.model_type in OUR_TYPES else AutoModel
-    model, report = load_whole_model(model_class, name, dtype=torch.float32, **options)
-    check_encoder(name, model, sorted(report["missing_keys"]))
-    tokenizer: PreTrainedTokenizerBase = load(
-        AutoTokenizer.from_pretrained, arguments.tokenizer_name or name, part="tokenizer", **options
-    )
-    check_tokenizer(tokenizer, config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = describe_model(arguments, model, tokenizer, model_type=config.model_type)
-    return Encoder(model.to(device).eval(), tokenizer, record, arguments.bf16)
+    loaded = load_checkpoint(arguments, AutoModel, ours=InfoXLMModel)
+    device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Encoder(loaded.model.to(device).eval(), loaded.tokenizer, loaded.record, arguments.bf16)
 
 
 def transformer_folder(name_or_path: str) -> str:

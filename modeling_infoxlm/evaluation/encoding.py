@@ -9,7 +9,7 @@ Shapes: N sentences, K layers, B sentences of a batch, T tokens, D hidden.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -41,18 +41,31 @@ SENTENCES_PER_WINDOW = 32768  # sorted by length together; their ids, 2 to 70 MB
 TEXTS_PER_CALL = 1024  # the tokenizer's own records of a text are far larger than its ids
 
 
+class EncodeOptions(TypedDict, total=False):
+    """How vectors are made.
+
+    Attributes:
+        pooling: `"mean"` over all tokens, special ones included, or `"cls"`, the first token.
+        normalize: Scale each vector to length 1, so that dot products are cosines.
+        bf16: Run products in bf16, about twice as fast where the processor has it; vectors stay fp32.
+        tokens_per_batch: Tokens encoded at once, at least one text; None suits the model's device.
+    """
+
+    pooling: str
+    normalize: bool
+    bf16: bool
+    tokens_per_batch: int | None
+
+
 def encode_texts(
     model: InfoXLMModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
     layer: int | None = None,
-    pooling: str | None = None,
-    normalize: bool = False,
-    bf16: bool = False,
-    tokens_per_batch: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    **options: Unpack[EncodeOptions],
 ) -> Tensor:
     """Sentence vectors of texts, for search, mining and clustering.
 
@@ -65,12 +78,9 @@ def encode_texts(
         tokenizer: Its tokenizer.
         texts: N texts, in any order; an empty one has the vector of `<s> </s>`.
         layer: 0 is the embedding output; None is the layer of the contrast, as in `sentence_vectors`.
-        pooling: `"mean"` over all tokens or `"cls"`; None is the model's.
-        normalize: Scale each vector to length 1, so that dot products are cosines.
-        bf16: Run products in bf16, about twice as fast where the processor has it; vectors stay fp32.
-        tokens_per_batch: Tokens encoded at once, at least one text; None suits the model's device.
         device: Where the vectors are gathered; None is the model's device. The model is not moved.
         progress: Show a progress bar when it takes longer than two seconds.
+        options: See `EncodeOptions`; the pooling is the model's unless given.
 
     Returns:
         (N, D), fp32, row i for text i.
@@ -81,18 +91,9 @@ def encode_texts(
     """
     config = model.config
     layers = [config.resolved_xlco_layer() if layer is None else layer]
-    return encode_layers(
-        model,
-        tokenizer,
-        texts,
-        torch.empty(1, len(texts), config.hidden_size, device=device or model.device),
-        layers=layers,
-        pooling=pooling or config.xlco_pooling,
-        normalize=normalize,
-        bf16=bf16,
-        tokens_per_batch=tokens_per_batch,
-        progress=progress,
-    )[0]
+    options.setdefault("pooling", config.xlco_pooling)
+    out = torch.empty(1, len(texts), config.hidden_size, device=device or model.device)
+    return encode_layers(model, tokenizer, texts, out, layers=layers, progress=progress, **options)[0]
 
 
 def encode_layers(
@@ -102,11 +103,8 @@ def encode_layers(
     out: Tensor,
     *,
     layers: Sequence[int],
-    pooling: str = "mean",
-    normalize: bool = False,
-    bf16: bool = False,
-    tokens_per_batch: int | None = None,
     progress: bool = True,
+    **options: Unpack[EncodeOptions],
 ) -> Tensor:
     """Write sentence vectors of texts at each of K layers to `out`, (K, N, D), and return it.
 
@@ -124,12 +122,9 @@ def encode_layers(
             lambda start, stop: reader.read(texts[start:stop]),
             out,
             layers=layers,
-            pooling=pooling,
-            normalize=normalize,
-            bf16=bf16,
-            tokens_per_batch=tokens_per_batch,
-            bar=bar,
             show=lambda number: repr(texts[number]),
+            bar=bar,
+            **options,
         )
     reader.warn_of_cut_texts(len(texts))
     return out
@@ -141,23 +136,16 @@ def encode_sequences(
     special: SpecialTokens,
     *,
     layer: int,
-    pooling: str = "mean",
-    bf16: bool = False,
-    tokens_per_batch: int | None = None,
+    **options: Unpack[EncodeOptions],
 ) -> Tensor:
-    """Sentence vectors of `<s> ids </s>` for each sequence of bare ids.
+    """Sentence vectors of `<s> ids </s>` for each of N sequences of bare ids, (N, D), on the model's device.
 
     Args:
         model: Encoder; it runs in eval mode, and its mode is restored.
-        sequences: N arrays of token ids without special tokens.
+        sequences: Token ids without special tokens.
         special: The tokenizer's special tokens.
         layer: Layer of the vectors; 0 is the embedding output.
-        pooling: `"mean"` over all tokens or `"cls"`.
-        bf16: Run products in bf16.
-        tokens_per_batch: Tokens encoded at once, at least one sequence; None suits the model's device.
-
-    Returns:
-        (N, D), fp32, on the model's device.
+        options: See `EncodeOptions`.
 
     Raises:
         ValueError: If a sequence is longer than the model's positions, the layer or the pooling does not
@@ -169,17 +157,11 @@ def encode_sequences(
         bare = PackedRows(np.concatenate(window), np.array([len(ids) for ids in window]))
         return join_pieces(bare, np.ones(len(bare), dtype=np.int64), special)
 
+    def show(number: int) -> str:
+        return f"number {number:,} of {len(sequences):,} sequences"
+
     vectors = torch.empty(1, len(sequences), model.config.hidden_size, device=model.device)
-    _encode(
-        model,
-        read,
-        vectors,
-        layers=[layer],
-        pooling=pooling,
-        bf16=bf16,
-        tokens_per_batch=tokens_per_batch,
-        show=lambda number: f"number {number:,} of {len(sequences):,} sequences",
-    )
+    _encode(model, read, vectors, layers=[layer], show=show, **options)
     return vectors[0]
 
 
@@ -189,8 +171,8 @@ def _encode(
     out: Tensor,
     *,
     layers: Sequence[int],
-    pooling: str,
     show: Callable[[int], str],
+    pooling: str = "mean",
     normalize: bool = False,
     bf16: bool = False,
     tokens_per_batch: int | None = None,

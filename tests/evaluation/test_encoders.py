@@ -98,7 +98,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
 
 
 def test_what_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no encoder: give --model_name_or_path"):
+    with pytest.raises(UsageError, match="no model: give --model_name_or_path"):
         load_encoder(EncoderArguments())
     with pytest.raises(UsageError, match="cannot be loaded"):
         load(tmp_path / "missing" / "folder")

@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_infoxlm.evaluation.encoders import Encoder, Pooling
+from modeling_infoxlm.evaluation.encoders import Encoder
+from modeling_infoxlm.evaluation.encoding import Pooling
 from modeling_infoxlm.evaluation.results import (
     RESULT_SUFFIX,
     DatasetRecord,
