@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -26,7 +25,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from rich.console import Console
 from rich.text import Text
 
@@ -41,7 +39,6 @@ from modeling_infoxlm.runs.provenance import PACKAGES
 from modeling_infoxlm.runs.secrets import blot_secrets
 from modeling_infoxlm.training.throughput import matmul_peak
 
-LOGIN_TIMEOUT = 10.0  # seconds
 LITTLE_DISK = 10 * 10**9  # bytes: a base checkpoint with its optimiser and momentum encoder has 5 GB
 _COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _HEADS, _HEAD_SIZE, _TOKENS = 2, 64, 8  # of the attention that is tried
@@ -105,29 +102,25 @@ def check_environment() -> Iterator[Finding]:
     """Versions, device, attention, speed, disk and login of this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    yield check_versions()
-    yield check_device(device)
+    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    yield Finding("versions", "ok", ", ".join([f"Python {platform.python_version()}", *versions]))
+    yield Finding("device", "ok", _describe_device(device))
     yield check_attention(device, dtype)
     peak = matmul_peak(device, dtype) / 1e12
     yield Finding("matmul", "ok", f"{peak:,.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}")
-    yield from (check_disk(name, path) for name, path in _disks())
+    yield check_disk("here", Path.cwd())
+    yield check_disk("for the Hub cache", Path(constants.HF_HUB_CACHE))
     yield check_login()
 
 
-def check_versions() -> Finding:
-    """Versions of Python and of the packages that results depend on."""
-    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    return Finding("versions", "ok", ", ".join([f"Python {platform.python_version()}", *versions]))
-
-
-def check_device(device: torch.device) -> Finding:
+def _describe_device(device: torch.device) -> str:
     """The device that training would take."""
     if device.type == "cpu":
         text = f"CPU, {os.cpu_count()} cores, threads of torch: {torch.get_num_threads()}"
-        return Finding("device", "ok", f"{text}; no GPU is seen by torch {torch.__version__}")
+        return f"{text}; no GPU is seen by torch {torch.__version__}"
     known = torch.cuda.get_device_properties(device)
-    text = f"{torch.cuda.device_count()} x {known.name}, {known.total_memory / 2**30:.0f} GiB"
-    return Finding("device", "ok", f"{text}, CUDA {torch.version.cuda}")
+    memory = f"{known.total_memory / 2**30:.0f} GiB"
+    return f"{torch.cuda.device_count()} x {known.name}, {memory}, CUDA {torch.version.cuda}"
 
 
 def check_attention(device: torch.device, dtype: torch.dtype) -> Finding:
@@ -148,33 +141,25 @@ def check_attention(device: torch.device, dtype: torch.dtype) -> Finding:
     return Finding("attention", "ok", "batched products of groups of similar length")
 
 
-def _disks() -> list[tuple[str, Path]]:
-    return [("here", Path.cwd()), ("for the Hub cache", Path(constants.HF_HUB_CACHE))]
-
-
 def check_disk(name: str, path: Path) -> Finding:
     """Free space where this path is, or would be made."""
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     text = f"{free / 1e9:,.0f} GB free {name} ({path})"
-    if free < LITTLE_DISK:
-        advice = "a checkpoint of a base model has 5 GB: make room, or write elsewhere"
-        return Finding("disk", "warn", f"{text}; {advice}.")
-    return Finding("disk", "ok", text)
+    if free >= LITTLE_DISK:
+        return Finding("disk", "ok", text)
+    return Finding(
+        "disk", "warn", f"{text}; a checkpoint of a base model has 5 GB: make room, or write elsewhere."
+    )
 
 
 def check_login() -> Finding:
     """Who the Hub takes us for; never the token."""
-    token = get_token()
-    if token is None:
-        return Finding("login", "warn", "not logged in; to publish: `hf auth login`.")
     hub = constants.ENDPOINT
+    if get_token() is None:
+        return Finding("login", "warn", "not logged in; to publish: `hf auth login`.")
     try:
-        response = get_session().get(
-            f"{hub}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=LOGIN_TIMEOUT
-        )
-        hf_raise_for_status(response)
-        user = response.json()
+        user = HfApi(endpoint=hub).whoami()
     except OfflineModeIsEnabled:
         return Finding("login", "warn", "not asked: HF_HUB_OFFLINE is set.")
     except HfHubHTTPError as error:
@@ -183,12 +168,9 @@ def check_login() -> Finding:
         return Finding("login", "warn", f"{hub} answered {error.response.status_code}; try again later.")
     except (TRANSPORT_ERROR, ValueError) as error:
         return Finding("login", "warn", f"{hub} was not reached: {type(error).__name__}.")
-    return Finding("login", "ok", f"{user.get('name')} at {hub}{_role(user)}")
-
-
-def _role(user: dict[str, Any]) -> str:
     role = user.get("auth", {}).get("accessToken", {}).get("role")
-    return f", token that may {role}" if role in ("read", "write") else ""
+    may = f", token that may {role}" if role in ("read", "write") else ""
+    return Finding("login", "ok", f"{user.get('name')} at {hub}{may}")
 
 
 # --- the checkpoint -----------------------------------------------------------------------------------------

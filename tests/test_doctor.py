@@ -209,6 +209,11 @@ def test_a_tokenizer_that_cuts_too_late_is_warned_about(folder: Path) -> None:
     assert finding.level == "warn" and "set model_max_length to 512" in finding.text
 
 
+def test_a_folder_that_was_not_published_needs_no_card(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    assert check_card(folder).level == "warn"
+
+
 def test_what_cannot_be_read_is_not_read_further(folder: Path) -> None:
     cut_off(folder, 0.9)
     assert not {"keys", "vectors"} & set(levels(folder))
@@ -243,35 +248,30 @@ def login(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_the_login_is_told_without_the_token(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     for token, role in ((login.token, "write"), (login.read_token, "read")):
         monkeypatch.setenv("HF_TOKEN", token)
-        finding = check_login()
-        assert finding == Finding("login", "ok", f"tester at {login.endpoint}, token that may {role}")
-
-
-def test_without_a_token_the_hub_is_not_asked(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    finding = check_login()
-    assert finding.level == "warn" and "not logged in" in finding.text and login.requests == []
-
-
-def test_a_token_that_is_not_accepted_fails(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert check_login() == Finding("login", "ok", f"tester at {login.endpoint}, token that may {role}")
     wrong = "hf_" + "x" * 20
     monkeypatch.setenv("HF_TOKEN", wrong)
     finding = check_login()
     assert finding.level == "fail" and "does not accept" in finding.text and wrong not in finding.text
 
 
-@pytest.mark.parametrize("kind", ["status", "drop"])
-def test_a_hub_in_trouble_is_no_failure_of_ours(login: LoopbackHub, kind: str) -> None:
-    login.inject(Fault(method="GET", path="whoami", kind=kind, status=503))
+def test_a_hub_in_trouble_is_no_failure_of_ours(login: LoopbackHub) -> None:
+    for kind, text in (("status", "503"), ("drop", "was not reached")):
+        login.inject(Fault(method="GET", path="whoami", kind=kind, status=503))
+        finding = check_login()
+        assert finding.level == "warn" and login.pending_faults == 0 and text in finding.text
+
+
+def test_without_a_token_or_offline_the_hub_is_not_asked(
+    login: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "HF_HUB_OFFLINE" in check_login().text
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     finding = check_login()
-    assert finding.level == "warn" and login.pending_faults == 0
-    assert ("503" if kind == "status" else "was not reached") in finding.text
-
-
-def test_offline_mode_is_respected(login: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in check_login().text and login.requests == []
+    assert finding.level == "warn" and "not logged in" in finding.text and login.requests == []
 
 
 def test_packed_attention_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,11 +317,9 @@ def test_the_command_prints_one_line_a_check(
     assert last == f"{len(lines)} checks, none failed."
     assert "matmul     1.5 TFLOP/s" in "\n".join(lines) and "transformers 5" in lines[0]
     assert login.token not in "\n".join(lines)
-
-
-def test_a_folder_that_was_not_published_needs_no_card(folder: Path) -> None:
-    (folder / "README.md").unlink()
-    assert check_card(folder).level == "warn"
+    assert run_main(doctor_command, []) == 0  # the machine alone
+    checks = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert checks == ["versions", "device", "attention", "matmul", "disk", "disk", "login"]
 
 
 def test_a_failed_check_gives_status_1_and_one_line(
@@ -338,20 +336,12 @@ def test_a_failed_check_gives_status_1_and_one_line(
     assert re.fullmatch(r"error: 2 of \d+ checks failed\.\n", captured.err)
 
 
-def test_without_a_checkpoint_the_machine_alone_is_examined(
+def test_a_folder_that_is_not_there_is_a_usage_error(
     login: LoopbackHub, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(doctor_command, []) == 0
-    checks = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert checks == ["versions", "device", "attention", "matmul", "disk", "disk", "login"]
-
-
-@pytest.mark.parametrize("name", ["./none", "/none", "a/b/c", __file__])
-def test_a_folder_that_is_not_there_is_a_usage_error(
-    login: LoopbackHub, quick: None, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_main(doctor_command, [name]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    for name in ("./none", "/none", "a/b/c", __file__):
+        assert run_main(doctor_command, [name]) == 2
+        assert "is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("drop", ""), ("status", "503")])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling_infoxlm.runs.files import own_name
+from modeling_infoxlm.runs.files import is_running, own_name
 
 BEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 100.0  # longer than a network file system may keep an old date of a file
@@ -89,15 +89,7 @@ class Watch:
 def _has_ended(holder: str) -> bool:
     """Whether the process is one of this machine that is no more."""
     host, _, number = holder.partition(" ")
-    if host != socket.gethostname() or not number:
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, under another user
-        return False
-    return False
+    return host == socket.gethostname() and bool(number) and not is_running(int(number))
 
 
 def make_once(path: Path, claim: Path, make: Callable[[], None]) -> None:

@@ -21,7 +21,6 @@ from modeling_infoxlm.runs.flags import check_number
 from modeling_infoxlm.runs.secrets import blot_secrets, holds_secret, takes_secret
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
-_MOST_VALUES = 100_000  # of a recipe; its longest lists are of files
 # Of transformers' own flags those that `--help` shows; `--help_all` shows all.
 _OFTEN_USED = set(
     "output_dir max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps "
@@ -117,23 +116,6 @@ class _RecipeLoader(yaml.SafeLoader):
     # Replaced, not changed in place: the table of the base class is shared by all loaders.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-    def get_single_node(self) -> yaml.Node | None:
-        """Compose the document; refuse aliases that write out to more than a recipe means, or to no end."""
-        document = super().get_single_node()
-        waiting, count = [document], 0
-        while waiting:
-            node = waiting.pop()
-            count += 1
-            if count > _MOST_VALUES:
-                raise RecipeError(
-                    f"it holds more than {_MOST_VALUES:,} values, its aliases (*name) written out."
-                )
-            if isinstance(node, yaml.MappingNode):
-                waiting += [part for pair in node.value for part in pair]
-            elif isinstance(node, yaml.SequenceNode):
-                waiting += node.value
-        return document
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping; a key given twice is refused (PyYAML would keep the last one in silence)."""
         mapping = super().construct_mapping(node, deep=deep)
@@ -160,23 +142,19 @@ def _unique_keys(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _split_off_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Take the recipe's path out of the arguments, given as a leading file name or by --config."""
-    flags = list(argv)
-    paths: list[str] = []
-    if flags and not flags[0].startswith("-") and flags[0].endswith(RECIPE_SUFFIXES):
-        paths.append(flags.pop(0))
-    while (position := next((i for i, flag in enumerate(flags) if _is_config(flag)), None)) is not None:
-        flag = flags.pop(position)
-        if "=" in flag:
-            paths.append(flag.partition("=")[2])
-        elif position < len(flags):
-            paths.append(flags.pop(position))
-        else:
-            raise RecipeError("--config needs a file: --config recipes/demo.yaml")
-    if len(paths) > 1:
-        raise RecipeError(
-            f"give one recipe, not {len(paths)} ({', '.join(paths)}); flags override its values."
-        )
-    return (Path(paths[0]) if paths else None), flags
+    given = list(argv)
+    if given and not given[0].startswith("-") and given[0].endswith(RECIPE_SUFFIXES):
+        given.insert(0, "--config")
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, flags = finder.parse_known_args(given)
+    except argparse.ArgumentError as error:
+        raise RecipeError("--config needs a file: --config recipes/demo.yaml") from error
+    if len(found.config) > 1:
+        names = ", ".join(found.config)
+        raise RecipeError(f"give one recipe, not {len(found.config)} ({names}); flags override its values.")
+    return (Path(found.config[0]) if found.config else None), flags
 
 
 def _refuse_secrets(arguments: Sequence[str]) -> None:
@@ -196,10 +174,6 @@ def _refuse_secrets(arguments: Sequence[str]) -> None:
                 f"{blot_secrets(flag) or 'an argument'} holds what looks like an access token or a password, "
                 "which does not belong there; `hf auth login` stores a token, or --token takes it."
             )
-
-
-def _is_config(flag: str) -> bool:
-    return flag == "--config" or flag.startswith("--config=")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -294,46 +268,36 @@ class _RecipeParser(HfArgumentParser):
                 raise RecipeError(f"recipe {source}: unknown key {name}{self._suggestion(str(name))}")
             try:
                 flags += self._as_flags(name, value)
-                json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
             except RecipeError as error:
                 raise RecipeError(f"recipe {source}: {error}") from error
-            except UnicodeEncodeError as error:
-                raise RecipeError(f"recipe {source}: {name} holds half a surrogate pair.") from error
+            except RecursionError as error:
+                raise RecipeError(f"recipe {source}: {name} is nested too deeply.") from error
         self.recipe, self.recipe_source = dict(recipe), source
         return flags
 
     def _as_flags(self, name: str, value: Any) -> list[str]:
-        alternatives = get_args(self.hints[name]) or (self.hints[name],)
+        alternatives = (self.hints[name], *get_args(self.hints[name]))
+        kinds = {get_origin(form) or form for form in alternatives}
         if value is None:
-            return self._as_null(name, alternatives)
-        if isinstance(value, list):
-            return self._as_list(name, value, alternatives)
+            if type(None) not in kinds:
+                raise RecipeError(f"{name} must have a value; remove the line to keep its default.")
+            self.set_defaults(**{name: None})
+            return []
         if isinstance(value, dict):
-            return self._as_mapping(name, value, alternatives)
-        return [f"--{name}={value}"]
-
-    def _as_null(self, name: str, alternatives: tuple[Any, ...]) -> list[str]:
-        if type(None) not in alternatives:
-            raise RecipeError(f"{name} must have a value; remove the line to keep its default.")
-        self.set_defaults(**{name: None})
-        return []
-
-    def _as_list(self, name: str, value: list[Any], alternatives: tuple[Any, ...]) -> list[str]:
-        hint = self.hints[name]
-        if not any(get_origin(form) is list for form in (hint, *alternatives)):
+            if dict not in kinds:
+                raise RecipeError(f"{name} takes a value, not a mapping.")
+            return [f"--{name}={json.dumps(_typed(value))}"]
+        if not isinstance(value, list):
+            return [f"--{name}={value}"]
+        if list not in kinds:
             raise RecipeError(f"{name} takes one value, not a list of {len(value)}.")
         if any(isinstance(item, list | dict) or item is None for item in value):
             raise RecipeError(f"{name} takes a flat list of values.")
         # Empty, or `str | list[str]`, whose flag takes one value only: no flag can say it.
-        if not value or str in alternatives:
+        if not value or str in kinds:
             self.set_defaults(**{name: value})
             return []
         return [f"--{name}", *map(str, value)]
-
-    def _as_mapping(self, name: str, value: dict[str, Any], alternatives: tuple[Any, ...]) -> list[str]:
-        if not any(form is dict or get_origin(form) is dict for form in alternatives):
-            raise RecipeError(f"{name} takes a value, not a mapping.")
-        return [f"--{name}={json.dumps(_typed(value))}"]
 
     def refuse_unknown_flags(self, flags: Sequence[str]) -> None:
         """End with exit code 2 if a typed argument belongs to no flag (HfArgumentParser: a traceback)."""

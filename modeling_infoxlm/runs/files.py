@@ -186,7 +186,7 @@ def _recover(final: Path) -> None:
     pattern = f".{glob.escape(final.name)}.{glob.escape(socket.gethostname())}-*"
     for path in sorted(final.parent.glob(pattern)):
         number = path.stem.rpartition("-")[2]
-        if not number.isdecimal() or _is_running(int(number)):
+        if not number.isdecimal() or is_running(int(number)):
             continue
         if path.suffix == ".old" and not final.exists():
             path.rename(final)
@@ -194,7 +194,8 @@ def _recover(final: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_running(number: int) -> bool:
+def is_running(number: int) -> bool:
+    """Whether this machine has a process of this number."""
     try:
         os.kill(number, 0)
     except ProcessLookupError:

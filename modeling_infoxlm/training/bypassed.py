@@ -11,51 +11,45 @@ from transformers import TrainingArguments
 from modeling_infoxlm.runs.flags import default_of
 
 # Arguments of transformers that the joint step goes around or that would break it, and what there is instead.
-BYPASSED = {
-    "num_train_epochs": "a run is as long as max_steps",
-    "optim_target_modules": "it is for optimisers with projected gradients, which are not supported",
-    "average_tokens_across_devices": "losses are always means over the items of all devices",
-    "label_smoothing_factor": "the losses are the paper's",
-    "bf16_full_eval": "evaluation computes as training does; give --bf16 true",
-    "fp16_full_eval": "evaluation computes as training does; give --fp16 true",
-    "torch_compile": "packed rows cannot be compiled as a whole; give --compile_layers true",
-    "torch_compile_backend": "packed rows cannot be compiled as a whole; give --compile_layers true",
-    "torch_compile_mode": "packed rows cannot be compiled as a whole; give --compile_layers true",
-    "use_liger_kernel": "there are no such kernels for this model",
-    "liger_kernel_config": "there are no such kernels for this model",
-    "use_cache": "an encoder has no cache",
-    "neftune_noise_alpha": "the packed pass does not add noise to embeddings",
-    "auto_find_batch_size": "the batch defines the run; to bound memory give --tokens_per_device",
-    "prediction_loss_only": "evaluation measures held-out losses and retrieval",
-    "eval_do_concat_batches": "evaluation measures held-out losses and retrieval",
-    "eval_use_gather_object": "evaluation measures held-out losses and retrieval",
-    "eval_accumulation_steps": "evaluation keeps no outputs",
-    "include_for_metrics": "evaluation keeps no outputs",
-    "batch_eval_metrics": "evaluation keeps no outputs",
-    "label_names": "a joint batch has its labels in its parts",
-    "save_only_model": "nothing could go on from such a checkpoint; `infoxlm export` makes a release of one",
-    "enable_jit_checkpoint": "SIGTERM and Ctrl-C always save a checkpoint",
-    "load_best_model_at_end": "pre-training ends with its last step",
-    "metric_for_best_model": "pre-training ends with its last step",
-    "greater_is_better": "pre-training ends with its last step",
-    "ignore_data_skip": "a resumed run would meet the same examples again",
-    "restore_callback_states_from_checkpoint": "a resumed run goes on as it was without it",
-    "data_seed": "order and masks follow --seed",
-    "parallelism_config": "runs are on one device or under DDP",
-    "dataloader_drop_last": "ranks must gather equally many keys",
-    "dataloader_in_order": "batches must come in their order",
-    "remove_unused_columns": "it would drop every part of a joint batch",
-    "train_sampling_strategy": "which example comes when is defined by --sampling_alpha and --seed",
-    "length_column_name": "which example comes when is defined by --sampling_alpha and --seed",
-    "ddp_static_graph": "micro-batches differ in what they reach",
-    "fsdp": "runs are on one device or under DDP; start them with torchrun",
-    "fsdp_config": "runs are on one device or under DDP; start them with torchrun",
-    "deepspeed": "runs are on one device or under DDP; start them with torchrun",
-    "do_eval": "this program trains, and evaluates as --eval_strategy says",
-    "do_predict": "this program trains, and evaluates as --eval_strategy says",
-    "resume_from_checkpoint": "the same command goes on by itself from the last checkpoint; "
-    "to start from other weights give --model_name_or_path",
+_REASONS = {
+    "a run is as long as max_steps": "num_train_epochs",
+    "it is for optimisers with projected gradients, which are not supported": "optim_target_modules",
+    "losses are always means over the items of all devices": "average_tokens_across_devices",
+    "the losses are the paper's": "label_smoothing_factor",
+    "evaluation computes as training does; give --bf16 true": "bf16_full_eval",
+    "evaluation computes as training does; give --fp16 true": "fp16_full_eval",
+    "packed rows cannot be compiled as a whole; give --compile_layers true": (
+        "torch_compile torch_compile_backend torch_compile_mode"
+    ),
+    "there are no such kernels for this model": "use_liger_kernel liger_kernel_config",
+    "an encoder has no cache": "use_cache",
+    "the packed pass does not add noise to embeddings": "neftune_noise_alpha",
+    "the batch defines the run; to bound memory give --tokens_per_device": "auto_find_batch_size",
+    "evaluation measures held-out losses and retrieval": (
+        "prediction_loss_only eval_do_concat_batches eval_use_gather_object"
+    ),
+    "evaluation keeps no outputs": "eval_accumulation_steps include_for_metrics batch_eval_metrics",
+    "a joint batch has its labels in its parts": "label_names",
+    "nothing could go on from such a checkpoint; `infoxlm export` makes a release of one": "save_only_model",
+    "SIGTERM and Ctrl-C always save a checkpoint": "enable_jit_checkpoint",
+    "pre-training ends with its last step": "load_best_model_at_end metric_for_best_model greater_is_better",
+    "a resumed run would meet the same examples again": "ignore_data_skip",
+    "a resumed run goes on as it was without it": "restore_callback_states_from_checkpoint",
+    "order and masks follow --seed": "data_seed",
+    "runs are on one device or under DDP": "parallelism_config",
+    "ranks must gather equally many keys": "dataloader_drop_last",
+    "batches must come in their order": "dataloader_in_order",
+    "it would drop every part of a joint batch": "remove_unused_columns",
+    "which example comes when is defined by --sampling_alpha and --seed": (
+        "train_sampling_strategy length_column_name"
+    ),
+    "micro-batches differ in what they reach": "ddp_static_graph",
+    "runs are on one device or under DDP; start them with torchrun": "fsdp fsdp_config deepspeed",
+    "this program trains, and evaluates as --eval_strategy says": "do_eval do_predict",
+    "the same command goes on by itself from the last checkpoint; "
+    "to start from other weights give --model_name_or_path": "resume_from_checkpoint",
 }
+BYPASSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 # What `accelerate launch` switches on by an environment variable, whatever the flags say.
 _LAUNCHED = {
     "ACCELERATE_USE_FSDP": "fsdp",

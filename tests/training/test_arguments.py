@@ -119,17 +119,13 @@ def test_defaults_are_the_papers(pretraining):
     assert (args.weight_decay, args.max_grad_norm, args.lr_scheduler_type) == (0.01, 1.0, "linear")
     assert (args.mlm_weight, args.tlm_weight, args.xlco_weight) == (1, 1, 1)
     assert args.loss_normalization == "per_objective"
+    # What the joint batch needs.
+    assert not args.remove_unused_columns and not args.ddp_find_unused_parameters
+    assert args.dataloader_drop_last
     contrast = ContrastArguments()
     assert (contrast.queue_size, contrast.momentum) == (131072, 0.9999)
     config = InfoXLMConfig()
     assert (config.xlco_pooling, config.xlco_similarity, config.xlco_temperature) == ("cls", "dot", 0.25)
-
-
-def test_defaults_that_the_joint_batch_needs(pretraining):
-    args = pretraining()
-    assert args.remove_unused_columns is False
-    assert args.ddp_find_unused_parameters is False
-    assert args.dataloader_drop_last is True
 
 
 def test_defaults_let_the_host_run_ahead_of_the_device(pretraining, monkeypatch):
@@ -144,15 +140,6 @@ def test_defaults_let_the_host_run_ahead_of_the_device(pretraining, monkeypatch)
     monkeypatch.setattr(TrainingArguments, "__post_init__", on_a_gpu)
     assert pretraining().accelerator_config.non_blocking is True
     assert pretraining(accelerator_config={"even_batches": False}).accelerator_config.non_blocking is False
-
-
-@pytest.mark.parametrize("written, layers", [("1-6", "1-6"), ("6", "6"), ("all", "all")])
-def test_layers_to_recompute_arrive_from_a_recipe(tmp_path, written, layers):
-    (tmp_path / "run.yaml").write_text(
-        f"recompute_layers: {written}\nuse_cpu: true\noutput_dir: {tmp_path}\n"
-    )
-    (args,) = parse_args_with_config([PretrainingArguments], ["--config", str(tmp_path / "run.yaml")])
-    assert args.recompute_layers == layers
 
 
 def test_every_field_of_ours_is_explained():
@@ -203,29 +190,20 @@ def test_stream_settings_have_the_same_defaults_and_carry_every_value():
     assert data.stream_settings(seed=7) == expected
 
 
-def test_contrast_overrides_are_what_was_given():
+def test_overrides_of_the_configuration_are_what_was_given():
     """A flag that is not given must not change the contrast of the checkpoint that a run goes on with."""
     assert ContrastArguments().config_overrides() == {}
     given = {"xlco_layer": 3, "xlco_pooling": "mean", "xlco_similarity": "cosine", "xlco_temperature": 0.1}
     given |= {"xlco_use_projection": False, "xlco_in_batch_negatives": True, "xlco_symmetric": True}
     assert ContrastArguments(**given).config_overrides() == given
     assert given.keys() == {name for name in InfoXLMConfig().to_dict() if name.startswith("xlco_")}
-
-
-def test_model_overrides_are_what_was_given():
     assert ModelArguments().shape_overrides() == {}
-    shape = {
-        "num_hidden_layers": 2,
-        "hidden_size": 8,
-        "num_attention_heads": 4,
-        "intermediate_size": 16,
-        "max_position_embeddings": 34,
-    }
+    shape = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 4, "intermediate_size": 16}
+    shape |= {"max_position_embeddings": 34}
     assert ModelArguments(**shape).shape_overrides() == shape
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2}
     assert ModelArguments().dropout_overrides() == dict.fromkeys(dropout, 0.0)
     assert ModelArguments(**dropout).dropout_overrides() == dropout
-    assert InfoXLMConfig(**shape, **dropout).to_dict().items() >= {**shape, **dropout}.items()
 
 
 def test_manifests_name_the_settings_as_they_always_have():
@@ -254,61 +232,48 @@ def test_token_is_not_shown():
 
 
 @pytest.mark.parametrize(
-    "build, message",
+    "kind, values, message",
     [
-        (lambda: ContrastArguments(queue_size=0), "queue_size must be at least 1, found 0."),
-        (lambda: ContrastArguments(momentum=1.5), "momentum must be at most 1, found 1.5."),
-        (lambda: ContrastArguments(momentum=-0.1), "momentum must be at least 0, found -0.1."),
-        (lambda: ContrastArguments(momentum_start=2), "momentum_start must be at most 1, found 2."),
+        (ContrastArguments, {"queue_size": 0}, "queue_size must be at least 1, found 0."),
+        (ContrastArguments, {"momentum": 1.5}, "momentum must be at most 1, found 1.5."),
+        (ContrastArguments, {"momentum": -0.1}, "momentum must be at least 0, found -0.1."),
+        (ContrastArguments, {"momentum": float("nan")}, "momentum must be a finite number, found nan."),
+        (ContrastArguments, {"xlco_layer": 0}, "xlco_layer must be at least 1, found 0."),
+        (ContrastArguments, {"momentum_exponent": 0}, "momentum_exponent must be above 0, found 0."),
         (
-            lambda: ContrastArguments(xlco_temperature=1e-40),
-            "xlco_temperature must be at least 0.001, found 1e-40.",
-        ),
-        (lambda: ContrastArguments(momentum=float("nan")), "momentum must be a finite number, found nan."),
-        (lambda: ContrastArguments(xlco_layer=0), "xlco_layer must be at least 1, found 0."),
-        (
-            lambda: ContrastArguments(momentum_warmup_steps=0),
-            "momentum_warmup_steps must be at least 1, found 0.",
-        ),
-        (lambda: ContrastArguments(momentum_exponent=0), "momentum_exponent must be above 0, found 0."),
-        (
-            lambda: ContrastArguments(momentum=0.9, momentum_schedule="linear"),
+            ContrastArguments,
+            {"momentum": 0.9, "momentum_schedule": "linear"},
             "momentum_start is 0.99, above momentum 0.9",
         ),
-        (lambda: DataArguments(objectives="mlm,xlcoo"), "xlcoo"),
-        (lambda: DataArguments(objectives=""), "objectives must name one or more"),
-        (lambda: DataArguments(mlm_examples=0), "mlm_examples must be at least 1"),
-        (lambda: DataArguments(mask_probability=1.5), "mask_probability must be at most 1"),
+        (DataArguments, {"objectives": "mlm,xlcoo"}, "xlcoo"),
+        (DataArguments, {"objectives": ""}, "objectives must name one or more"),
+        (DataArguments, {"mlm_examples": 0}, "mlm_examples must be at least 1"),
+        (DataArguments, {"mask_probability": 1.5}, "mask_probability must be at most 1"),
         (
-            lambda: DataArguments(heldout_fraction=1.0),
-            "heldout_fraction must be at least 0 and below 1, found 1.",
+            DataArguments,
+            {"heldout_fraction": 1.0},
+            "heldout_fraction must be at least 0 and below 1",
         ),
-        (lambda: DataArguments(max_seq_length=4), "max_seq_length must be at least 5, found 4."),
-        (lambda: DataArguments(max_side_length=0), "max_side_length must be at least 1, found 0."),
-        (lambda: DataArguments(max_length_ratio=0.5), "max_length_ratio must be at least 1, found 0.5."),
+        (DataArguments, {"max_seq_length": 4}, "max_seq_length must be at least 5, found 4."),
+        (DataArguments, {"preprocessing_num_workers": 0}, "preprocessing_num_workers must be at least 1"),
+        (DataArguments, {"bitext_columns": [1]}, "bitext_columns is [1]; expected two"),
+        (ModelArguments, {"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, found 0."),
+        (ModelArguments, {"hidden_dropout_prob": 1}, "hidden_dropout_prob must be at least 0 and below 1"),
         (
-            lambda: DataArguments(preprocessing_num_workers=0),
-            "preprocessing_num_workers must be at least 1, found 0.",
-        ),
-        (lambda: DataArguments(bitext_columns=[1]), "bitext_columns is [1]; expected two"),
-        (lambda: ModelArguments(num_hidden_layers=0), "num_hidden_layers must be at least 1, found 0."),
-        (
-            lambda: ModelArguments(hidden_dropout_prob=1),
-            "hidden_dropout_prob must be at least 0 and below 1, found 1.",
-        ),
-        (
-            lambda: ModelArguments(model_name_or_path="x/y", hidden_size=64),
+            ModelArguments,
+            {"model_name_or_path": "x/y", "hidden_size": 64},
             "hidden_size describe a model from scratch, but model_name_or_path is x/y",
         ),
         (
-            lambda: ModelArguments(hidden_size=10, num_attention_heads=3),
-            "hidden_size is 10 and num_attention_heads 3",
+            ModelArguments,
+            {"hidden_size": 10, "num_attention_heads": 3},
+            "hidden_size is 10 and num_atten",
         ),
     ],
 )
-def test_bad_value_is_named(build, message):
+def test_bad_value_is_named(kind, values, message):
     with pytest.raises(ValueError) as error:
-        build()
+        kind(**values)
     assert message in str(error.value)
 
 
@@ -481,16 +446,10 @@ def test_no_number_may_be_nan_infinite_or_negative(program):
     "flag, value, message",
     [
         ("save_steps", "0", "save_steps must be above 0, found 0."),
-        ("save_steps", "-1", "save_steps must be above 0, found -1."),
-        ("logging_steps", "0", "logging_steps must be above 0, found 0."),
-        ("eval_steps", "0", "eval_steps must be above 0, found 0."),
         ("max_grad_norm", "nan", "max_grad_norm must be a finite number, found nan."),
         ("max_grad_norm", "-1", "max_grad_norm must be at least 0, found -1."),
-        ("adam_epsilon", "0", "adam_epsilon must be above 0, found 0."),
         ("adam_beta2", "1", "adam_beta2 must be at least 0 and below 1, found 1."),
-        ("gradient_accumulation_steps", "0", "gradient_accumulation_steps must be at least 1, found 0."),
         ("per_device_train_batch_size", "0", "per_device_train_batch_size must be at least 1, found 0."),
-        ("save_total_limit", "0", "save_total_limit must be at least 1, found 0."),
         ("seed", "4294967296", "seed must be at most 4,294,967,295, found 4.29497e+09."),
         ("xlco_temperature", "1e-40", "xlco_temperature must be at least 0.001, found 1e-40."),
         ("num_hidden_layers", "1000000", "num_hidden_layers must be at most 1,000, found 1e+06."),
