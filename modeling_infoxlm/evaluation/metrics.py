@@ -19,7 +19,7 @@ import torch
 from datasets import Features, List, Value
 
 from modeling_infoxlm.evaluation.alignment.scoring import alignment_rates, alignment_scores
-from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank, exact_match_score, f1_score
+from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank, score_answers
 from modeling_infoxlm.evaluation.results import summarise
 from modeling_infoxlm.evaluation.retrieval.mining import retrieval_accuracy
 
@@ -103,10 +103,7 @@ class MLQAScore(evaluate.Metric):
             raise ValueError(f"all {blank:,} gold answers are blank.")
         if blank:
             logger.warning("%d of %d gold answers are blank: only a blank answer is right.", blank, len(rows))
-        scores = {
-            "f1": np.array([f1_score(*row, rules=rules) for row in rows]),
-            "exact_match": np.array([exact_match_score(*row, rules=rules) for row in rows]),
-        }
+        scores = score_answers(predictions, references, languages, rules=rules)
         result = {name: float(values.mean()) for name, values in scores.items()}
         return {**result, **_flatten(_by_language(scores, languages))}
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from modeling_infoxlm.hub.evidence import PLACES
 from modeling_infoxlm.runs.files import file_sha256, write_json
@@ -177,6 +179,24 @@ def write_result(
     path = Path(folder) / f"{result.task}{RESULT_SUFFIX}"
     write_json(path, {"schema": RESULT_SCHEMA, **content, **describe_program(command)})
     return path
+
+
+def print_result(result: TaskResult, console: Console) -> None:
+    """Print a table of all scores with the interval of the headline, and the means."""
+    others = [name for name in next(iter(result.scores.values())) if name != result.metric]
+    headings = ["language", result.metric, "95 % interval", *others, "items"]
+    table = Table(title=f"{result.task}, {result.dataset.name}, {result.unit}")
+    for number, heading in enumerate(headings):
+        table.add_column(heading.replace("_", " "), justify="right" if number else "left")
+    for language, scores in result.scores.items():
+        headline = scores[result.metric]
+        values = (f"{scores[name].value:.1f}" for name in others)
+        interval = f"{headline.low:.1f} - {headline.high:.1f}"
+        table.add_row(language, f"{headline.value:.1f}", interval, *values, f"{headline.count:,}")
+    table.add_section()
+    for name, value in result.summary.items():
+        table.add_row(name.replace("_", " "), f"{value:.1f}")
+    console.print(table)
 
 
 def summarise(values: Mapping[str, float], *, english: str = "en") -> dict[str, float]:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
-from modeling_infoxlm.evaluation.finetuning import HeadModelArguments, load_head_model
+from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
+from modeling_infoxlm.evaluation.finetuning.heads import load_head_model
 from modeling_infoxlm.fairseq.weights import read_file
 from modeling_infoxlm.hub.checkup import check_checkpoint
 from modeling_infoxlm.hub.loading import check_state_file

@@ -22,9 +22,9 @@ from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
 from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
-from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
-from modeling_infoxlm.evaluation.inference.xnli import XNLIArguments, XNLITrainingArguments
-from modeling_infoxlm.evaluation.questions.mlqa import MLQAArguments, MLQATrainingArguments
+from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
+from modeling_infoxlm.evaluation.inference.xnli_data import XNLIArguments, XNLITrainingArguments
+from modeling_infoxlm.evaluation.questions.mlqa_data import MLQAArguments, MLQATrainingArguments
 from modeling_infoxlm.evaluation.retrieval.tatoeba import TatoebaArguments
 from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
 from modeling_infoxlm.hub.export import ExportArguments

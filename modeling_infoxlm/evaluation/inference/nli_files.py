@@ -8,20 +8,25 @@ import glob
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from modeling_infoxlm.data.readers import from_json, hub_revision, parquet_records
-from modeling_infoxlm.data.sources import HUB_PREFIX, language_in, take_apart
+import datasets
+import pandas as pd
+
+from modeling_infoxlm.data.readers import from_json, parquet_records
+from modeling_infoxlm.data.sources import language_in, take_apart
 from modeling_infoxlm.data.text_files import decode, raw_lines
+from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.hub.benchmarks import LANGUAGES
-from modeling_infoxlm.runs.errors import DataError, UsageError
+from modeling_infoxlm.runs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 LABELS = ("entailment", "neutral", "contradiction")  # their numbers in facebook/xnli are 0, 1, 2
 XNLI_LANGUAGES = tuple(sorted(LANGUAGES["xnli"]))
+
+COLUMNS = ["premise", "hypothesis", "label", "genre"]  # of tables of rows
 
 Split = Literal["train", "dev", "test"]
 
@@ -49,49 +54,6 @@ _STEMS: dict[Split, tuple[str, ...]] = {
 }
 _HUB_SPLITS: dict[Split, str] = {"train": "train", "dev": "validation", "test": "test"}
 _FORMATS = ("tsv", "jsonl", "parquet")
-
-
-@dataclass(frozen=True)
-class NLIRows:
-    """Rows of one language: column i of each field belongs to row i.
-
-    Attributes:
-        premises: Texts.
-        hypotheses: Texts.
-        labels: Numbers of `LABELS`.
-        genres: Empty where they are not given.
-        left_out: Number of lines and rows that are not among these, by the reason.
-    """
-
-    premises: list[str]
-    hypotheses: list[str]
-    labels: list[int]
-    genres: list[str] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.labels)
-
-    def take(self, numbers: Sequence[int]) -> "NLIRows":
-        """Some of the rows."""
-        return NLIRows(
-            [self.premises[number] for number in numbers],
-            [self.hypotheses[number] for number in numbers],
-            [self.labels[number] for number in numbers],
-            [self.genres[number] for number in numbers] if self.genres else [],
-            self.left_out,
-        )
-
-    @classmethod
-    def joined(cls, parts: Iterable["NLIRows"]) -> "NLIRows":
-        """All rows of several sets, one after another."""
-        joined = cls([], [], [])
-        for part in parts:
-            joined.premises.extend(part.premises)
-            joined.hypotheses.extend(part.hypotheses)
-            joined.labels.extend(part.labels)
-        return joined
 
 
 # --------------------------------------------------------------------------------------------- finding files
@@ -174,82 +136,70 @@ def _require(found: Mapping[str, Path], languages: Sequence[str], message: str) 
 # --------------------------------------------------------------------------------------------------- reading
 
 
-def read_nli(path: Path, language: str) -> NLIRows:
+def read_nli(path: Path, language: str, left_out: Counter[str]) -> pd.DataFrame:
     """Read the rows of one language.
 
     Args:
         path: TSV, JSON lines or Parquet.
         language: Rows of other ones are left out where the file says each row's.
+        left_out: Counts lines and rows that are not among the rows by the reason: blank lines, and rows
+            without a gold label.
 
     Returns:
-        The rows without those that have no gold label, and without blank lines, which are counted.
+        The rows, with the columns `COLUMNS`; a label is its number in `LABELS`, a genre that is not given is
+        empty.
 
     Raises:
         UsageError: If the file cannot be read, lacks a column, has no row, or a label is none of the three.
     """
-    rows = NLIRows([], [], [])
-    for place, record in _records(path, rows.left_out):
-        if record.get("language", language) == language:
-            _append(rows, record, place)
-    return _checked(rows, str(path), language)
-
-
-def _checked(rows: NLIRows, place: str, language: str) -> NLIRows:
-    """Refuse a set without a row, and say what was left out of one."""
-    left_out = " and ".join(f"{count:,} {reason}" for reason, count in sorted(rows.left_out.items()))
-    if not rows.labels:
-        found = f" that can be used, only {left_out}" if left_out else ""
-        raise UsageError(f"{place} has no row of the language {language}{found}.")
-    if left_out:
-        logger.warning("%s, %s: left out %s", place, language, left_out)
-    return rows
+    records = (
+        (place, record)
+        for place, record in _records(path, left_out)
+        if record.get("language", language) == language
+    )
+    return _table(records, str(path), language, left_out)
 
 
 def read_hub_nli(
-    name: str, split: Split, language: str, *, revision: str, cache_dir: str | None, token: str | None
-) -> NLIRows:
+    hub: HubData, name: str, split: Split, revision: str | None, language: str, left_out: Counter[str]
+) -> pd.DataFrame:
     """Read one language of a Hub dataset laid out as facebook/xnli: its configuration is the language.
 
     Raises:
         UsageError: If it cannot be loaded, lacks a column, or a label is none of the three.
     """
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(
-            name, language, split=_HUB_SPLITS[split], revision=revision, cache_dir=cache_dir, token=token
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        advice = " (give --dataset_revision refs/convert/parquet)" if "script" in str(error) else ""
-        raise UsageError(f"--dataset_name {name}, {language} cannot be loaded: {error}{advice}") from error
-    rows = NLIRows([], [], [])
+    loaded = hub.rows(name, language, _HUB_SPLITS[split], revision)
     # What a number says, where the dataset tells it: not all number the labels alike.
     feature = _canonical(loaded.features).get("label")
     names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else {}
-    for number, row in enumerate(loaded, start=1):
-        record = _canonical(row)
-        if names:
-            record["label"] = names.get(record["label"], record["label"])
-        _append(rows, record, f"{name}, {language}, row {number:,}")
-    return _checked(rows, name, language)
+    records = (
+        (f"{name}, {language}, row {number:,}", _canonical(row)) for number, row in enumerate(loaded, start=1)
+    )
+    named = (
+        (place, record | ({"label": names.get(record["label"], record["label"])} if names else {}))
+        for place, record in records
+    )
+    return _table(named, name, language, left_out)
 
 
-def dataset_commit(name: str, revision: str | None, *, token: str | None) -> str:
-    """Commit of a branch or tag of a Hub dataset; None is that which it stands at now.
+def _table(
+    records: Iterable[tuple[str, Mapping[str, Any]]], place: str, language: str, left_out: Counter[str]
+) -> pd.DataFrame:
+    rows = [row for where, record in records if (row := _row(record, where, left_out)) is not None]
+    said = " and ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+    if not rows:
+        found = f" that can be used, only {said}" if said else ""
+        raise UsageError(f"{place} has no row of the language {language}{found}.")
+    if said:
+        logger.warning("%s, %s: left out %s", place, language, said)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
-    Raises:
-        UsageError: If the Hub cannot be reached or does not know it.
-    """
-    try:
-        return hub_revision(f"{HUB_PREFIX}{name}", revision=revision, token=token)
-    except DataError as error:
-        raise UsageError(f"{error}; without a network, give --data_dir.") from error
 
-
-def _append(rows: NLIRows, record: Mapping[str, Any], place: str) -> None:
+def _row(record: Mapping[str, Any], place: str, left_out: Counter[str]) -> tuple[str, str, int, str] | None:
+    """Premise, hypothesis, label and genre; None without a gold label."""
     if "label" in record and _label_text(record["label"]) in _NO_LABEL:
-        rows.left_out["rows without a gold label"] += 1
-        return
+        left_out["rows without a gold label"] += 1
+        return None
     for column in ("premise", "hypothesis", "label"):
         if record.get(column) is None:
             raise UsageError(f"{place}: no {column}; found {', '.join(map(str, record)) or 'nothing'}.")
@@ -258,10 +208,7 @@ def _append(rows: NLIRows, record: Mapping[str, Any], place: str) -> None:
         raise UsageError(
             f"{place}: label {str(record['label'])!r} is none of {', '.join(LABELS)}, or 0, 1, 2."
         )
-    rows.premises.append(str(record["premise"]))
-    rows.hypotheses.append(str(record["hypothesis"]))
-    rows.labels.append(label)
-    rows.genres.append(str(record.get("genre") or ""))
+    return str(record["premise"]), str(record["hypothesis"]), label, str(record.get("genre") or "")
 
 
 def _label_text(label: Any) -> str:
@@ -272,62 +219,55 @@ def _label_text(label: Any) -> str:
 def _records(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and canonical record of each row; blank lines are counted."""
     kind = take_apart(path).format
-    if kind == "tsv":
-        yield from _tsv_records(path, left_out)
-    elif kind == "jsonl":
-        for number, line in _lines(path, left_out):
-            yield f"{path}, line {number:,}", _json_record(path, number, line)
-    elif kind == "parquet":
-        for place, record in parquet_records(path, tuple(_CANONICAL)):
-            yield place, _canonical(record)
-    else:
+    if kind == "parquet":
+        yield from ((place, _canonical(record)) for place, record in parquet_records(path, tuple(_CANONICAL)))
+        return
+    if kind not in ("tsv", "jsonl"):
         raise UsageError(
             f"{path}: unknown kind of file; expected .tsv, .jsonl or .parquet, or these with .gz."
         )
-
-
-def _lines(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, bytes]]:
+    parse = _TsvLines() if kind == "tsv" else _json_record
     for number, line in raw_lines(path):
-        if line.strip():
-            yield number, line
-        else:
+        place = f"{path}, line {number:,}"
+        if not line.strip():
             left_out["blank lines"] += 1
-
-
-def _tsv_records(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Records of a TSV file; without a header the columns are premise, hypothesis, label and maybe genre."""
-    columns: list[str] = []
-    needed = 3
-    for number, line in _lines(path, left_out):
-        fields = _text(path, number, line).split("\t")
-        names = [_CANONICAL.get(name.strip().lower(), name) for name in fields]
-        if not columns and {"premise", "hypothesis"} <= set(names):
-            columns, needed = names, len(names)
             continue
-        columns = columns or ["premise", "hypothesis", "label", "genre"]
-        if len(fields) < needed:
-            raise UsageError(
-                f"{path}, line {number:,}: expected the columns {', '.join(columns[:needed])}, "
-                f"found {len(fields)} (columns are split by tabs)."
+        try:
+            record = parse(decode(line))
+        except ValueError as error:
+            raise UsageError(f"{place}: {error}") from error
+        if record is not None:
+            yield place, record
+
+
+class _TsvLines:
+    """Records of TSV lines; without a header the columns are premise, hypothesis, label and maybe genre."""
+
+    def __init__(self) -> None:
+        self.columns: list[str] = []
+        self.needed = 3
+
+    def __call__(self, line: str) -> dict[str, Any] | None:
+        """A line's record, None of the header."""
+        fields = line.split("\t")
+        names = [_CANONICAL.get(name.strip().lower(), name) for name in fields]
+        if not self.columns and {"premise", "hypothesis"} <= set(names):
+            self.columns, self.needed = names, len(names)
+            return None
+        self.columns = self.columns or ["premise", "hypothesis", "label", "genre"]
+        if len(fields) < self.needed:
+            raise ValueError(
+                f"expected the columns {', '.join(self.columns[: self.needed])}, found {len(fields)} "
+                "(columns are split by tabs)."
             )
-        yield f"{path}, line {number:,}", dict(zip(columns, fields, strict=False))
+        return dict(zip(self.columns, fields, strict=False))
 
 
-def _json_record(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = from_json(_text(path, number, line))
-    except ValueError as error:
-        raise UsageError(f"{path}, line {number:,}: {error}") from error
+def _json_record(line: str) -> dict[str, Any]:
+    record = from_json(line)
     if not isinstance(record, dict):
-        raise UsageError(f"{path}, line {number:,}: found {type(record).__name__}, expected an object.")
+        raise ValueError(f"found {type(record).__name__}, expected an object.")
     return _canonical(record)
-
-
-def _text(path: Path, number: int, line: bytes) -> str:
-    try:
-        return decode(line)
-    except ValueError as error:
-        raise UsageError(f"{path}, line {number:,}: {error}") from error
 
 
 def _canonical(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import numpy as np
+
 Rules = Literal["mlqa", "squad"]
 
 _ARTICLES = {
@@ -70,6 +72,28 @@ def count_blank(answers: Iterable[Sequence[str]], language: str, *, rules: Rules
         bool(golds) and not any(normalize_answer(gold, language, rules=rules) for gold in golds)
         for golds in answers
     )
+
+
+def score_answers(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    languages: Sequence[str],
+    *,
+    rules: Rules = "mlqa",
+) -> dict[str, np.ndarray]:
+    """`f1` and `exact_match` of each of N predictions, (N,) each; see `f1_score`.
+
+    Args:
+        predictions: N answers.
+        references: Gold answers of each.
+        languages: Language of each context.
+        rules: Whose.
+    """
+    rows = list(zip(predictions, references, languages, strict=True))
+    return {
+        "f1": np.array([f1_score(*row, rules=rules) for row in rows]),
+        "exact_match": np.array([exact_match_score(*row, rules=rules) for row in rows]),
+    }
 
 
 def f1_score(prediction: str, answers: Sequence[str], language: str, *, rules: Rules = "mlqa") -> float:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.encoders import tokenizer_hash
-from modeling_infoxlm.evaluation.finetuning import TEXTS_PER_CALL, cached_rows
+from modeling_infoxlm.evaluation.finetuning.rows import TEXTS_PER_CALL, cached_rows
 from modeling_infoxlm.evaluation.questions.squad_files import Question
 from modeling_infoxlm.runs.errors import UsageError
 

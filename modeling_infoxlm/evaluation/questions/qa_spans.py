@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_infoxlm.evaluation.finetuning import forward_batches
+from modeling_infoxlm.evaluation.finetuning.heads import forward_batches
 from modeling_infoxlm.evaluation.questions.qa_features import Windows
 from modeling_infoxlm.evaluation.questions.squad_files import Question
 

@@ -16,13 +16,14 @@ import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modeling_infoxlm.data.readers import from_json, hub_revision
+from modeling_infoxlm.data.readers import from_json
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
-from modeling_infoxlm.evaluation.finetuning import draw
+from modeling_infoxlm.evaluation.finetuning.rows import draw
+from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank
 from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.runs.errors import UsageError
@@ -154,8 +155,7 @@ def read_question_sets(
     unnamed: str | None = None,
     with_negatives: bool = False,
     for_training: bool = False,
-    token: str | None = None,
-    cache_dir: str | None = None,
+    hub: HubData,
 ) -> list[QuestionSet]:
     """Read files, folders of them and Hub datasets.
 
@@ -168,14 +168,12 @@ def read_question_sets(
         with_negatives: Take questions without an answer, as in SQuAD 2.0.
         for_training: Leave questions with such an answer out, and with a blank one: nothing can be learned
             from them. In evaluation they stay, because scores compare texts alone.
-        token: Of the Hub; None is the stored one.
-        cache_dir: Folder for files of the Hub; None is the client's own.
+        hub: How the Hub is asked.
 
     Raises:
         UsageError: If a location is missing, damaged or not in SQuAD's layout, its language is not known, or
             questions are not what is expected.
     """
-    hub = _Hub(token, cache_dir)
     sets = [
         _read_set(location, languages, (unnamed, unnamed) if unnamed else None, hub)
         for spec in specs
@@ -226,7 +224,7 @@ def record_questions(name: str, sets: Sequence[QuestionSet]) -> DatasetRecord:
     """Hashes of the files, and the commit of a Hub dataset, for a result file."""
     commits = {part.location: part.commit for part in sets if part.commit}
     paths = {part.location for part in sets} - set(commits)
-    datasets = {(hub_parts(place)[0].partition("@")[0], commit) for place, commit in commits.items()}
+    datasets = {(_dataset_of(place)[0], commit) for place, commit in commits.items()}
     if len(datasets) != 1 or paths:
         return DatasetRecord.of_files(name, paths, commits)
     ((repo_id, commit),) = datasets
@@ -255,42 +253,14 @@ def _locations(languages: tuple[str, str] | None, location: str) -> list[tuple[s
     return [(path, languages) for path in files]
 
 
-@dataclass(frozen=True)
-class _Hub:
-    """How the Hub is asked.
-
-    Attributes:
-        token: None is the stored one.
-        cache_dir: None is the client's own.
-        commits: Of each dataset and revision that was asked for: all configurations are of the same one.
-    """
-
-    token: str | None
-    cache_dir: str | None
-    commits: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, location: str) -> str:
-        """Commit of a dataset, of which nothing else is read."""
-        name, _, revision = hub_parts(location)[0].partition("@")
-        key = f"{name}@{revision}"
-        if key not in self.commits:
-            self.commits[key] = hub_revision(HUB_PREFIX + name, revision=revision or None, token=self.token)
-        return self.commits[key]
-
-    def rows(self, location: str) -> Any:
-        """Rows of a dataset."""
-        import datasets
-
-        name, config, split = hub_parts(location)
-        options = {"revision": self.commit(location), "token": self.token, "cache_dir": self.cache_dir}
-        try:
-            return datasets.load_dataset(name.partition("@")[0], config, split=split, **options)
-        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a dataset that is a script
-            raise UsageError(f"{location} cannot be loaded: {str(error).splitlines()[0]}") from error
+def _dataset_of(location: str) -> tuple[str, str | None]:
+    """Name and revision of the dataset of `hub:NAME@REVISION:CONFIG:SPLIT`."""
+    name, _, revision = hub_parts(location)[0].partition("@")
+    return name, revision or None
 
 
 def _read_set(
-    location: str, languages: tuple[str, str] | None, default: tuple[str, str] | None, hub: _Hub
+    location: str, languages: tuple[str, str] | None, default: tuple[str, str] | None, hub: HubData
 ) -> QuestionSet:
     is_hub = location.startswith(HUB_PREFIX)
     name = (hub_parts(location)[1] or "") if is_hub else re.sub(r"\.json(\.gz)?$", "", Path(location).name)
@@ -309,7 +279,7 @@ def _read_set(
     questions = list(_hub_questions(location, hub) if is_hub else _file_questions(Path(location)))
     if not questions:
         raise UsageError(f"{location} has no question.")
-    commit = hub.commit(location) if is_hub else None
+    commit = hub.commit(*_dataset_of(location)) if is_hub else None
     return QuestionSet(benchmark, split, *found, location, questions, commit=commit)
 
 
@@ -377,9 +347,11 @@ def _read_json(path: Path) -> Any:
         raise UsageError(f"{path} is no JSON file in UTF-8: {error}") from error
 
 
-def _hub_questions(location: str, hub: _Hub) -> Iterator[Question]:
+def _hub_questions(location: str, hub: HubData) -> Iterator[Question]:
     """Rows of a Hub dataset; `answers` is a record of two lists, as `datasets` stores a list of records."""
-    rows = hub.rows(location)
+    name, revision = _dataset_of(location)
+    _, config, split = hub_parts(location)
+    rows = hub.rows(name, config, split, revision)
     try:
         for row in rows:
             gold = row["answers"] or {"text": (), "answer_start": ()}

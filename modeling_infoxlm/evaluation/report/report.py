@@ -13,7 +13,7 @@ and figures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from modeling_infoxlm.evaluation.report.writing import metric_title, to_csv, to_
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import writing
+from modeling_infoxlm.runs.flags import flag
 
 FORMATS = ("md", "tex", "csv", "png")
 _MAX_RADAR_ROWS = 7  # colours that can be told apart
@@ -35,13 +36,9 @@ class ReportArguments:
 
     _argument_group_name = "report"
 
-    paths: list[str] = field(
-        default_factory=list, metadata={"help": "Result files, or folders that are searched for them."}
-    )
-    output_dir: str = field(default="report", metadata={"help": "Folder that is written."})
-    formats: str = field(
-        default=",".join(FORMATS), metadata={"help": f"What is written, comma between: {', '.join(FORMATS)}."}
-    )
+    paths: list[str] = flag([], "Result files, or folders that are searched for them.")
+    output_dir: str = flag("report", "Folder that is written.")
+    formats: str = flag(",".join(FORMATS), f"What is written, comma between: {', '.join(FORMATS)}.")
 
     def chosen_formats(self) -> list[str]:
         """The formats as a list.

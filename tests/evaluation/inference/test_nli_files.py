@@ -4,26 +4,23 @@ import gzip
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import pandas as pd
 import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny_nli import Row, nli_rows, write_nli, write_xnli
 
+from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.inference import nli_files
 from modeling_infoxlm.evaluation.inference.nli_files import (
+    COLUMNS,
     LABELS,
     XNLI_LANGUAGES,
-    NLIRows,
-    dataset_commit,
     files_in_folder,
     files_of_patterns,
-    read_hub_nli,
-    read_nli,
 )
 from modeling_infoxlm.runs.errors import UsageError
 
@@ -32,8 +29,17 @@ ROWS: list[Row] = [
     ("line\u2028separator", "à", "contradiction"),
     ("w4", "", "entailment"),
 ]
-EXPECTED = NLIRows([row[0] for row in ROWS], [row[1] for row in ROWS], [1, 2, 0], [""] * 3)
+EXPECTED = [(*texts, label, "") for (*texts, _), label in zip(ROWS, [1, 2, 0], strict=True)]
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
+
+
+def read_nli(path: Path, language: str) -> pd.DataFrame:
+    return nli_files.read_nli(path, language, Counter())
+
+
+def as_lists(rows: pd.DataFrame) -> list[tuple[object, ...]]:
+    assert list(rows.columns) == COLUMNS
+    return list(rows.itertuples(index=False, name=None))
 
 
 def as_tsv(path: Path) -> None:
@@ -94,8 +100,8 @@ def as_parquet(path: Path) -> None:
 )
 def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, write: object) -> None:
     write(tmp_path / name)
-    genres = ["fiction"] * 3 if write is as_tsv_with_genre else [""] * 3
-    assert read_nli(tmp_path / name, "fr") == replace(EXPECTED, genres=genres)
+    genre = "fiction" if write is as_tsv_with_genre else ""
+    assert as_lists(read_nli(tmp_path / name, "fr")) == [(*row, genre) for *row, _ in EXPECTED]
 
 
 NO_HARM: list[object] = ["-", "-1", -1, -1.0, None, float("nan"), ""]
@@ -107,9 +113,12 @@ class HubRows(list[dict[str, object]]):
     features: dict[str, object] = {}
 
 
-def hub_of(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> NLIRows:
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: HubRows(rows))
-    return read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
+COMMIT = "0" * 40  # needs no network
+
+
+def read_hub(monkeypatch: pytest.MonkeyPatch, rows: object, left_out: Counter[str]) -> pd.DataFrame:
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: rows)
+    return nli_files.read_hub_nli(HubData(None, None), "facebook/xnli", "dev", COMMIT, "fr", left_out)
 
 
 @pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet", "hub"])
@@ -132,11 +141,15 @@ def test_rows_that_do_no_harm_are_left_out_and_counted(
         texts = ["p0", *(f"p{i}" for i in range(2, 7)), "p8", "p9"]
         table = {"premise": texts, "hypothesis": ["h"] * 8, "label": numbers}
         pyarrow.parquet.write_table(pyarrow.table(table), path)
-    found = hub_of(monkeypatch, rows) if kind == "hub" else read_nli(path, "fr")
-    assert (found.premises, found.labels) == (["p0", "p8", "p9"], [0, 1, 2])
+    left_out: Counter[str] = Counter()
+    if kind == "hub":
+        found = read_hub(monkeypatch, HubRows(rows), left_out)
+    else:
+        found = nli_files.read_nli(path, "fr", left_out)
+    assert (found.premise.tolist(), found.label.tolist()) == (["p0", "p8", "p9"], [0, 1, 2])
     unlabelled = 5 if kind == "parquet" else 7
     expected = {"rows without a gold label": unlabelled, **({"blank lines": blank} if blank else {})}
-    assert found.left_out == expected
+    assert left_out == expected
     assert f"{unlabelled} rows without a gold label" in caplog.text
 
 
@@ -147,7 +160,7 @@ def test_a_set_without_gold_labels_is_refused(tmp_path: Path, monkeypatch: pytes
     ):
         read_nli(tmp_path / "test-fr.tsv", "fr")
     with pytest.raises(UsageError, match="facebook/xnli has no row .* only 1 rows without"):
-        hub_of(monkeypatch, [{"premise": "a", "hypothesis": "b", "label": -1}])
+        read_hub(monkeypatch, HubRows([{"premise": "a", "hypothesis": "b", "label": -1}]), Counter())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +220,7 @@ def test_one_official_file_serves_all_languages(tmp_path: Path) -> None:
     as_official_xnli(tmp_path / "xnli.dev.tsv")
     found = files_in_folder(tmp_path, "dev", XNLI_LANGUAGES)
     assert set(found) == set(XNLI_LANGUAGES) and set(found.values()) == {tmp_path / "xnli.dev.tsv"}
-    assert read_nli(found["de"], "de").premises == ["Deutsch"] * 3
+    assert read_nli(found["de"], "de").premise.tolist() == ["Deutsch"] * 3
     with pytest.raises(UsageError, match="has no row of the language sw"):
         read_nli(found["sw"], "sw")
 
@@ -241,20 +254,6 @@ def test_files_are_named_by_patterns(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- the Hub
 
 
-def test_the_hub_is_asked_for_one_language_of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(*args: object, **kwargs: object) -> HubRows:
-        asked.append((args, kwargs))
-        rows = [{"premise": a, "hypothesis": b, "label": LABELS.index(label)} for a, b, label in ROWS]
-        return HubRows(rows)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    options = {"revision": "abc", "cache_dir": "cache", "token": "secret"}
-    assert read_hub_nli("facebook/xnli", "dev", "fr", **options) == EXPECTED
-    assert asked == [(("facebook/xnli", "fr"), {"split": "validation", **options})]
-
-
 def test_a_label_is_what_the_dataset_calls_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not all count from entailment: the numbers of others once were taken for ours."""
     features = Features(
@@ -263,47 +262,9 @@ def test_a_label_is_what_the_dataset_calls_its_number(monkeypatch: pytest.Monkey
         gold_label=ClassLabel(names=["contradiction", "Neutral", "entailment"]),
     )
     rows = [{"premise": "a", "hypothesis": "b", "gold_label": number} for number in (0, 1, 2, -1)]
-    loaded = Dataset.from_list(rows, features=features)
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: loaded)
-    found = read_hub_nli("group/nli", "dev", "fr", revision="abc", cache_dir=None, token=None)
-    assert found.labels == [2, 1, 0] and found.left_out == {"rows without a gold label": 1}
-
-
-@pytest.mark.parametrize(
-    "error, message",
-    [
-        (OSError("no network"), r"facebook/xnli, fr cannot be loaded: no network$"),
-        (RuntimeError("Dataset scripts are no longer supported"), "--dataset_revision refs/convert/parquet"),
-    ],
-)
-def test_what_the_hub_does_not_give_is_a_usage_error(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
-) -> None:
-    def load_dataset(*args: object, **kwargs: object) -> None:
-        raise error
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(UsageError, match=message):
-        read_hub_nli("facebook/xnli", "dev", "fr", revision="abc", cache_dir=None, token=None)
-
-
-def test_the_newest_commit_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Api:
-        def __init__(self, token: str | None) -> None:
-            assert token == "secret"
-
-        def dataset_info(self, name: str, revision: str | None) -> SimpleNamespace:
-            if name != "facebook/xnli":
-                raise OSError("404")
-            return SimpleNamespace(sha=f"commit of {revision}")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert dataset_commit("facebook/xnli", "refs/convert/parquet", token="secret") == (
-        "commit of refs/convert/parquet"
-    )
-    assert dataset_commit("facebook/nothing", "0" * 40, token=None) == "0" * 40  # needs no network
-    with pytest.raises(UsageError, match="not reachable on the Hub"):
-        dataset_commit("facebook/nothing", None, token="secret")
+    left_out: Counter[str] = Counter()
+    found = read_hub(monkeypatch, Dataset.from_list(rows, features=features), left_out)
+    assert found.label.tolist() == [2, 1, 0] and left_out == {"rows without a gold label": 1}
 
 
 # ---------------------------------------------------------------------------- real files
@@ -313,9 +274,9 @@ def test_the_newest_commit_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_real_dev_sets_are_parallel() -> None:
     files = files_in_folder(DATA / "eval/xnli_dev", "dev", XNLI_LANGUAGES)
     english = read_nli(files["en"], "en")
-    assert Counter(english.labels) == {0: 830, 1: 830, 2: 830}
+    assert Counter(english.label) == {0: 830, 1: 830, 2: 830}
     for language in ("sw", "th", "zh"):
-        assert read_nli(files[language], language).labels == english.labels
+        assert read_nli(files[language], language).label.equals(english.label)
 
 
 @pytest.mark.skipif(not (DATA / "train/nli").is_dir(), reason=f"{DATA}/train/nli is not there")
@@ -324,11 +285,3 @@ def test_the_real_training_sets_are_read() -> None:
     files = files_of_patterns([pattern], "--train_file", languages=None, unnamed=[])
     assert len(files) == 10
     assert len(read_nli(files["en"], "en")) == len(read_nli(files["ur"], "ur")) == 15_001
-
-
-def test_sets_are_cut_and_joined() -> None:
-    assert nli_files.NLIRows.joined([EXPECTED.take([0]), EXPECTED]).labels == [1, 1, 2, 0]
-    assert EXPECTED.take([0, 2]) == NLIRows(
-        ["Il a dit oui.", "w4"], ['Il a dit "oui".', ""], [1, 0], [""] * 2
-    )
-    assert NLIRows(["a"], ["b"], [1]).take([0]).genres == []

@@ -7,33 +7,33 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_xnli
 from transformers import AutoModelForSequenceClassification
 
-from modeling_infoxlm.evaluation.finetuning import HeadModel, HeadModelArguments, draw, load_head_model
-from modeling_infoxlm.evaluation.inference.nli_files import NLIRows
+from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
+from modeling_infoxlm.evaluation.finetuning.heads import HeadModel, load_head_model
+from modeling_infoxlm.evaluation.finetuning.rows import draw
+from modeling_infoxlm.evaluation.inference.nli_files import COLUMNS
 from modeling_infoxlm.evaluation.inference.xnli import (
-    XNLIArguments,
     XNLIRun,
-    XNLITrainingArguments,
     label_columns,
     label_config,
-    load_data,
     predict_probabilities,
-    score,
     score_mixed,
     tokenise,
     write_predictions,
 )
+from modeling_infoxlm.evaluation.inference.xnli_data import XNLIArguments, XNLITrainingArguments, load_data
 from modeling_infoxlm.runs.errors import UsageError
 
 
-def as_rows(language: str, count: int) -> NLIRows:
-    premises, hypotheses, labels = zip(*nli_rows(language, count), strict=True)
-    return NLIRows(list(premises), list(hypotheses), [LABELS.index(label) for label in labels])
+def as_rows(language: str, count: int) -> pd.DataFrame:
+    rows = [(one, other, LABELS.index(label), "") for one, other, label in nli_rows(language, count)]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def test_rows_are_the_tokenizers_own_pairs(tmp_path: Path, token_types: bool) ->
     rows = as_rows("en", 2_100)  # more than the tokenizer is given at a time
     tokenizer = word_tokenizer(token_types=token_types)
     made = tokenise(rows, tokenizer, max_length=10, cache_dir=str(tmp_path))
-    assert len(made) == 2_100 and made["labels"][:] == rows.labels
+    assert len(made) == 2_100 and made["labels"][:] == rows.label.tolist()
     for number in (0, 999, 1_000, 2_099):
-        pair = rows.premises[number], rows.hypotheses[number]
+        pair = rows.premise[number], rows.hypothesis[number]
         expected = tokenizer(*pair, truncation=True, max_length=10)
         assert made[number]["input_ids"] == expected["input_ids"]
         assert made[number].get("token_type_ids") == expected.get("token_type_ids")
@@ -66,7 +66,7 @@ def test_rows_are_the_tokenizers_own_pairs(tmp_path: Path, token_types: bool) ->
 
 
 def test_a_long_premise_leaves_the_hypothesis_whole(tmp_path: Path) -> None:
-    rows = NLIRows(["w4 " * 90], ["w5 w6"], [0])
+    rows = pd.DataFrame([("w4 " * 90, "w5 w6", 0, "")], columns=COLUMNS)
     (ids,) = tokenise(rows, word_tokenizer(), max_length=12, cache_dir=str(tmp_path))["input_ids"][:]
     assert ids == [0, 4, 4, 4, 4, 4, 4, 2, 2, 5, 6, 2]
 
@@ -114,6 +114,8 @@ def test_mixed_scores_equal_a_slow_count() -> None:
 
 def make_run(folders: dict[str, Path], folder: Path, **options: Any) -> XNLIRun:
     data_dir = write_xnli(folder / "xnli")
+    with open(data_dir / "test-de.tsv", "a") as file:
+        file.write("\n" * options.pop("blank_lines", 0))
     training = {name: options.pop(name) for name in ("do_train",) if name in options}
     task = XNLIArguments(
         data_dir=str(data_dir),
@@ -137,20 +139,19 @@ def test_rows_are_drawn_alike_in_all_languages_and_of_each_genre(tmp_path: Path)
     (tmp_path / "test-fr.tsv").write_text("".join(f"q{i}\th\tneutral\n" for i in range(30)))
     options = {"data_dir": str(tmp_path), "languages": ["en", "de", "fr"], "max_predict_samples": 20}
     test = read(XNLIArguments(**options), tmp_path, do_train=False).test
-    assert test["en"].premises == test["de"].premises and len(test["fr"]) == 20
-    assert Counter(test["de"].genres) == {"first": 8, **{f"genre{i}": 1 for i in range(8, 20)}}
-    assert test["fr"].premises != [f"q{i}" for i in range(20)]
+    assert test["en"].premise.equals(test["de"].premise) and len(test["fr"]) == 20
+    assert Counter(test["de"].genre) == {"first": 8, **{f"genre{i}": 1 for i in range(8, 20)}}
+    assert test["fr"].premise.tolist() != [f"q{i}" for i in range(20)]
     again = read(XNLIArguments(**options), tmp_path, do_train=False, seed=5).test
-    assert again["de"].premises == test["de"].premises  # not of the run's seed
-    numbers = [int(premise[1:]) for premise in test["en"].premises]
+    assert again["de"].premise.equals(test["de"].premise)  # not of the run's seed
+    numbers = [int(premise[1:]) for premise in test["en"].premise]
     assert numbers == sorted(set(numbers))
 
 
 def test_what_was_left_out_and_drawn_is_in_the_result(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False)
-    run.data.test["de"].left_out["blank lines"] += 2
-    correct = {name: np.eye(3)[rows.labels] for name, rows in run.data.test.items()}
-    result = score(run, correct, run.predict_mixed(), None)
+    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False, blank_lines=2)
+    predicted = pd.concat(run.data.test, names=["language", "row"])
+    result = run.score(predicted.assign(predicted=predicted.label), run.predict_mixed(), None)
     assert result.details["left_out"] == {"test": {"de": {"blank lines": 2}}}
     assert result.settings["mixed_max_samples"] == 7
     assert result.settings["samples"] == "drawn by genre or article"
@@ -173,12 +174,12 @@ def test_mixed_rows_have_premise_and_hypothesis_of_their_languages(
     assert drawn != list(range(7))
     for i, premise in enumerate(languages):
         for j, hypothesis in enumerate(languages):
-            rows = run.data.test[premise].take(drawn), run.data.test[hypothesis].take(drawn)
-            texts = rows[0].premises, rows[1].hypotheses
+            rows = run.data.test[premise].iloc[drawn], run.data.test[hypothesis].iloc[drawn]
+            texts = rows[0].premise.tolist(), rows[1].hypothesis.tolist()
             batch = head.tokenizer(*texts, padding=True, return_tensors="pt")
             with torch.no_grad():
                 predicted = head.model.eval()(**batch).logits.argmax(dim=1)
-            expected = predicted.numpy() == np.array(rows[0].labels)
+            expected = predicted.numpy() == rows[0].label.to_numpy()
             np.testing.assert_array_equal(mixed[i, j], expected)
 
 
@@ -253,13 +254,13 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr(
-        "modeling_infoxlm.evaluation.inference.xnli.dataset_commit",
-        lambda name, tag, token: f"of {tag} by {token}",
+        "modeling_infoxlm.evaluation.hub_data.hub_revision",
+        lambda location, revision, token: f"of {revision} by {token}",
     )
     task = XNLIArguments(dataset_name="facebook/xnli", dataset_revision="v1", select_on="english")
     args = XNLITrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
     data = load_data(task, args, HeadModelArguments(token="secret"))
-    assert len(data.test) == 15 and data.test["sw"].labels == [2]
+    assert len(data.test) == 15 and data.test["sw"].label.tolist() == [2]
     commit = "of v1 by secret"  # what is recorded is what was loaded, not the name that it had
     assert asked[:2] == [("en", split, commit, "secret") for split in ("train", "validation")]
     assert [entry[1:] for entry in asked[2:]] == [("test", commit, "secret")] * 15
@@ -287,18 +288,22 @@ def test_arguments_that_mean_nothing(options: dict[str, Any], message: str) -> N
 # ---------------------------------------------------------------------------- prediction files
 
 
-def test_predictions_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    test = {"en": NLIRows(["a\tb", "c"], ["d\r\ne", "f"], [0, 2]), "de": NLIRows(["g"], ["h"], [1])}
-    half = {"en": np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]])}
-    with pytest.raises(KeyError):
-        write_predictions(tmp_path, "test", test, half)
-    assert not (tmp_path / "predictions").exists()
-    write_predictions(tmp_path, "test", test, {**half, "de": np.array([[0.0, 1.0, 0.0]])})
+def test_predictions_are_written_as_lines(tmp_path: Path) -> None:
+    english = pd.DataFrame([("a\tb", 'd\r\n"e', 0, ""), ("c", "f", 2, "")], columns=COLUMNS)
+    german = pd.DataFrame([("g", "h", 1, "")], columns=COLUMNS)
+    table = pd.concat({"en": english, "de": german}, names=["language", "row"])
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.0, 1.0, 0.0]])
+    named = dict(zip(LABELS, probabilities.T, strict=True))
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "test-sw.tsv").write_text("of an earlier run")
+    write_predictions(tmp_path, "test", table.assign(predicted=probabilities.argmax(axis=1), **named))
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "test-de.tsv",
+        "test-en.tsv",
+    ]
     assert (tmp_path / "predictions" / "test-en.tsv").read_text().splitlines() == [
         "premise\thypothesis\tgold\tpredicted\tentailment\tneutral\tcontradiction",
-        "a b\td  e\tentailment\tentailment\t0.700000\t0.200000\t0.100000",
+        'a b\td  "e\tentailment\tentailment\t0.700000\t0.200000\t0.100000',
         "c\tf\tcontradiction\tneutral\t0.250000\t0.500000\t0.250000",
     ]
-    write_predictions(tmp_path, "dev", {"en": test["en"]}, half)
-    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["dev-en.tsv"]

@@ -10,24 +10,16 @@ import numpy as np
 import pytest
 from reference import mlqa_rules
 from rich.console import Console
+from tiny_nli import word_tokenizer
 from tiny_qa import article, question, write_sets, write_squad
 
-from modeling_infoxlm.evaluation.finetuning import HeadModelArguments
-from modeling_infoxlm.evaluation.questions import mlqa
-from modeling_infoxlm.evaluation.questions.mlqa import (
-    AnsweredSet,
-    MLQAArguments,
-    MLQATrainingArguments,
-    choose_rules,
-    make_result,
-    outputs,
-    print_result,
-    score_answers,
-    write_predictions,
-)
+from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
+from modeling_infoxlm.evaluation.questions import mlqa_data
+from modeling_infoxlm.evaluation.questions.mlqa import AnsweredSet, MLQARun, write_predictions
+from modeling_infoxlm.evaluation.questions.mlqa_data import MLQAArguments, MLQAData, MLQATrainingArguments
 from modeling_infoxlm.evaluation.questions.qa_spans import Candidate
 from modeling_infoxlm.evaluation.questions.squad_files import Answer, Question, QuestionSet
-from modeling_infoxlm.evaluation.results import ModelRecord
+from modeling_infoxlm.evaluation.results import ModelRecord, print_result
 from modeling_infoxlm.runs.errors import UsageError
 
 
@@ -44,7 +36,7 @@ def arguments(**given: Any) -> MLQAArguments:
 
 
 def load_data(task: MLQAArguments, args: Any) -> Any:
-    return mlqa.load_data(task, args, HeadModelArguments())
+    return mlqa_data.load_data(task, args, HeadModelArguments())
 
 
 def training(**given: Any) -> Any:
@@ -57,7 +49,7 @@ def answered(context: str, question_language: str, golds: list[str], texts: list
         for number, gold in enumerate(golds)
     ]
     part = QuestionSet("mlqa", "dev", context, question_language, "x.json", questions)
-    return score_answers(part, [[Candidate(text, 0, 1.0)] for text in texts])
+    return AnsweredSet.of(part, [[Candidate(text, 0, 1.0)] for text in texts])
 
 
 # ------------------------------------------------------------------------------------------------ the data
@@ -74,7 +66,7 @@ def test_each_benchmark_is_a_task(folder: Path) -> None:
         "xquad": ["de", "en"],
     }
     assert len(data.files) == 5 and all(len(digest) == 64 for digest in data.files.values())
-    assert outputs(data)[:2] == ("mlqa_results.json", "xquad_results.json")
+    assert data.outputs[:2] == ("mlqa_results.json", "xquad_results.json")
 
 
 def test_one_task_by_name_and_drawn_samples(folder: Path) -> None:
@@ -157,13 +149,11 @@ def test_each_benchmark_is_scored_as_its_literature_does(
     tmp_path: Path, name: str, given: dict[str, Any], expected: str
 ) -> None:
     path = write_squad(tmp_path / name, [article("der Hund", question("a", "w7", "Hund", 4))])
-    run = run_of(do_train=False)
-    run.task = arguments(test_files=[path], **given)
-    ((task, (part,)),) = load_data(run.task, training(do_train=False)).test.items()
-    rules = choose_rules(run.task, task, [part])
-    found = score_answers(part, [[Candidate("der Hund", 0, 1.0)]], rules)
-    result = make_result(run, task, [found], None)
-    assert result.settings["scoring_rules"] == rules == expected
+    data = load_data(arguments(test_files=[path], **given), training(do_train=False))
+    ((task, (part,)),) = data.test.items()
+    found = AnsweredSet.of(part, [[Candidate("der Hund", 0, 1.0)]], data.rules[task])
+    result = run_of(data, do_train=False).score(task, [found], None)
+    assert result.settings["scoring_rules"] == data.rules[task] == expected
     (scores,) = result.scores.values()
     assert scores["f1"].value == pytest.approx(100 if expected == "mlqa" else 200 / 3)
 
@@ -252,8 +242,8 @@ def test_what_is_not_done_for_questions_is_refused(tmp_path: Path, name: str, va
 # ------------------------------------------------------------------------------------------------- results
 
 
-def run_of(**given: Any) -> Any:
-    """What a result is made of beside the answers."""
+def run_of(data: MLQAData, **given: Any) -> MLQARun:
+    """A run with a model of which only the record is looked at."""
     record = ModelRecord("model", None, "0" * 64, "infoxlm", 5)
     args = training(
         bf16=False,
@@ -267,7 +257,13 @@ def run_of(**given: Any) -> Any:
         seed=4,
         **given,
     )
-    return SimpleNamespace(head=SimpleNamespace(record=record), task=MLQAArguments(), args=args)
+    head: Any = SimpleNamespace(
+        record=record,
+        tokenizer=word_tokenizer(),
+        check_length=lambda length: None,
+        check_trained=lambda: None,
+    )
+    return MLQARun(head, data, task=MLQAArguments(), args=args, cache_dir=None)
 
 
 @pytest.fixture
@@ -280,7 +276,7 @@ def result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         answered("zh", "zh", ["北京大学"], ["北京"]),
         answered("de", "en", ["der Hund", "Haus"], ["ein Hund", "Maus"]),
     ]
-    return make_result(run_of(), "mlqa", sets, {"steps": 3})
+    return run_of(MLQAData([], {}, {"mlqa": "mlqa"})).score("mlqa", sets, {"steps": 3})
 
 
 def test_scores_are_those_of_the_rules_in_the_language_of_the_context(result: Any) -> None:
@@ -327,9 +323,8 @@ def test_means_gap_and_matrix(result: Any) -> None:
 def test_without_training_nothing_is_said_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.json").write_text("{}")
-    run = run_of()
-    run.args.do_train = False
-    result = make_result(run, "xquad", [answered("de", "de", ["Haus"], ["Haus"])], None)
+    run = run_of(MLQAData([], {}, {"xquad": "squad"}), do_train=False)
+    result = run.score("xquad", [answered("de", "de", ["Haus"], ["Haus"])], None)
     assert result.seed is None and "learning_rate" not in result.settings
     assert result.summary == {"mean": 100, "exact_match_mean": 100}
     assert "g_xlt" not in result.details
@@ -349,8 +344,7 @@ def test_predictions_and_n_best_lists_are_written(tmp_path: Path) -> None:
     item = AnsweredSet(
         item.part,
         [[Candidate("Hund", 4, 2.0), Candidate("ein Hund", 0, 1.0)], [Candidate("", 0, -np.inf)]],
-        item.f1,
-        item.exact_match,
+        item.scores,
     )
     write_predictions(tmp_path, "mlqa", item, n_best=True)
     name = "dev-context-de-question-en.json"

@@ -15,6 +15,7 @@ from tiny_nli import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.questions import qa_features
 from modeling_infoxlm.evaluation.questions.qa_features import (
     LABELS,
@@ -166,7 +167,9 @@ class TestRealTokenizer:
     def test_answers_of_real_sets_come_back(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Every tenth gold answer of 19 sets: none loses a character, most come back as they are."""
         sets = read_question_sets(
-            [str(DATA / "eval" / "mlqa_dev"), str(DATA / "eval" / "xquad")], on_mismatched_answers="fail"
+            [str(DATA / "eval" / "mlqa_dev"), str(DATA / "eval" / "xquad")],
+            on_mismatched_answers="fail",
+            hub=HubData(None, None),
         )
         for part in sets:
             exact = 0
@@ -194,6 +197,7 @@ class TestRealTokenizer:
         (part,) = read_question_sets(
             [str(DATA / "eval" / "mlqa_dev" / "dev-context-hi-question-hi.json")],
             on_mismatched_answers="fail",
+            hub=HubData(None, None),
         )
         chosen = [max(part.questions, key=lambda item: len(item.context)), *part.questions[:20]]
         settings = WindowSettings(max_seq_length=128, doc_stride=40, max_query_length=64)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_qa import article, question, write_squad
 
+from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.questions import squad_files
 from modeling_infoxlm.evaluation.questions.squad_files import (
     Answer,
@@ -26,7 +27,8 @@ GOOD = [article("w4 w5 w6", question("a", "w7", "w5", 3)), article("w8 w9", ques
 
 
 def read(*specs: object, **options: Any) -> list[squad_files.QuestionSet]:
-    return read_question_sets([str(spec) for spec in specs], **{"on_mismatched_answers": "fail", **options})
+    defaults = {"on_mismatched_answers": "fail", "hub": HubData(None, None)}
+    return read_question_sets([str(spec) for spec in specs], **{**defaults, **options})
 
 
 @pytest.mark.parametrize(
@@ -193,25 +195,21 @@ def test_rows_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
         {"id": "a", "question": "w7", "context": "w4 w5", "answers": {"text": ["w5"], "answer_start": [3]}}
     ]
     asked: list[Any] = []
-    commits = {None: "c1", "v2": "c2"}
 
-    def load(name: str, config: str | None, **options: Any) -> list[dict[str, Any]]:
-        asked.append((name, config, *options.values()))
+    def load(name: str, config: str | None, *, split: str, revision: str, **options: Any) -> object:
+        asked.append((name, config, split, revision))
         return rows
 
     def commit(location: str, *, revision: str | None, token: str | None) -> str:
-        asked.append((location, token))
-        return commits[revision]
+        return {None: "c1", "v2": "c2"}[revision]
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    monkeypatch.setattr(squad_files, "hub_revision", commit)
-    specs = ["hub:google/xquad:xquad.de:validation", "fr=hub:google/xquad"]
-    part, french = read(*specs, token="secret", cache_dir="cache")
-    # The commit is asked for once, and what it says is loaded: the dataset may change in between.
-    options = {"split": "validation", "revision": "c1", "token": "secret", "cache_dir": "cache"}
-    assert asked[0] == ("hub:google/xquad", "secret")
-    assert asked[1] == ("google/xquad", "xquad.de", *options.values())
-    assert asked[2:] == [("google/xquad", None, *{**options, "split": "train"}.values())]
+    monkeypatch.setattr("modeling_infoxlm.evaluation.hub_data.hub_revision", commit)
+    part, french = read("hub:google/xquad:xquad.de:validation", "fr=hub:google/xquad")
+    assert asked == [
+        ("google/xquad", "xquad.de", "validation", "c1"),
+        ("google/xquad", None, "train", "c1"),
+    ]
     assert (part.benchmark, part.name, part.split) == ("xquad", "de", "validation")
     assert french.benchmark == "xquad"  # the dataset's name tells it
     assert part.questions[0].answers == (Answer("w5", 3),) and part.questions[0].article == "w4 w5"

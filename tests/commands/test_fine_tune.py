@@ -1,0 +1,492 @@
+"""XNLI and MLQA, in this process: fine-tune, test, go on after a stop, and what must be refused."""
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import mlqa_rules
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_nli, write_xnli
+from tiny_qa import article, marked_articles, question, write_sets, write_squad
+from tiny_run import VOCAB
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+import run_mlqa
+import run_xnli
+from modeling_infoxlm.evaluation.finetuning import trainer
+from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner
+from modeling_infoxlm.runs.process import StopOnSignal
+from modeling_infoxlm.runs.provenance import read_result
+
+LANGUAGES = ("en", "de", "fr")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of the programs.
+
+    Attributes:
+        main: Its entry point.
+        data: Flags that name data below a folder.
+        flags: Of a short run.
+        extras: Flags of a run with everything in it.
+        metric: Of its result.
+        auto_class: Of its model.
+        testing: What predicts; it is called once training is done.
+        stop_at: A step in the second epoch of 12.
+    """
+
+    name: str
+    main: Callable[[list[str]], int]
+    data: str
+    flags: str
+    extras: str
+    metric: str
+    auto_class: Any
+    testing: str
+    stop_at: int
+
+
+XNLI = Program(
+    "xnli",
+    run_xnli.main,
+    "--data_dir {data}/xnli",
+    "--languages en de fr --max_seq_length 40 --num_train_epochs 3 --eval_steps 6 --logging_steps 6",
+    "--mixed_languages true --mixed_max_samples 9",
+    "accuracy",
+    AutoModelForSequenceClassification,
+    "modeling_infoxlm.evaluation.inference.xnli.XNLIRun.predict",
+    15,
+)
+MLQA = Program(
+    "mlqa",
+    run_mlqa.main,
+    "--train_file {data}/qa/train-v1.1.json --test_files {data}/qa/mlqa",
+    "--max_seq_length 16 --doc_stride 4 --max_query_length 4 --max_answer_length 2 --num_train_epochs 4 "
+    "--save_steps 12 --logging_steps 12",
+    "--test_files {data}/qa/mlqa {data}/qa/xquad --all_pairs true --save_n_best true",
+    "f1",
+    AutoModelForQuestionAnswering,
+    "modeling_infoxlm.evaluation.questions.mlqa.MLQARun.answer",
+    20,
+)
+BOTH = pytest.mark.parametrize("program", [XNLI, MLQA], ids=["xnli", "mlqa"])
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of a process are for programs."""
+    monkeypatch.setattr("modeling_infoxlm.commands.fine_tune.configure_process", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shared")
+    write_encoders(root, dropout=0.1)
+    write_xnli(root / "xnli")
+    write_sets(root / "qa")
+    return root
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def command(program: Program, shared: Path, out: Path, *own: str, model: str = "infoxlm") -> list[str]:
+    """A command; of a flag given twice the last one counts."""
+    return [
+        *("--model_name_or_path", str(shared / model)),
+        *program.data.format(data=shared).split(),
+        *("--cache_dir", str(shared / "cache"), "--output_dir", str(out)),
+        *"--use_cpu true --disable_tqdm true --seed 1 --per_device_train_batch_size 8".split(),
+        *("--learning_rate", "5e-3", *program.flags.split(), *own),
+    ]
+
+
+@pytest.fixture(scope="module")
+def fitted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each program with everything in it."""
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_infoxlm.commands.fine_tune.configure_process", lambda: None)
+        for program in (XNLI, MLQA):
+            folders[program.name] = tmp_path_factory.mktemp(program.name)
+            extras = program.extras.format(data=shared).split()
+            argv = command(program, shared, folders[program.name], *extras, model="plain")
+            assert program.main(argv) == 0
+    return folders
+
+
+def result_of(folder: Path, program: Program) -> dict[str, Any]:
+    return read_result(folder / f"{program.name}_results.json")
+
+
+# ---------------------------------------------------------------------------- from files to scores
+
+
+def test_accuracy_is_scikit_learns_from_the_written_predictions(fitted: dict[str, Path]) -> None:
+    result = result_of(fitted["xnli"], XNLI)
+    for language in LANGUAGES:
+        path = fitted["xnli"] / "predictions" / f"test-{language}.tsv"
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        given = [tuple(row[name] for name in ("premise", "hypothesis", "gold")) for row in rows]
+        assert given == nli_rows(language, 40, seed=3)
+        accuracy = 100 * accuracy_score([row["gold"] for row in rows], [row["predicted"] for row in rows])
+        found = result["scores"][language]["accuracy"]
+        assert found["value"] == pytest.approx(accuracy) and found["count"] == 40
+        for row in rows:
+            assert row["predicted"] == max(LABELS, key=lambda name: float(row[name]))  # noqa: B023
+            assert sum(float(row[name]) for name in LABELS) == pytest.approx(1, abs=1e-5)
+    values = {language: result["scores"][language]["accuracy"]["value"] for language in LANGUAGES}
+    assert result["summary"]["mean"] == pytest.approx(sum(values.values()) / 3)
+    assert result["summary"]["gap"] == pytest.approx(values["en"] - (values["de"] + values["fr"]) / 2)
+    assert values["en"] > 50  # learnt, where 33 is chance
+
+
+@pytest.mark.parametrize(
+    ("task", "gold", "written", "key"),
+    [
+        ("mlqa", "mlqa/dev-context-en-question-en.json", "dev-en.json", "en"),
+        ("mlqa", "mlqa/dev-context-de-question-de.json", "dev-context-de-question-en.json", "de-en"),
+        ("xquad", "xquad/xquad.de.json", "test-de.json", "de"),
+    ],
+)
+def test_answers_are_scored_as_they_were_written(
+    fitted: dict[str, Path], shared: Path, task: str, gold: str, written: str, key: str
+) -> None:
+    predictions = json.loads((fitted["mlqa"] / "predictions" / task / written).read_text("utf-8"))
+    content = json.loads((shared / "qa" / gold).read_text("utf-8"))
+    rows = [row for item in content["data"] for part in item["paragraphs"] for row in part["qas"]]
+    golds = {row["id"]: [answer["text"] for answer in row["answers"]] for row in rows}
+    found = read_result(fitted["mlqa"] / f"{task}_results.json")["scores"][key]
+    expected = mlqa_rules.evaluate(golds, predictions, key[:2])
+    assert (found["f1"]["value"], found["exact_match"]["value"]) == pytest.approx(expected)
+
+
+def test_the_result_says_how_it_came_to_be(fitted: dict[str, Path], shared: Path) -> None:
+    for program in (XNLI, MLQA):
+        result = result_of(fitted[program.name], program)
+        run = json.loads((fitted[program.name] / "run.json").read_text())["identity"]
+        assert result["identity"]["files"] == sorted(run["files"].values())
+        for name in ("seed", "lr_scheduler_type", "optim", "label_smoothing_factor", "batch_size"):
+            assert result["identity"][name] == run[name]
+        assert not {"model", "data_dir", "train_file"} & set(result["identity"])
+        found = tuple(result[name] for name in ("task", "metric", "unit", "seed"))
+        assert found == (program.name, program.metric, "percent", 1)
+        assert result["model"]["name_or_path"] == str(shared / "plain")
+        assert len(result["model"]["sha256"]) == 64
+        assert result["settings"]["learning_rate"] == 5e-3
+        assert result["command"][0] == f"run_{program.name}.py"
+    result = result_of(fitted["xnli"], XNLI)
+    assert set(result["dataset"]["files"]) == {f"test-{language}.tsv" for language in LANGUAGES}
+    details = result["details"]
+    assert details["training_rows"] == {"en": 96} and details["training"]["steps"] == 36
+    assert not details["selected_on_test"]
+    mixed = details["mixed_languages"]
+    assert mixed["languages"] == list(LANGUAGES) and len(mixed["matrix"]) == len(mixed["matrix"][0]) == 3
+    assert result["summary"]["within"] == mixed["within"]["value"] and mixed["across"]["count"] == 9
+    result = result_of(fitted["mlqa"], MLQA)
+    assert result["scores"]["en"]["exact_match"]["value"] > 70  # one word of six is chance
+    assert set(result["scores"]) == {"en", "de", "de-en", "en-de"}
+    assert set(result["details"]["g_xlt"]["f1"]["de"]) == {"de", "en"}
+    training = result["details"]["training"]
+    assert training["steps"] == 48 and training["windows"] >= 96 and training["mismatched_answers"] == 0
+
+
+def test_n_best_lists_begin_with_the_prediction(fitted: dict[str, Path]) -> None:
+    for path in (fitted["mlqa"] / "predictions" / "mlqa").iterdir():
+        predictions = json.loads(path.read_text("utf-8"))
+        lists = json.loads((fitted["mlqa"] / "nbest_predictions" / "mlqa" / path.name).read_text("utf-8"))
+        assert {key: found[0]["text"] for key, found in lists.items()} == predictions
+        assert max(map(len, lists.values())) > 5
+        for found in lists.values():
+            scores = [entry["score"] for entry in found]
+            assert scores == sorted(scores, reverse=True)
+            assert sum(entry["probability"] for entry in found) == pytest.approx(1)
+
+
+def test_the_best_step_on_dev_is_taken(fitted: dict[str, Path]) -> None:
+    training = result_of(fitted["xnli"], XNLI)["details"]["training"]
+    assert [entry["step"] for entry in training["history"]] == [6, 12, 18, 24, 30, 36]
+    for entry in training["history"]:
+        by_language = [entry[f"accuracy/{language}"] for language in LANGUAGES]
+        assert entry["accuracy"] == pytest.approx(sum(by_language) / 3)
+    best = max(training["history"], key=lambda entry: entry["accuracy"])
+    assert training["selected_step"] == best["step"]
+    chosen = load_file(fitted["xnli"] / f"checkpoint-{best['step']}" / "model.safetensors")
+    final = load_file(fitted["xnli"] / "model.safetensors")
+    assert all(torch.equal(chosen[name], final[name]) for name in final)
+
+
+@BOTH
+def test_the_model_folder_is_safe_and_loads_as_it_is(fitted: dict[str, Path], program: Program) -> None:
+    folder = fitted[program.name]
+    model, loading = program.auto_class.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"] and model.config.model_type == "xlm-roberta"
+    assert program is MLQA or list(model.config.id2label.values()) == list(LABELS)
+    assert not list(folder.rglob("training_args.bin")) and (folder / "training_args.json").is_file()
+    assert (folder / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("program", "kind"), [(XNLI, "bert"), (XNLI, "st"), (MLQA, "bert")], ids=lambda one: str(one)[:12]
+)
+def test_every_kind_of_encoder_is_fine_tuned(shared: Path, out: Path, program: Program, kind: str) -> None:
+    assert program.main(command(program, shared, out, model=kind)) == 0
+    assert result_of(out, program)["scores"]["en"][program.metric]["value"] > 50
+
+
+def test_english_alone_can_choose(shared: Path, out: Path) -> None:
+    assert run_xnli.main(command(XNLI, shared, out, "--select_on", "english", "--max_steps", "6")) == 0
+    (entry,) = result_of(out, XNLI)["details"]["training"]["history"]
+    assert set(entry) == {"step", "accuracy", "accuracy/en"}
+
+
+def test_without_a_choice_the_last_step_is_taken(shared: Path, out: Path) -> None:
+    own = "--eval_strategy no --max_steps 7 --test_split dev --languages de".split()
+    assert run_xnli.main(command(XNLI, shared, out, *own)) == 0
+    result = result_of(out, XNLI)
+    training = result["details"]["training"]
+    assert (training["selected_step"], training["history"]) == (7, [])
+    assert not result["details"]["selected_on_test"] and result["dataset"]["name"] == "xnli-dev"
+    assert [path.name for path in (out / "predictions").iterdir()] == ["dev-de.tsv"]
+
+
+@BOTH
+def test_a_fine_tuned_model_is_tested_as_it_is(
+    shared: Path, fitted: dict[str, Path], out: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(fitted[program.name])
+    argv = command(program, shared, out, "--model_name_or_path", folder, "--do_train", "false")
+    assert program.main(argv) == 0
+    found, expected = (result_of(folder, program) for folder in (out, fitted[program.name]))
+    assert found["scores"] == {name: expected["scores"][name] for name in found["scores"]}
+    assert {"en", "de"} <= set(found["scores"])
+    assert found["seed"] is None and found["details"]["training"] is None
+    assert "learning_rate" not in found["settings"]
+    written = [f"{program.name}_results.json", "predictions", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(written)
+    printed = capsys.readouterr().out
+    assert f"{found['summary']['gap']:.1f}" in printed and "mean" in printed
+    assert all(f"{scores[program.metric]['value']:.1f}" in printed for scores in found["scores"].values())
+    # Once more it says so; anew it takes the place of what was there.
+    assert program.main(argv) == 0
+    assert "this run is finished; --overwrite_output_dir true starts it anew" in capsys.readouterr().out
+    assert program.main([*argv, "--overwrite_output_dir", "true", "--max_predict_samples", "3"]) == 0
+    assert result_of(out, program)["scores"]["de"][program.metric]["count"] == 3
+
+
+@BOTH
+def test_training_alone(shared: Path, out: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every epoch has all rows in other batches."""
+    sums: list[int] = []
+    step = FineTuner.training_step
+    monkeypatch.setattr(
+        FineTuner,
+        "training_step",
+        lambda self, model, inputs, *args: (
+            sums.append(int((inputs["input_ids"] * inputs["attention_mask"]).sum()))
+            or step(self, model, inputs, *args)
+        ),
+    )
+    own = "--num_train_epochs 2 --eval_strategy no --do_predict false".split()
+    assert program.main(command(program, shared, out, *own)) == 0
+    first, second = sums[: len(sums) // 2], sums[len(sums) // 2 :]
+    assert len(second) >= 12 and sum(first) == sum(second) and sorted(first) != sorted(second)
+    assert (out / "model.safetensors").is_file()
+    assert not (out / "predictions").exists() and not list(out.glob("*_results.json"))
+
+
+def test_questions_without_answer_are_learned(shared: Path, out: Path, tmp_path: Path) -> None:
+    articles = marked_articles("en", 96)
+    for entry in articles[::2]:
+        (part,) = entry["paragraphs"]
+        part["context"] = part["context"].replace(part["qas"][0]["answers"][0]["text"], "w4")
+        part["qas"][0].update(answers=[], is_impossible=True)
+    train = write_squad(tmp_path / "train.en.json", articles)
+    test = write_squad(tmp_path / "test.en.json", articles)
+    own = ["--train_file", str(train), "--test_files", str(test), "--version_2_with_negative", "true"]
+    assert run_mlqa.main(command(MLQA, shared, out, *own)) == 0
+    result = read_result(out / "qa_results.json")
+    assert 30 < result["details"]["sets"]["en"]["answered"] < 66
+    assert result["scores"]["en"]["exact_match"]["value"] > 70
+    assert result["details"]["training"]["windows_with_answer"] < result["details"]["training"]["windows"]
+
+
+def test_mismatched_answers_are_skipped_and_counted(shared: Path, out: Path, tmp_path: Path) -> None:
+    wrong = article("w4 w5 w6", question("wrong", "w7", "w5", 4))
+    train = write_squad(tmp_path / "train.json", [*marked_articles("en", 8), wrong])
+    test = write_squad(tmp_path / "xquad.en.json", [*marked_articles("en", 8), wrong])
+    own = ["--train_file", str(train), "--test_files", str(test), "--on_mismatched_answers", "skip"]
+    assert run_mlqa.main(command(MLQA, shared, out, *own, "--max_steps", "2")) == 0
+    result = read_result(out / "xquad_results.json")
+    assert result["details"]["training"]["mismatched_answers"] == 1
+    assert result["details"]["training"]["questions"] == {str(train): 8}
+    assert result["details"]["sets"]["en"]["mismatched_answers"] == 1
+    assert result["scores"]["en"]["f1"]["count"] == 9
+
+
+# ---------------------------------------------------------------------------- the same again
+
+
+@pytest.mark.parametrize(
+    ("program", "own"),
+    [(XNLI, []), (XNLI, ["--gradient_accumulation_steps", "2", "--num_train_epochs", "5"]), (MLQA, [])],
+    ids=["xnli", "accumulated", "mlqa"],
+)
+def test_a_stopped_run_goes_on_to_the_same_end(
+    shared: Path, out: Path, tmp_path: Path, program: Program, own: list[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class StopInStep(StopOnSignal):
+        """As if somebody typed Ctrl-C, or Slurm sent SIGTERM, while a step runs."""
+
+        def on_step_begin(self, args: object, state: Any, control: object, **kwargs: object) -> None:
+            if state.global_step == program.stop_at - 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    argv = command(program, shared, out, *own)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "StopOnSignal", StopInStep)
+        assert program.main(argv) == 130
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    stopped = f"checkpoint-{program.stop_at} is saved; run the same command again to go on."
+    assert last_line == f"interrupted: {stopped}"
+    assert not {path.name for path in out.iterdir()} & {"predictions", "model.safetensors"}
+    assert not list(out.glob("*_results.json"))
+    steps: list[int] = []
+    step = FineTuner.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            FineTuner,
+            "training_step",
+            lambda self, *args, **kwargs: steps.append(self.state.global_step) or step(self, *args, **kwargs),
+        )
+        assert program.main(argv) == 0
+    assert steps[0] == program.stop_at
+    straight = tmp_path / "straight"
+    assert program.main(command(program, shared, straight, *own)) == 0
+    resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, straight))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    found, wanted = (result_of(folder, program) for folder in (out, straight))
+    assert found["scores"] == wanted["scores"] and wanted["scores"]["en"][program.metric]["value"] > 50
+    assert found["details"]["training"] == wanted["details"]["training"]
+
+
+@BOTH
+def test_a_run_killed_while_it_predicts_only_predicts(
+    shared: Path, out: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = command(program, shared, out, "--max_steps", "8")
+    with monkeypatch.context() as patch:
+        patch.setattr(program.testing, lambda self, *args: 1 / 0)
+        assert program.main(argv) == 1
+    weights = load_file(out / "model.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuner, "training_step", lambda *args, **kwargs: pytest.fail("trained again"))
+        assert program.main(argv) == 0
+    again = load_file(out / "model.safetensors")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    assert result_of(out, program)["details"]["training"]["steps"] == 8
+
+
+def test_a_finished_run_is_left_and_another_refused(
+    shared: Path, fitted: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fitted["xnli"]
+    argv = command(XNLI, shared, folder, *XNLI.extras.split(), model="plain")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run_xnli.main([*argv, "--logging_steps", "3"]) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert run_xnli.main([*argv, "--learning_rate", "1e-3"]) == 2
+    assert "holds a different run: learning_rate was 0.005, is now 0.001." in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str], shared: Path, out: Path) -> Callable[..., str]:
+    """The one line on standard error of a command that ends with 2 and leaves nothing."""
+
+    def run(program: Program, *own: str) -> str:
+        capsys.readouterr()
+        try:
+            found = program.main(command(program, shared, out, *own))
+        except SystemExit as exit_:
+            found = exit_.code
+        error = capsys.readouterr().err
+        assert found == 2, error
+        assert not out.exists()
+        lines = [line for line in error.splitlines() if "error: " in line]
+        assert len(lines) == 1 and error.splitlines()[-1] == lines[0], error
+        return lines[0].partition("error: ")[2]
+
+    return run
+
+
+def test_bad_data(shared: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    message = refusal(XNLI, "--languages", "en", "sw", "de")
+    folder = shared / "xnli"
+    assert message.startswith(f"{folder} has no dev file, such as dev-xx.tsv, for sw; name the languages")
+    data = write_xnli(tmp_path / "data")
+    write_nli(data / "test-fr.tsv", [*nli_rows("fr", 5), ("w24", "w25", "unrelated")])
+    message = refusal(XNLI, "--data_dir", str(data))
+    path = data / "test-fr.tsv"
+    assert message.startswith(f"{path}, line 6: label 'unrelated' is none of entailment, neutral")
+    path = write_squad(tmp_path / "xquad.de.json", [article("w4 w5 w6", question("c", "w7", "w5", 4))])
+    message = refusal(MLQA, "--test_files", str(path))
+    assert message.startswith(f"{path}: 1 of 1 questions have an answer that does not stand")
+
+
+@BOTH
+def test_a_tokenizer_that_does_not_fit(program: Program, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    word_tokenizer(VOCAB + 5).save_pretrained(tmp_path / "words")
+    message = refusal(program, "--tokenizer_name", str(tmp_path / "words"))
+    assert message.startswith("the tokenizer has 65 tokens, the model's table 60;")
+
+
+@pytest.mark.parametrize(
+    ("program", "own", "message"),
+    [
+        (XNLI, "--max_seq_length 513", "takes at most 512 tokens; give --max_seq_length 512"),
+        (MLQA, "--max_seq_length 513", "takes at most 512 tokens; give --max_seq_length 512"),
+        (XNLI, "--do_train false", "has no trained head"),
+        (MLQA, "--do_train false", "has no trained head"),
+        (XNLI, "--model_name_or_path no/such/folder", "no/such/folder cannot be loaded"),
+        (XNLI, "--train_file nothing.tsv", "--train_file: no file matches nothing.tsv"),
+        (XNLI, "--dataset_name facebook/xnli", "give either --dataset_name or files"),
+        (XNLI, "--metric_for_best_model accuracy/sw", "give one of accuracy, accuracy/en, accuracy/de, acc"),
+        (XNLI, "--dataset_revision main", "dataset_revision is of --dataset_name, which is not given"),
+        (XNLI, "--test_spilt dev", "unknown flag --test_spilt; did you mean --test_split?"),
+        (MLQA, "--max_seq_length 11", "max_seq_length is 11, but a question of 4 tokens"),
+        (MLQA, "--test_files nothing.de.json", "nothing.de.json is no file, and no folder or glob"),
+        (MLQA, "--n_best_size 0", "n_best_size must be at least 1, found 0"),
+        (MLQA, "--null_score_diff_threshold 1", "needs --version_2_with_negative true"),
+        (MLQA, "--eval_steps 5", "eval_steps 5.0 is not supported: there is no selection on a dev set"),
+    ],
+    ids=lambda one: one.name if isinstance(one, Program) else str(one)[:30],
+)
+def test_what_cannot_be_done(refusal: Callable[..., str], program: Program, own: str, message: str) -> None:
+    assert message in refusal(program, *own.split())
+
+
+def test_a_model_of_other_labels(
+    fitted: dict[str, Path], tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(fitted["xnli"])
+    model.config.id2label = {0: "no", 1: "yes", 2: "maybe"}
+    model.save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    message = refusal(XNLI, "--model_name_or_path", str(tmp_path / "model"), "--do_train", "false")
+    assert message.startswith("the model's labels are no, yes, maybe, expected entailment, neutral, contrad")
