@@ -31,7 +31,6 @@ from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.evaluation.batching import runs_packed
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.information.token_views import join_sides, load_language_model, mask_side
-from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import run_main
 from modeling_infoxlm.runs.provenance import read_result
@@ -69,13 +68,11 @@ def letter_tokenizer() -> XLMRobertaTokenizer:
 
 
 def save(kind: str, folder: Path) -> str:
-    """A folder of a tiny model: our checkpoint, our plain export, an encoder alone, or a BERT."""
+    """A folder of a tiny model: our checkpoint, an encoder alone, or a BERT."""
     tokenizer: Any = letter_tokenizer()
     model = sharp_model()
     if kind == "checkpoint":
         model.save_pretrained(folder)
-    elif kind == "export":
-        save_as_xlm_roberta(model, folder)
     elif kind == "encoder":
         encoder = XLMRobertaForMaskedLM(model.config).roberta
         assert isinstance(encoder, XLMRobertaModel)
@@ -132,13 +129,6 @@ def test_the_command_writes_every_view(tmp_path: Path, capsys: pytest.CaptureFix
         assert [curve[layer]["value"] for layer in asked] == pytest.approx(
             [layers[layer]["value"] for layer in asked], abs=1e-4
         )
-
-
-def test_a_checkpoint_and_its_export_give_the_same(tmp_path: Path) -> None:
-    one = run(tmp_path, save("checkpoint", tmp_path / "one"))
-    other = run(tmp_path, save("export", tmp_path / "other"))
-    for metric, score in one["scores"]["en-xx"].items():
-        assert other["scores"]["en-xx"][metric]["value"] == pytest.approx(score["value"], rel=1e-4)
 
 
 def test_an_encoder_without_a_head_gets_the_sentence_view(

@@ -23,7 +23,7 @@ def gaussian_pair(
     return source, target, -size / 2 * math.log(1 - rho**2) if rho < 1 else math.inf
 
 
-@pytest.mark.parametrize("rho", [0.05, 0.1, 0.15, 0.2])
+@pytest.mark.parametrize("rho", [0.05, 0.2])
 def test_small_information_of_gaussians_is_bounded_closely(rho: float) -> None:
     source, target, truth = gaussian_pair(rho, pairs=4000, size=64)
     bound = sentence_bound(source, target, num_candidates=500)
@@ -49,7 +49,7 @@ def test_moderate_information_is_bounded_from_below() -> None:
     assert 0.5 * truth < bound.high < truth - 0.2
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_independent_vectors_have_none(seed: int) -> None:
     source = gaussian_pair(0, pairs=2000, size=16, seed=seed)[0]
     target = gaussian_pair(0, pairs=2000, size=16, seed=100 + seed)[0]
@@ -80,7 +80,7 @@ def test_terms_by_the_definition() -> None:
     assert terms.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("rho", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("rho", [0.2, 0.8])
 def test_no_other_temperature_gives_more(rho: float) -> None:
     cosines = grouped_cosines(*gaussian_pair(rho, pairs=300, size=24)[:2], 100)
     chosen = best_temperature(cosines)

@@ -44,31 +44,32 @@ def slow_accuracy(source: np.ndarray, target: np.ndarray) -> float:
     return hits / len(source)
 
 
-def slow_vectors(model: Any, store: Any, count: int, layer: int) -> np.ndarray:
-    """Mean vectors by the padded forward of transformers, a sentence at a time."""
+def slow_vectors(model: Any, store: Any, count: int, layer: int, pooling: str) -> np.ndarray:
+    """By the padded forward of transformers, a sentence at a time."""
     rows = []
     for i in range(count):
         ids = torch.tensor([[0, *store[i].tolist(), 2]])
         with torch.no_grad():
-            hidden = model.roberta(ids, output_hidden_states=True).hidden_states[layer]
-        rows.append(hidden[0].double().mean(dim=0).numpy())
+            hidden = model.roberta(ids, output_hidden_states=True).hidden_states[layer][0].double()
+        rows.append((hidden[0] if pooling == "cls" else hidden.mean(dim=0)).numpy())
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("layer, max_pairs", [(0, 25), (3, 300)])
+@pytest.mark.parametrize("layer, max_pairs, pooling", [(0, 25, "mean"), (3, 300, "mean"), (2, 300, "cls")])
 def test_accuracies_equal_a_slow_search_in_both_directions(
-    corpus: TinyCorpus, layer: int, max_pairs: int
+    corpus: TinyCorpus, layer: int, max_pairs: int, pooling: str
 ) -> None:
     # Random weights find next to nothing across languages; the first half of a sentence they often find.
     pair = corpus.heldout["en-xx"]
-    model = tiny_model().eval()
+    # With small weights all first tokens are so alike that rounding would choose among them.
+    model = tiny_model(initializer_range=0.3).eval()
     halves = _HalvedStore(pair.source)
     corpus = replace(corpus, heldout={"en-xx": PairStore(pair.source, halves, "en", "xx")})
     count = min(max_pairs, len(pair))
-    source, target = (slow_vectors(model, store, count, layer) for store in (pair.source, halves))
+    source, target = (slow_vectors(model, store, count, layer, pooling) for store in (pair.source, halves))
     forth, back = slow_accuracy(source, target), slow_accuracy(target, source)
     assert 0 < forth < 1 and 0 < back < 1
-    retrieval = HeldoutRetrieval(corpus, layer=layer, max_pairs=max_pairs)
+    retrieval = HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=max_pairs)
     accuracy = retrieval.accuracies(model.roberta)["en-xx"]
     assert (accuracy.source_to_target, accuracy.target_to_source) == pytest.approx((forth, back))
     assert retrieval(model)["retrieval/en-xx"] == pytest.approx((forth + back) / 2)
@@ -98,36 +99,6 @@ def test_mean_is_over_pairs_however_large(corpus: TinyCorpus) -> None:
     assert scores["retrieval/en-yy"] > 0.9 > scores["retrieval/en-xx"]
 
 
-def test_candidates_are_the_first_ones(corpus: TinyCorpus) -> None:
-    model = tiny_model()
-    retrieval = HeldoutRetrieval(corpus, layer=2, max_pairs=7)
-    sides = retrieval.vectors(model.roberta, "en-xx")
-    assert [side.shape for side in sides] == [(7, 16), (7, 16)]
-    whole = HeldoutRetrieval(corpus, layer=2).vectors(model.roberta, "en-xx")[1]
-    torch.testing.assert_close(sides[1], whole[:7], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_vectors_are_made_without_dropout_and_the_mode_is_restored(
-    corpus: TinyCorpus, training: bool
-) -> None:
-    model = tiny_model(hidden_dropout_prob=0.5).train(training)
-    retrieval = HeldoutRetrieval(corpus, layer=3)
-    first = retrieval.vectors(model.roberta, "en-xx")[0]
-    assert torch.equal(first, retrieval.vectors(model.roberta, "en-xx")[0])
-    assert model.training is model.roberta.training is training
-    assert all(module.training is training for module in model.roberta.modules())
-
-
-def test_layer_and_pooling_matter(corpus: TinyCorpus) -> None:
-    model = tiny_model()
-    vectors = [
-        HeldoutRetrieval(corpus, layer=layer, pooling=pooling).vectors(model.roberta, "en-xx")[0]
-        for layer, pooling in ((1, "mean"), (2, "mean"), (2, "cls"))
-    ]
-    assert not torch.allclose(vectors[0], vectors[1]) and not torch.allclose(vectors[1], vectors[2])
-
-
 def test_vectors_that_are_not_finite_are_no_accuracy(corpus: TinyCorpus) -> None:
     model = tiny_model()
     model.roberta.get_input_embeddings().weight.data.fill_(float("nan"))
@@ -146,29 +117,19 @@ def test_a_corpus_that_holds_out_nothing(corpus: TinyCorpus) -> None:
 
 
 def test_heldout_pairs_become_a_corpus_of_their_own(corpus: TinyCorpus) -> None:
-    pair = corpus.heldout["en-xx"]
-    trained_on = PairStore(pair.target, pair.source, "xx", "zz")
-    held = heldout_corpus(replace(corpus, mono={"zz": pair.source}, bitext={"xx-zz": trained_on}))
-    assert held.bitext == corpus.heldout
-    assert sorted(held.mono) == ["en", "xx"] and len(held.mono["xx"]) == len(pair)
-
-
-def test_mlm_examples_are_whole_sentences_with_their_special_tokens(corpus: TinyCorpus) -> None:
-    pair = corpus.heldout["en-xx"]
-    tokens, lengths = heldout_corpus(corpus).mono["xx"].gather(np.array([4, 0]))
-    expected = [[0, *pair.target[i].tolist(), 2] for i in (4, 0)]
-    assert tokens.tolist() == sum(expected, []) and lengths.tolist() == [len(ids) for ids in expected]
-
-
-def test_all_objectives_can_be_read_from_it(corpus: TinyCorpus) -> None:
-    dataset = JointDataset(heldout_corpus(corpus), StreamSettings(), num_items=16)
-    assert set(dataset.pack(range(16))) == {"mlm", "tlm", "xlco"}
-
-
-def test_a_language_of_several_pairs_is_read_once(corpus: TinyCorpus) -> None:
+    """Its MLM examples are whole sentences; a language of several pairs is read once."""
     pair = corpus.heldout["en-xx"]
     twice = {"en-xx": pair, "en-yy": PairStore(pair.source, pair.target, "en", "yy")}
-    assert sorted(heldout_corpus(replace(corpus, heldout=twice)).mono) == ["en", "xx", "yy"]
+    trained_on = PairStore(pair.target, pair.source, "xx", "zz")
+    corpus = replace(corpus, mono={"zz": pair.source}, bitext={"xx-zz": trained_on}, heldout=twice)
+    held = heldout_corpus(corpus)
+    assert held.bitext == twice and sorted(held.mono) == ["en", "xx", "yy"]
+    assert len(held.mono["xx"]) == len(pair)
+    tokens, lengths = held.mono["xx"].gather(np.array([4, 0]))
+    expected = [[0, *pair.target[i].tolist(), 2] for i in (4, 0)]
+    assert tokens.tolist() == sum(expected, []) and lengths.tolist() == [len(ids) for ids in expected]
+    dataset = JointDataset(held, StreamSettings(), num_items=16)
+    assert set(dataset.pack(range(16))) == {"mlm", "tlm", "xlco"}
 
 
 # ---------------------------------------------------------------------------- start and end of a run
@@ -195,7 +156,6 @@ def test_a_run_that_became_better_shows_both_ends() -> None:
     ("retrieval", "mlm", "worse"),
     [
         (0.132, 2.5, "retrieval 87.2 -> 13.2 %"),
-        (0.902, 3.5, "loss/mlm 3.000 -> 3.500"),
         (0.132, 3.5, "retrieval 87.2 -> 13.2 %, loss/mlm 3.000 -> 3.500"),
     ],
 )
