@@ -53,7 +53,7 @@ History = Sequence[Mapping[str, float]]
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, wide enough for a README."""
     with rc_context(_STYLE):
-        figure.savefig(path, dpi=_DOTS_PER_INCH)
+        figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
 
 
 # ---------------------------------------------------------------------------------------------------- losses

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from modeling_infoxlm.evaluation.alignment.aligners import SINKHORN_ITERATIONS, Method
 from modeling_infoxlm.evaluation.alignment.gold_files import (
@@ -234,9 +234,8 @@ def _score(
 def print_layers(result: TaskResult, console: Console | None = None) -> None:
     """Print the scores of every layer, a table for each pair."""
     for name, by_layer in result.details["layers"].items():
-        table = Table(title=f"{name}: {result.settings['method']}, percent", title_justify="left")
-        for heading in ("layer", *METRICS):
-            table.add_column(heading, justify="right")
+        columns = (Column(heading, justify="right") for heading in ("layer", *METRICS))
+        table = Table(*columns, title=f"{name}: {result.settings['method']}, percent", title_justify="left")
         for layer, rates in by_layer.items():
             mark = "*" if layer == str(result.settings["layer"]) else ""
             table.add_row(mark + layer, *(f"{rates[metric].value:.1f}" for metric in METRICS))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs
@@ -280,9 +280,8 @@ def _print(result: TaskResult) -> None:
     metrics = [name for name in names if name in result.summary]
     layer, ceiling = result.settings["layer"], result.settings["log_candidates"]
     title = f"lower bounds of information, nats (XlCo: layer {layer}, at most {ceiling:.2f})"
-    table = Table("pair", title=title, caption="± half of the 95 % interval")
-    for name in metrics:
-        table.add_column(names[name], justify="right")
+    columns = (Column(names[name], justify="right") for name in metrics)
+    table = Table("pair", *columns, title=title, caption="± half of the 95 % interval")
     for pair, row in result.scores.items():
         table.add_row(pair, *(text(row[name]) for name in metrics))
     if len(result.scores) > 1:

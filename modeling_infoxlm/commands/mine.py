@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,12 +30,10 @@ from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load
 from modeling_infoxlm.evaluation.encoding import Pooling
 from modeling_infoxlm.evaluation.retrieval.mining import (
     Margin,
-    Pairs,
     Search,
-    best_matches,
     best_pairs,
     choose_search,
-    find_neighbours,
+    match,
     one_to_one,
 )
 from modeling_infoxlm.evaluation.retrieval.tatoeba import SearchArguments, resolve_layer
@@ -112,7 +111,7 @@ def run(argv: list[str]) -> None:
     if args.one_to_one:
         pairs = one_to_one(pairs)
     if args.threshold is not None:
-        pairs = pairs.take(pairs.score >= args.threshold)
+        pairs = pairs[pairs["score"] >= args.threshold]
     write_pairs(output, pairs, source, target)
     note = "" if search == "exact" else "; the search was approximate, some pairs may be missed"
     print(f"{output}: {len(pairs):,} pairs of {len(source):,} and {len(target):,} distinct sentences{note}")
@@ -170,7 +169,7 @@ def encode_to_file(
     return encoder.encode(texts, layer=layer, pooling=pooling, normalize=True, out=vectors)
 
 
-def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Search) -> Pairs:
+def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Search) -> pd.DataFrame:
     """The best match of every sentence of both sides, the best pair first.
 
     Args:
@@ -182,12 +181,11 @@ def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Sear
     """
     if search == "exact" and torch.cuda.is_available():
         source, target = source.cuda(), target.cuda()
-    k = 1 if margin == "none" else k
-    forth, back = find_neighbours(source, target, k=k, similarity="dot", search=search, progress=True)
-    return best_pairs(best_matches(forth, back, margin), best_matches(back, forth, margin))
+    matches = match(source, target, margin=margin, k=k, similarity="dot", search=search, progress=True)
+    return best_pairs(*matches)
 
 
-def write_pairs(path: Path, pairs: Pairs, source: list[str], target: list[str]) -> None:
+def write_pairs(path: Path, pairs: pd.DataFrame, source: list[str], target: list[str]) -> None:
     """Write `score TAB source TAB target` lines, whole or not at all.
 
     Args:
@@ -196,7 +194,7 @@ def write_pairs(path: Path, pairs: Pairs, source: list[str], target: list[str]) 
         source: Source sentences, by their numbers.
         target: Target sentences.
     """
-    rows = zip(pairs.score.tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True)
+    rows = pairs.itertuples(index=False, name=None)
     shown = tqdm(rows, "writing", total=len(pairs), unit=" pairs", delay=PROGRESS_DELAY)
     with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{score:.6f}\t{source[i]}\t{target[j]}\n" for score, i, j in shown)

@@ -31,6 +31,7 @@ from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.evaluation.batching import runs_packed
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.information.token_views import join_sides, load_language_model, mask_side
+from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import run_main
 from modeling_infoxlm.runs.provenance import read_result
@@ -68,11 +69,13 @@ def letter_tokenizer() -> XLMRobertaTokenizer:
 
 
 def save(kind: str, folder: Path) -> str:
-    """A folder of a tiny model: our checkpoint, an encoder alone, or a BERT."""
+    """A folder of a tiny model: our checkpoint, our plain export, an encoder alone, or a BERT."""
     tokenizer: Any = letter_tokenizer()
     model = sharp_model()
     if kind == "checkpoint":
         model.save_pretrained(folder)
+    elif kind == "export":
+        save_as_xlm_roberta(model, folder)
     elif kind == "encoder":
         encoder = XLMRobertaForMaskedLM(model.config).roberta
         assert isinstance(encoder, XLMRobertaModel)
@@ -174,7 +177,7 @@ def test_long_sentences_are_cut_for_both_token_views(tmp_path: Path) -> None:
     longest = 512 - 2
     long = [("a" * longest + source, "b" * longest + target) for source, target in sentence_pairs(4)]
     text = write_pairs(tmp_path / "en-xx.tsv", long)
-    argv = ["--bitext_files", str(text), "--model_name_or_path", save("checkpoint", tmp_path / "model")]
+    argv = ["--bitext_files", str(text), "--model_name_or_path", save("export", tmp_path / "model")]
     argv += ["--output_dir", str(tmp_path / "out"), "--num_candidates", "2", "--max_pairs", "4"]
     information.run(argv)
     tokens = read_result(tmp_path / "out" / "information_results.json")["details"]["tokens"]["en-xx"]

@@ -3,7 +3,7 @@
 The exact search computes its scores a tile at a time, so memory grows with N + M and not with N x M. The
 approximate one, for more than `EXACT_LIMIT` sentences, is an index of faiss (the extra `eval`).
 
-Shapes: N and M sentences, D hidden, k neighbours, P pairs; R rows and C columns of a tile.
+Shapes: N and M sentences, D hidden, k neighbours; R rows and C columns of a tile.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,29 +47,6 @@ class Neighbours:
 
     score: Tensor
     index: Tensor
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of sentences, the best first, each once.
-
-    Attributes:
-        score: Margin scores, (P,), descending.
-        source: Numbers of the source sentences, (P,).
-        target: Numbers of the target sentences, (P,).
-    """
-
-    score: np.ndarray
-    source: np.ndarray
-    target: np.ndarray
-
-    def __len__(self) -> int:
-        """Pairs."""
-        return len(self.score)
-
-    def take(self, chosen: np.ndarray) -> "Pairs":
-        """The pairs that an array of numbers or of booleans chooses."""
-        return Pairs(self.score[chosen], self.source[chosen], self.target[chosen])
 
 
 @dataclass(frozen=True)
@@ -127,9 +105,7 @@ def translations_found(
     k: int = NEIGHBOURS,
     search: Search = "exact",
 ) -> tuple[Tensor, Tensor]:
-    """Whether each sentence's best match on the other side is its translation, in both directions.
-
-    With a margin the candidates are the k nearest neighbours, as in LASER.
+    """Whether each sentence's best match (see `match`) is its translation.
 
     Args:
         source: Sentence vectors, (N, D).
@@ -150,11 +126,9 @@ def translations_found(
             "expected one translation for each sentence, "
             f"found {tuple(source.shape)} and {tuple(target.shape)}."
         )
-    k = 1 if margin == "none" else k
-    forth, back = find_neighbours(source, target, k=k, similarity=similarity, search=search)
+    forth, back = match(source, target, similarity=similarity, margin=margin, k=k, search=search)
     expected = torch.arange(len(source), device=forth.index.device)
-    matches = (best_matches(forth, back, margin), best_matches(back, forth, margin))
-    return matches[0].index == expected, matches[1].index == expected
+    return forth.index == expected, back.index == expected
 
 
 # --------------------------------------------------------------------------------------------------- margins
@@ -190,34 +164,56 @@ def best_matches(forth: Neighbours, back: Neighbours, margin: Margin) -> Neighbo
     return Neighbours(best[:, 0], forth.index.masked_fill(scores < best, last).amin(dim=1))
 
 
-def best_pairs(forth: Neighbours, back: Neighbours) -> Pairs:
-    """The best match of every sentence of both sides, as pairs.
+def match(
+    source: Tensor, target: Tensor, *, margin: Margin, k: int = NEIGHBOURS, **options: Any
+) -> tuple[Neighbours, Neighbours]:
+    """The best match on the other side of each of N and M sentences, (N,) and (M,).
+
+    With a margin the candidates are the k nearest neighbours, as in LASER.
+
+    Args:
+        source: Sentence vectors, (N, D).
+        target: The same of the other side, (M, D).
+        margin: See `margin_scores`.
+        k: Neighbours of the margin.
+        options: See `find_neighbours`.
+    """
+    forth, back = find_neighbours(source, target, k=1 if margin == "none" else k, **options)
+    return best_matches(forth, back, margin), best_matches(back, forth, margin)
+
+
+def best_pairs(forth: Neighbours, back: Neighbours) -> pd.DataFrame:
+    """The best match of every sentence of both sides as pairs, the best first, each once.
 
     Args:
         forth: Best target sentence of each source sentence.
         back: Best source sentence of each target sentence.
+
+    Returns:
+        Columns `score`, descending, and `source` and `target`, the numbers of the sentences.
     """
     score = torch.cat([forth.score, back.score]).double().cpu().numpy()
-    numbers = [torch.arange(len(side.index), device=side.index.device) for side in (forth, back)]
-    source = torch.cat([numbers[0], back.index]).cpu().numpy()
-    target = torch.cat([forth.index, numbers[1]]).cpu().numpy()
-    order = np.lexsort((target, source, -score))
-    pairs = Pairs(score, source, target).take(order[np.isfinite(score[order])])
+    found, others = forth.index.cpu().numpy(), back.index.cpu().numpy()
+    source = np.concatenate([np.arange(len(found)), others])
+    target = np.concatenate([found, np.arange(len(others))])
+    pairs = pd.DataFrame({"score": score, "source": source, "target": target})[np.isfinite(score)]
+    pairs = pairs.sort_values(["score", "source", "target"], ascending=[False, True, True])
     # A pair that both sides chose stands twice, and its two scores may differ by rounding.
-    _, first = np.unique(pairs.source * len(back.index) + pairs.target, return_index=True)
-    return pairs.take(np.sort(first))
+    return pairs.drop_duplicates(["source", "target"], ignore_index=True)
 
 
-def one_to_one(pairs: Pairs) -> Pairs:
+def one_to_one(pairs: pd.DataFrame) -> pd.DataFrame:
     """Keep each sentence in its best pair alone: best first, a pair with a used sentence is dropped."""
     used_source, used_target = set[int](), set[int]()
     chosen = np.zeros(len(pairs), dtype=bool)
-    for i, (source, target) in enumerate(zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)):
+    for i, (source, target) in enumerate(
+        zip(pairs["source"].tolist(), pairs["target"].tolist(), strict=True)
+    ):
         if source not in used_source and target not in used_target:
             used_source.add(source)
             used_target.add(target)
             chosen[i] = True
-    return pairs.take(chosen)
+    return pairs[chosen]
 
 
 # ---------------------------------------------------------------------------------------------------- search

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,7 +44,7 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
     translations_found,
 )
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.files import writing
+from modeling_infoxlm.runs.files import whole_file
 from modeling_infoxlm.runs.flags import flag
 
 TASK = "tatoeba"
@@ -205,7 +205,16 @@ def evaluate_retrieval(
         unit="percent",
         dataset=dataset,
         model=encoder.record,
-        settings=_settings(encoder, arguments, layer, search),
+        settings={
+            "layer": layer,
+            "pooling": arguments.pooling,
+            "similarity": arguments.similarity,
+            "margin": arguments.margin,
+            "margin_neighbours": None if arguments.margin == "none" else arguments.margin_neighbours,
+            "search": search,
+            "max_length": encoder.max_length,
+            "bf16": encoder.bf16,
+        },
         scores=scores,
         summary=_summary(scores),
         details={
@@ -264,19 +273,6 @@ def _summary(scores: Mapping[str, Mapping[str, Estimate]]) -> dict[str, float]:
     return summary
 
 
-def _settings(encoder: Encoder, arguments: TatoebaArguments, layer: int, search: Search) -> dict[str, Any]:
-    return {
-        "layer": layer,
-        "pooling": arguments.pooling,
-        "similarity": arguments.similarity,
-        "margin": arguments.margin,
-        "margin_neighbours": None if arguments.margin == "none" else arguments.margin_neighbours,
-        "search": search,
-        "max_length": encoder.max_length,
-        "bf16": encoder.bf16,
-    }
-
-
 def _layer_curves(hits: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Accuracy at each layer in percent: of each language, and the means over them."""
     shares = {language: (100.0 * found).mean(axis=2) for language, found in hits.items()}  # (L, 2)
@@ -298,27 +294,19 @@ def write_figure(folder: str | Path, result: TaskResult) -> Path | None:
         return None
     from modeling_infoxlm import plots  # needs the extra `plots`
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = plots.layer_curve_figure(result.details["layers"], marked_layer=result.settings["layer"])
-    partial_path = path.with_name(f"partial-{path.name}")  # matplotlib goes by the suffix
-    try:
-        with writing(path):
-            plots.save_figure(figure, partial_path)
-        return partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    with whole_file(path) as partial_path:
+        plots.save_figure(figure, partial_path)
+    return path
 
 
 def print_result(result: TaskResult, console: Console) -> None:
     """Print a line for each language and for each mean."""
-    settings = result.settings
-    table = Table(title=f"{result.model.name_or_path}, layer {settings['layer']}, {result.dataset.name}")
-    table.add_column("language")
     english = all(pair.endswith(f"-{ENGLISH}") for pair in result.details["pairs"].values())
     source, target = ("xx", ENGLISH) if english else ("source", "target")
     headings = ("sentences", f"{source} to {target}", f"{target} to {source}", "mean", "95 % interval")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    title = f"{result.model.name_or_path}, layer {result.settings['layer']}, {result.dataset.name}"
+    table = Table("language", *(Column(heading, justify="right") for heading in headings), title=title)
     for language, row in result.scores.items():
         mean = row["accuracy"]
         numbers = [f"{row[metric].value:.1f}" for metric in (*DIRECTIONS, "accuracy")]
