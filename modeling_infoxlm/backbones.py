@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.activations import gelu
 
-from .packed_attention import PackedAttention, install, take_rows
+from .packed_attention import PackedAttention, install, other_rows, take_rows
 
 LayerOptions = Callable[[Any, int], dict[str, Any]]
 """Further arguments of a layer, given the layer and the number of rows that it runs over."""
@@ -87,9 +87,15 @@ def run_layer(layer: Any, hidden: Tensor, packed: PackedAttention, options: Mapp
     """
     if packed.rows is None:
         output: Tensor = layer(hidden[None], packed=packed, **options)
-    else:
-        selected = take_rows(hidden, packed.rows)
-        output = layer(selected[None], packed=packed, packed_inputs=hidden[None], **options)
+        return output[0]
+    rest, order = other_rows(packed.rows, len(hidden))
+    output = layer(
+        take_rows(hidden, packed.rows)[None],
+        packed=packed,
+        packed_rest=take_rows(hidden, rest)[None],
+        packed_order=order,
+        **options,
+    )
     return output[0]
 
 

@@ -64,7 +64,8 @@ def attention(
     value: Tensor,
     *args: Any,
     packed: PackedAttention | None = None,
-    packed_inputs: Tensor | None = None,
+    packed_rest: Tensor | None = None,
+    packed_order: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What an attention module of transformers calls; see `AttentionInterface`.
@@ -76,22 +77,23 @@ def attention(
         value: See `query`.
         args: Mask of a padded batch.
         packed: How the sequences of a packed pass attend.
-        packed_inputs: Hidden states of all rows, (1, T, D), where `query` is of selected ones: the module's
-            `key` and `value` are applied to them here, inside its layer, so that hooks, sharding and
-            recomputation see an ordinary call.
+        packed_rest: Hidden states of the other rows, (1, T - R, D), where the layer runs over selected ones
+            alone: the module's `key` and `value` are applied to them here, inside the layer, so that hooks,
+            sharding and recomputation see an ordinary call.
+        packed_order: Where each row of the buffer lies among the selected and then the other ones, (T,).
         options: `dropout`, `scaling`, `sliding_window`, and what a release of transformers adds.
     """
     if packed is None:
         return _attend_padded(module, query, key, value, *args, **options)
     heads = query.shape[1]
-    if packed_inputs is None:
-        key, value = _to_rows(key), _to_rows(value)
-    else:
+    query, key, value = _to_rows(query), _to_rows(key), _to_rows(value)
+    if packed_rest is not None and packed_order is not None:
         layer: Any = module
-        inputs = packed_inputs[0].to(matmul_dtype(packed_inputs))
-        key, value = layer.key(inputs), layer.value(inputs)
+        rest = packed_rest[0].to(matmul_dtype(packed_rest))
+        key = take_rows(torch.cat([key, layer.key(rest)]), packed_order)
+        value = take_rows(torch.cat([value, layer.value(rest)]), packed_order)
     contexts = packed(
-        _to_rows(query),
+        query,
         key,
         value,
         heads=heads,
@@ -374,6 +376,15 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """`rows[index]` for distinct indices: the gradient is written, not accumulated, which is far cheaper."""
     taken: Tensor = _TakeRows.apply(rows, index)
     return taken
+
+
+def other_rows(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rows of 0..size-1 that are not in `rows`, ascending; where each row lies in `cat(rows, others)`."""
+    chosen = torch.zeros(size, dtype=torch.uint8, device=rows.device).index_fill_(0, rows, 1)
+    # Sorted, not searched: a device would have to tell the host how many it has found.
+    both = chosen.argsort(descending=True, stable=True)
+    order = torch.empty_like(both).scatter_(0, both, torch.arange(size, device=rows.device))
+    return both[len(rows) :], order
 
 
 def put_rows(rows: Tensor, index: Tensor, size: int) -> Tensor:
