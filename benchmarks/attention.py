@@ -7,17 +7,16 @@ Forward and backward, and the forward pass alone, by length. `GroupedAttention` 
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.measure import make_console, run_in_turn, write_result
+from benchmarks.measure import DTYPES, make_parser, run_benchmark, run_in_turn
 from modeling_infoxlm.packed_attention import GroupedAttention
-from modeling_infoxlm.runs.process import configure_process
 
 HEADS, HEAD_SIZE = 12, 64
 LENGTHS = (32, 64, 128, 256, 384, 512)
@@ -46,48 +45,39 @@ def alternatives(length: int, tokens: int, dtype: torch.dtype) -> dict[str, Call
     }
 
 
-def measure(tokens: int, repeats: int) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One record for each type and length."""
     records = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for name, dtype in DTYPES.items():
         for length in LENGTHS:
-            samples = run_in_turn(alternatives(length, tokens, dtype), repeats=repeats)
-            summaries = {name: taken.summary() for name, taken in samples.items()}
+            samples = run_in_turn(alternatives(length, options.tokens, dtype), repeats=options.repeats)
+            medians = {side: taken.median for side, taken in samples.items()}
             ratios = {
-                "ratio": samples["kernel"].median / samples["explicit"].median,
-                "forward_ratio": samples["kernel forward"].median / samples["explicit forward"].median,
+                "ratio": medians["kernel"] / medians["explicit"],
+                "forward_ratio": medians["kernel forward"] / medians["explicit forward"],
             }
-            records.append(
-                {"dtype": str(dtype).removeprefix("torch."), "length": length, **ratios, **summaries}
-            )
-    return records
+            summaries = {side: taken.summary() for side, taken in samples.items()}
+            records.append({"dtype": name, "length": length, **ratios, **summaries})
+    return {"tokens": options.tokens, "records": records}
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """A row for each type and length."""
+    table = Table("type", "length", "explicit, ms", "kernel, ms", "ratio", "forward ratio")
+    for record in result["records"]:
+        times = [f"{1e3 * record[name]['median_s']:.1f}" for name in ("explicit", "kernel")]
+        ratios = [f"{record[name]:.2f}" for name in ("ratio", "forward_ratio")]
+        table.add_row(record["dtype"], str(record["length"]), *times, *ratios)
+    console.print(table)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags of this program."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of all sequences together")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="result file, JSON")
     return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Measure, print and write."""
-    options = parse_arguments()
-    configure_process()
-    records = measure(options.tokens, options.repeats)
-    table = Table("type", "length", "explicit, ms", "kernel, ms", "ratio", "forward ratio")
-    for record in records:
-        times = [f"{1e3 * record[name]['median_s']:.1f}" for name in ("explicit", "kernel")]
-        ratios = [f"{record[name]:.2f}" for name in ("ratio", "forward_ratio")]
-        table.add_row(record["dtype"], str(record["length"]), *times, *ratios)
-    console = make_console()
-    console.print(table)
-    write_result(options.output, {"tokens": options.tokens, "records": records}, console)
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(parse_arguments(), measure, show)

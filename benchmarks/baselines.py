@@ -23,6 +23,12 @@ from modeling_infoxlm.objectives import IGNORE_INDEX
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 
 
+def synchronize() -> None:
+    """Wait for what a GPU was asked to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 @dataclass(frozen=True)
 class Padded:
     """Sequences padded to the longest.
@@ -40,19 +46,15 @@ class Padded:
     @classmethod
     def of(cls, part: Mapping[str, Any], pad: int) -> "Padded":
         """Pad a packed part."""
-        tokens = part["input_ids"]
+        tokens, lengths = part["input_ids"], list(part["lengths"])
         labels = torch.full_like(tokens, IGNORE_INDEX)
         if "labels" in part:
             labels[part["masked_rows"]] = part["labels"]
-        lengths = list(part["lengths"])
-        ids = nn.utils.rnn.pad_sequence(tokens.split(lengths), batch_first=True, padding_value=pad)
-        padded_labels = nn.utils.rnn.pad_sequence(
-            labels.split(lengths), batch_first=True, padding_value=IGNORE_INDEX
+        ids, labels, mask = (
+            nn.utils.rnn.pad_sequence(rows.split(lengths), batch_first=True, padding_value=value)
+            for rows, value in ((tokens, pad), (labels, IGNORE_INDEX), (torch.ones_like(tokens), 0))
         )
-        mask = (
-            torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
-        )
-        return cls(ids, mask.long(), padded_labels if "labels" in part else None)
+        return cls(ids, mask, labels if "labels" in part else None)
 
 
 class PlainTransformers:
@@ -116,17 +118,24 @@ class PlainTransformers:
             parameters[f"objectives.xlco.projection.{name}"] = value
         return parameters
 
-    def pad(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def pad(self, batch: Mapping[str, Any]) -> dict[str, Padded]:
         """Pad a packed joint batch; not part of the step."""
-        pad = self.config.pad_token_id
-        views = {view: Padded.of(batch["xlco"][view], pad) for view in ("query", "key")}
-        return {"mlm": Padded.of(batch["mlm"], pad), "tlm": Padded.of(batch["tlm"], pad), **views}
+        parts = {"mlm": batch["mlm"], "tlm": batch["tlm"], **batch["xlco"]}
+        return {name: Padded.of(part, self.config.pad_token_id) for name, part in parts.items()}
 
-    def step(self, batch: Mapping[str, Padded]) -> dict[str, float]:
-        """One whole optimiser step; returns the mean loss of each objective in nats."""
-        losses = self.backward(batch)
+    def timed_step(self, batch: Mapping[str, Any]) -> tuple[float, dict[str, float], dict[str, float]]:
+        """One whole optimiser step.
+
+        Returns:
+            Its seconds without padding the batch, those of each phase, and the mean losses in nats.
+        """
+        padded = self.pad(batch)
+        synchronize()
+        begun = perf_counter()
+        losses = self.backward(padded)
         self.update()
-        return {name: float(loss) for name, loss in losses.items()}
+        means = {name: float(loss) for name, loss in losses.items()}
+        return perf_counter() - begun, dict(self.seconds), means
 
     def backward(self, batch: Mapping[str, Padded]) -> dict[str, Tensor]:
         """Losses and gradients, one objective after the other."""
@@ -149,9 +158,8 @@ class PlainTransformers:
     def update(self) -> None:
         """Clip, AdamW, momentum and queue."""
         with self._timed("clip"):
-            parameters = list(self.parameters().values())
             if self.args.max_grad_norm > 0:
-                nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+                nn.utils.clip_grad_norm_(self.parameters().values(), self.args.max_grad_norm)
         with self._timed("optimizer"):
             self.optimizer.step()
         with self._timed("zero grad"):
@@ -161,19 +169,12 @@ class PlainTransformers:
         with self._timed("queue"):
             self._enqueue(self.new_keys)
 
-    def _masked_lm(self, batch: Padded) -> Tensor:
-        output = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-        )
-        loss: Tensor = output.loss
-        return loss
+    def _masked_lm(self, batch: Padded) -> Any:
+        return self.model(batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
 
-    def _vectors(self, encoder: nn.Module, projection: nn.Module, batch: Padded) -> Tensor:
-        output = encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
-        )
-        vectors: Tensor = projection(output.hidden_states[self.layer][:, 0])
-        return vectors
+    def _vectors(self, encoder: nn.Module, projection: nn.Module, batch: Padded) -> Any:
+        output = encoder(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+        return projection(output.hidden_states[self.layer][:, 0])
 
     def _contrast(self, query: Tensor, key: Tensor) -> Tensor:
         """As in MoCo's public code: positive first, then the queue, which is cloned."""
@@ -207,6 +208,5 @@ class PlainTransformers:
     def _timed(self, phase: str) -> Iterator[None]:
         begun = perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - begun

@@ -18,16 +18,13 @@ What stands beside ours:
 """
 
 import argparse
-import contextlib
 import ctypes
-import functools
 import importlib.util
-import multiprocessing
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +35,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
-from benchmarks.measure import Samples, make_console, run_in_turn, write_result
-from benchmarks.step import DTYPES, GEOMETRIES
+from benchmarks.measure import (
+    DEVICE,
+    DTYPES,
+    Elsewhere,
+    Samples,
+    exponent,
+    make_parser,
+    measured_peak,
+    run_benchmark,
+    run_in_turn,
+)
+from benchmarks.workload import GEOMETRIES, shape
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.readers import read_pairs
 from modeling_infoxlm.data.sources import parse_bitext_sources
@@ -49,8 +55,7 @@ from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
 from modeling_infoxlm.evaluation.retrieval.mining import nearest_neighbours, retrieval_accuracy
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
-from modeling_infoxlm.runs.process import configure_process
-from modeling_infoxlm.training.throughput import matmul_peak
+from modeling_infoxlm.training.throughput import encoder_flops
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"
 LANGUAGES = ("de", "el", "en", "es", "fr", "hi", "ru", "tr", "vi", "zh")
@@ -62,12 +67,11 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the difference of vectors,
 ST_BATCH = 32  # sentences; their default
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
-
-# --- what is encoded ----------------------------------------------------------------------------------------
+Encoder = Callable[[list[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class Workload:
+class Sentences:
     """Sentences, and a model with a tokenizer, which also lie in `folder` as a plain XLM-R."""
 
     texts: list[str]
@@ -76,50 +80,30 @@ class Workload:
     tokenizer: PreTrainedTokenizerBase
     folder: Path
 
+    @classmethod
+    def make(cls, folder: Path, geometry: str, languages: Sequence[str], count: int) -> "Sentences":
+        """Train a tokenizer, draw a model, and choose sentences, again and again if there are fewer."""
+        sources = parse_bitext_sources([str(EXAMPLES)])
+        tokenizer = train_tokenizer(sources, folder / "tokenizer", vocab_size=16_000, max_sentences=20_000)
+        texts = example_texts(languages)
+        texts = (texts * (count // len(texts) + 1))[:count]
+        torch.manual_seed(0)
+        layer = max(1, round(7 * GEOMETRIES[geometry][0] / 12))  # the paper's layer for retrieval, 7 of 12
+        sizes: dict[str, Any] = {**shape(geometry), "vocab_size": len(tokenizer), "xlco_layer": layer}
+        model = InfoXLMForPreTraining(InfoXLMConfig(max_position_embeddings=514, **sizes)).eval()
+        save_as_xlm_roberta(model, folder / "plain", tokenizer=tokenizer)
+        lengths = np.array([len(ids) for ids in tokenizer(texts)["input_ids"]])
+        return cls(texts, lengths, model, tokenizer, folder / "plain")
+
     @property
     def layer(self) -> int:
         """Layer of the vectors."""
         return self.model.config.resolved_xlco_layer()
 
-    @property
-    def flops(self) -> float:
-        """Operations of encoding every sentence up to the layer, without padding."""
-        config = self.model.config
-        width = config.hidden_size
-        per_token = 2 * (4 * width**2 + 2 * width * config.intermediate_size)
-        attention = 4 * width * float((self.lengths**2).sum())
-        return self.layer * (per_token * float(self.lengths.sum()) + attention)
-
-
-def make_workload(folder: Path, geometry: str, languages: Sequence[str], sentences: int) -> Workload:
-    """Train a tokenizer, draw a model, and choose sentences.
-
-    Args:
-        folder: Where the XLM-R folder is written.
-        geometry: One of `GEOMETRIES`.
-        languages: Languages of the sentences.
-        sentences: How many; when the examples have fewer, they are taken again.
-    """
-    sources = parse_bitext_sources([str(EXAMPLES)])
-    tokenizer = train_tokenizer(sources, folder / "tokenizer", vocab_size=16_000, max_sentences=20_000)
-    texts = example_texts(languages)
-    texts = (texts * (sentences // len(texts) + 1))[:sentences]
-    layers, hidden, heads, intermediate = GEOMETRIES[geometry]
-    torch.manual_seed(0)
-    config = InfoXLMConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=514,
-        pad_token_id=1,
-        xlco_layer=max(1, round(7 * layers / 12)),  # the paper's layer for retrieval, 7 of 12
-    )
-    model = InfoXLMForPreTraining(config).eval()
-    save_as_xlm_roberta(model, folder / "plain", tokenizer=tokenizer)
-    lengths = np.array([len(ids) for ids in tokenizer(texts)["input_ids"]])
-    return Workload(texts, lengths, model, tokenizer, folder / "plain")
+    def encode(self, texts: list[str], *, layer: int, bf16: bool = False) -> Tensor:
+        """Our vectors (N, D)."""
+        how: dict[str, Any] = {"layer": layer, "pooling": "mean", "bf16": bf16, "progress": False}
+        return encode_texts(self.model.roberta, self.tokenizer, texts, **how)
 
 
 def example_texts(languages: Sequence[str]) -> list[str]:
@@ -140,128 +124,60 @@ def padded_share(texts: Sequence[str], lengths: np.ndarray) -> float:
     return float(sum(len(batch) * batch.max() for batch in batches) / lengths.sum())
 
 
-# --- encoding -----------------------------------------------------------------------------------------------
-
-
 class SentenceTransformers:
-    """Their `encode` on the plain XLM-R folder, mean pooling.
-
-    Args:
-        folder: XLM-R folder.
-        layers: How many of its layers are kept.
-        weights: Type of the weights.
-    """
+    """Their `encode` on a plain XLM-R folder, mean pooling, with the first layers and weights of a type."""
 
     def __init__(self, folder: Path, layers: int, weights: torch.dtype = torch.float32) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import modules
 
-        transformer = modules.Transformer(
-            str(folder),
-            model_kwargs={"dtype": weights},
-            config_kwargs={"num_hidden_layers": layers},
-            max_seq_length=512,
-        )
+        options: dict[str, Any] = {"model_kwargs": {"dtype": weights}, "max_seq_length": 512}
+        transformer = modules.Transformer(str(folder), config_kwargs={"num_hidden_layers": layers}, **options)
         pooling = modules.Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
         self._model = SentenceTransformer(modules=[transformer, pooling])
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: list[str]) -> Tensor:
         """Vectors (N, D)."""
-        vectors: Tensor = self._model.encode(
-            list(texts), batch_size=ST_BATCH, convert_to_tensor=True, show_progress_bar=False
-        )
+        how: dict[str, Any] = {"batch_size": ST_BATCH, "convert_to_tensor": True, "show_progress_bar": False}
+        vectors: Tensor = self._model.encode(texts, **how)
         return vectors.float()
 
 
-class WithDefaults:
-    """`SentenceTransformers` in a process of its own, where torch and the allocator are as they come."""
-
-    def __init__(self, folder: Path, layers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, folder, layers), daemon=True)
-        self._process.start()
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors (N, D); this process waits meanwhile."""
-        self._pipe.send(list(texts))
-        return torch.from_numpy(self._pipe.recv())
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.send(None)
-        self._process.join()
-
-
-def _serve(pipe: Any, folder: Path, layers: int) -> None:
-    quiet()
-    model = SentenceTransformers(folder, layers)
-    while (texts := pipe.recv()) is not None:
-        pipe.send(model.encode(texts).numpy())
-
-
-Encoder = Callable[[Sequence[str]], Tensor]
-
-
-@contextlib.contextmanager
-def alternatives(workload: Workload, dtype: str, *, with_defaults: bool) -> Iterator[dict[str, Encoder]]:
+def alternatives(sentences: Sentences, dtype: str, *, with_defaults: bool) -> dict[str, Encoder]:
     """Everything that can encode the sentences, ours first."""
-    bf16, folder, layer = dtype == "bfloat16", workload.folder, workload.layer
-
-    def ours(texts: Sequence[str]) -> Tensor:
-        return encode_texts(
-            workload.model.roberta,
-            workload.tokenizer,
-            texts,
-            layer=layer,
-            pooling="mean",
-            bf16=bf16,
-            progress=False,
-        )
-
-    found: dict[str, Encoder] = {"ours": ours}
-    with contextlib.ExitStack() as stack:
-        if importlib.util.find_spec("sentence_transformers") is not None:
-            whole = workload.model.config.num_hidden_layers
-            found[JUDGED] = _autocast(SentenceTransformers(folder, layer).encode, bf16)
-            found["st all layers"] = _autocast(SentenceTransformers(folder, whole).encode, bf16)
-            if bf16:
-                found["st cut, bf16 weights"] = SentenceTransformers(folder, layer, torch.bfloat16).encode
-            elif with_defaults:
-                defaults = WithDefaults(folder, layer)
-                stack.callback(defaults.close)
-                found["st cut, torch's defaults"] = defaults.encode
-        yield found
+    bf16, folder, layer = dtype == "bfloat16", sentences.folder, sentences.layer
+    found: dict[str, Encoder] = {"ours": partial(sentences.encode, layer=layer, bf16=bf16)}
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        whole = sentences.model.config.num_hidden_layers
+        autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16)
+        found[JUDGED] = autocast(SentenceTransformers(folder, layer).encode)
+        found["st all layers"] = autocast(SentenceTransformers(folder, whole).encode)
+        if bf16:
+            found["st cut, bf16 weights"] = SentenceTransformers(folder, layer, torch.bfloat16).encode
+        elif with_defaults:
+            elsewhere = Elsewhere(SentenceTransformers, folder, layer)
+            found["st cut, torch's defaults"] = partial(elsewhere.call, "encode")
+    return found
 
 
-def _autocast(encode: Encoder, enabled: bool) -> Encoder:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def run(texts: Sequence[str]) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=enabled):
-            return encode(texts)
-
-    return run
-
-
-def measure_encoding(workload: Workload, dtype: str, *, repeats: int, with_defaults: bool) -> dict[str, Any]:
+def measure_encoding(
+    sentences: Sentences, dtype: str, *, repeats: int, with_defaults: bool
+) -> dict[str, Any]:
     """Encode all sentences by each alternative in turn.
 
     Raises:
         RuntimeError: If the vectors of `st cut to the layer` are not ours.
     """
     vectors: dict[str, Tensor] = {}
+    encoders = alternatives(sentences, dtype, with_defaults=with_defaults)
 
-    def kept(name: str, encode: Encoder) -> Callable[[], None]:
-        return lambda: vectors.__setitem__(name, encode(workload.texts))
+    def keep(name: str) -> None:
+        vectors[name] = encoders[name](sentences.texts)
 
-    with alternatives(workload, dtype, with_defaults=with_defaults) as encoders:
-        for encode in encoders.values():
-            encode(workload.texts[:64])  # a whole round of warm-up would double the time
-        samples = run_in_turn(
-            {name: kept(name, encode) for name, encode in encoders.items()}, repeats=repeats, warmup=0
-        )
-    return {**_summarise(workload, dtype, samples), "differences": differences(vectors, dtype)}
+    for encode in encoders.values():
+        encode(sentences.texts[:64])  # a whole round of warm-up would double the time
+    samples = run_in_turn({name: partial(keep, name) for name in encoders}, repeats=repeats, warmup=0)
+    return {**_summarise(sentences, dtype, samples), "differences": differences(vectors, dtype)}
 
 
 def differences(vectors: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
@@ -271,10 +187,9 @@ def differences(vectors: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
         RuntimeError: If it is too large for vectors that should be the same.
     """
     ours = vectors["ours"].cpu()
+    cut = {name: other.cpu() for name, other in vectors.items() if name.startswith("st cut")}
     found = {
-        name: float(((other.cpu() - ours).norm(dim=1) / ours.norm(dim=1)).max())
-        for name, other in vectors.items()
-        if name.startswith("st cut")
+        name: float(((other - ours).norm(dim=1) / ours.norm(dim=1)).max()) for name, other in cut.items()
     }
     for name, difference in found.items():
         if not difference <= TOLERANCE[dtype]:
@@ -282,26 +197,27 @@ def differences(vectors: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
     return found
 
 
-def _summarise(workload: Workload, dtype: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peak = matmul_peak(device, DTYPES[dtype] or torch.float32, seconds=2.0)
-    tokens, ours = int(workload.lengths.sum()), samples["ours"].median
+def _summarise(sentences: Sentences, dtype: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
+    peak, tokens, ours = measured_peak(dtype), int(sentences.lengths.sum()), samples["ours"].median
+    config = sentences.model.config
+    flops = encoder_flops(config, sentences.lengths.tolist(), sentences.layer)  # without padding
+    sides = {
+        name: {
+            **side.summary(),
+            "tokens_per_second": tokens / side.median,
+            "share_of_peak": flops / side.median / peak,
+        }
+        for name, side in samples.items()
+    }
     return {
         "dtype": dtype,
-        "sentences": len(workload.texts),
+        "sentences": len(sentences.texts),
         "tokens": tokens,
-        "layer": workload.layer,
-        "layers_of_the_model": workload.model.config.num_hidden_layers,
-        "tokens_st_computes_per_real_token": padded_share(workload.texts, workload.lengths),
+        "layer": sentences.layer,
+        "layers_of_the_model": config.num_hidden_layers,
+        "tokens_st_computes_per_real_token": padded_share(sentences.texts, sentences.lengths),
         "matmul_peak": peak,
-        "sides": {
-            name: {
-                **side.summary(),
-                "tokens_per_second": tokens / side.median,
-                "share_of_peak": workload.flops / side.median / peak,
-            }
-            for name, side in samples.items()
-        },
+        "sides": sides,
         "judged": JUDGED,
         "ratios": {name: side.median / ours for name, side in samples.items() if name != "ours"},
     }
@@ -313,9 +229,8 @@ def _summarise(workload: Workload, dtype: str, samples: Mapping[str, Samples]) -
 def plain_accuracy(source: Tensor, target: Tensor) -> float:
     """Mean top-1 accuracy of both directions from one whole matrix of scores."""
     scores = F.normalize(source, dim=-1) @ F.normalize(target, dim=-1).t()
-    expected = torch.arange(len(source))
     found = [matrix.topk(1, dim=1).indices[:, 0] for matrix in (scores, scores.t())]
-    return float(np.mean([(index == expected).float().mean().item() for index in found]))
+    return float(np.mean([(index == torch.arange(len(source))).float().mean().item() for index in found]))
 
 
 RETRIEVAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -333,55 +248,58 @@ def noisy_pairs(count: int, width: int = 768) -> tuple[Tensor, Tensor]:
 
 
 def measure_retrieval(sizes: Sequence[int], *, repeats: int) -> dict[str, Any]:
-    """Seconds and memory of each alternative for each number of pairs, and the exponents of their growth.
-
-    Raises:
-        RuntimeError: If both ways do not find the same accuracy.
-    """
-    rows = [_retrieval_row(size, repeats) for size in sizes]
-    memory = in_fresh_process(_retrieval_memory, tuple(sizes))
+    """Seconds and memory of each alternative for each number of pairs, and the exponents of their growth."""
+    rows = [retrieval_row(size, repeats) for size in sizes]
+    memory = Elsewhere(Memory).call("of_retrieval", sizes)
     exponents = {
         name: {
-            "seconds": fitted_exponent(sizes, [row[name]["median_s"] for row in rows]),
-            "memory": fitted_exponent(sizes, memory[name]),
+            "seconds": exponent(sizes, [row[name]["median_s"] for row in rows]),
+            "memory": exponent(sizes, memory[name]),
         }
         for name in RETRIEVAL
     }
     return {"rows": rows, "memory_mib": memory, "exponents": exponents}
 
 
-def _retrieval_row(size: int, repeats: int) -> dict[str, Any]:
+def retrieval_row(size: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each alternative.
+
+    Raises:
+        RuntimeError: If both ways do not find the same accuracy.
+    """
     source, target = noisy_pairs(size)
     ours, plain = retrieval_accuracy(source, target).mean, plain_accuracy(source, target)
     if abs(ours - plain) > 1.5 / size:  # one sentence may be a tie that rounding decides
         raise RuntimeError(f"{size} pairs: our accuracy is {ours}, that of the whole matrix is {plain}.")
-    runs = {name: functools.partial(search, source, target) for name, search in RETRIEVAL.items()}
+    runs = {name: partial(search, source, target) for name, search in RETRIEVAL.items()}
     samples = run_in_turn(runs, repeats=repeats)
     return {"pairs": size, "accuracy": ours, **{name: side.summary() for name, side in samples.items()}}
 
 
-def fitted_exponent(sizes: Sequence[int], values: Sequence[float]) -> float | None:
-    """Exponent b of values = a x sizes^b; None if a value is 0 or unknown, or there are fewer than two."""
-    if len(sizes) < 2 or not all(value > 0 for value in values):
-        return None
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+class Memory:
+    """Measures peaks in a process of its own, which gives all memory back at once: they can be told apart."""
 
+    def __init__(self) -> None:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            # glibc maps each block above 64 KiB by itself; else a peak hides in what an earlier one left.
+            mallopt(_M_MMAP_THRESHOLD, 65536)
 
-# --- memory -------------------------------------------------------------------------------------------------
+    def of_retrieval(self, sizes: Sequence[int]) -> dict[str, list[float]]:
+        """MiB of each alternative for each number of pairs."""
+        for search in RETRIEVAL.values():
+            search(*noisy_pairs(64))  # threads and kernels take memory once
+        return {
+            name: [peak_rise(partial(search, *noisy_pairs(size))) for size in sizes]
+            for name, search in RETRIEVAL.items()
+        }
 
-
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a process that gives all memory back at once, so that peaks can be told apart."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_give_memory_back) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _give_memory_back() -> None:
-    """Let glibc map each block above 64 KiB by itself; else a peak hides in what an earlier one left."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 65536)
+    def of_encoding(self, size: int, geometry: str) -> float:
+        """MiB of encoding so many sentences; no layer runs, for time."""
+        with tempfile.TemporaryDirectory() as folder:
+            sentences = Sentences.make(Path(folder), geometry, LANGUAGES, size)
+        sentences.encode(sentences.texts[:500], layer=0)
+        return peak_rise(partial(sentences.encode, sentences.texts, layer=0))
 
 
 def peak_rise(run: Callable[[], Any]) -> float:
@@ -389,162 +307,105 @@ def peak_rise(run: Callable[[], Any]) -> float:
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         return float("nan")
+
+    def high_water() -> int:
+        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM"))  # KiB
+
     reset.write_text("5")  # the high-water mark falls to the present size
-    before = _high_water(status)
+    before = high_water()
     run()
-    return (_high_water(status) - before) / 1024
-
-
-def _high_water(status: Path) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1])  # KiB
-
-
-def _retrieval_memory(sizes: Sequence[int]) -> dict[str, list[float]]:
-    pairs = noisy_pairs(64)
-    for search in RETRIEVAL.values():
-        search(*pairs)  # threads and kernels take memory once
-    return {
-        name: [peak_rise(functools.partial(search, *noisy_pairs(size))) for size in sizes]
-        for name, search in RETRIEVAL.items()
-    }
-
-
-def measure_encoding_memory(sizes: Sequence[int], geometry: str) -> dict[str, Any]:
-    """Peak memory of encoding ever more sentences, and how much the result takes; no layer runs, for time."""
-    width = GEOMETRIES[geometry][1]
-    return {
-        "sentences": list(sizes),
-        "peak_mib": [in_fresh_process(_encoding_memory, size, geometry) for size in sizes],
-        "result_mib": [size * width * 4 / 2**20 for size in sizes],
-    }
-
-
-def _encoding_memory(size: int, geometry: str) -> float:
-    quiet()
-    with tempfile.TemporaryDirectory() as folder:
-        workload = make_workload(Path(folder), geometry, LANGUAGES, size)
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        return encode_texts(workload.model.roberta, workload.tokenizer, texts, layer=0, progress=False)
-
-    encode(workload.texts[:500])  # threads and kernels take memory once
-    return peak_rise(functools.partial(encode, workload.texts))
+    return (high_water() - before) / 1024
 
 
 # --- program ------------------------------------------------------------------------------------------------
 
 
-def print_encoding(console: Console, result: Mapping[str, Any]) -> None:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what was asked for."""
+    result: dict[str, Any] = {}
+    if "encoding" in options.parts:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            result["missing"] = MISSING
+        how = {"repeats": options.repeats, "with_defaults": options.with_defaults}
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = (options.geometry, options.languages, options.sentences)
+            sentences = Sentences.make(Path(folder), *chosen)
+            result["encoding"] = [measure_encoding(sentences, dtype, **how) for dtype in options.dtypes]
+    if "memory" in options.parts:
+        sizes, width = list(options.memory_sentences), GEOMETRIES[options.geometry][1]
+        peaks = [Elsewhere(Memory).call("of_encoding", size, options.geometry) for size in sizes]
+        vectors = [size * width * 4 / 2**20 for size in sizes]
+        result["encoding_memory"] = {"sentences": sizes, "peak_mib": peaks, "result_mib": vectors}
+    if "retrieval" in options.parts:
+        result["retrieval"] = measure_retrieval(options.pairs, repeats=options.repeats)
+    return result
+
+
+def show(console: Console, result: Mapping[str, Any]) -> None:
+    """Print what was measured."""
+    if "missing" in result:
+        console.print(result["missing"], style="bold red")
+    for found in result.get("encoding", ()):
+        show_encoding(console, found)
+    if "encoding_memory" in result:
+        rows = zip(*result["encoding_memory"].values(), strict=True)
+        listed = ", ".join(f"{size:,}: {peak:.0f} / {vectors:.0f}" for size, peak, vectors in rows)
+        console.print(f"encoding, number of sentences: peak / result itself, MiB: {listed}")
+    if "retrieval" in result:
+        show_retrieval(console, result["retrieval"])
+
+
+def show_encoding(console: Console, result: Mapping[str, Any]) -> None:
     """Print one type's table."""
     title = f"encoding {result['sentences']:,} sentences ({result['tokens']:,} tokens), {result['dtype']}"
-    table = Table(
-        "", "seconds", "samples", "tokens/s", "of the peak", "to ours", title=title, title_justify="left"
-    )
+    columns = ("", "seconds", "samples", "tokens/s", "of the peak", "to ours")
+    table = Table(*columns, title=title, title_justify="left")
     for name, side in result["sides"].items():
-        ratio = result["ratios"].get(name)
         table.add_row(
             name + (" (judged)" if name == JUDGED else ""),
             f"{side['median_s']:.2f}",
             " ".join(f"{value:.2f}" for value in side["samples_s"]),
             f"{side['tokens_per_second']:,.0f}",
             f"{side['share_of_peak']:.0%}",
-            "" if ratio is None else f"{ratio:.2f}x",
+            f"{result['ratios'][name]:.2f}x" if name in result["ratios"] else "",
         )
     console.print(table)
+    differ = ", ".join(f"{value:.1e} ({name})" for name, value in result["differences"].items())
     console.print(
         f"layer {result['layer']} of {result['layers_of_the_model']}; padded batches of {ST_BATCH} have "
         f"{result['tokens_st_computes_per_real_token']:.2f} tokens for each real one; peak "
-        f"{result['matmul_peak'] / 1e12:.3f} TFLOP/s; vectors differ by "
-        + (", ".join(f"{value:.1e} ({name})" for name, value in result["differences"].items()) or "-")
+        f"{result['matmul_peak'] / 1e12:.3f} TFLOP/s; vectors differ by {differ or '-'}"
     )
 
 
-def print_retrieval(console: Console, result: Mapping[str, Any]) -> None:
+def show_retrieval(console: Console, result: Mapping[str, Any]) -> None:
     """Print seconds and memory by number of pairs."""
-    table = Table(
-        "pairs", *(f"{name}: s / MiB" for name in RETRIEVAL), title="retrieval", title_justify="left"
-    )
+    columns = (f"{name}: s / MiB" for name in RETRIEVAL)
+    table = Table("pairs", *columns, title="retrieval", title_justify="left")
     for i, row in enumerate(result["rows"]):
         cells = [f"{row[name]['median_s']:.3f} / {result['memory_mib'][name][i]:.0f}" for name in RETRIEVAL]
         table.add_row(f"{row['pairs']:,}", *cells)
-    exponents = [result["exponents"][name] for name in RETRIEVAL]
     table.add_section()
-    table.add_row("exponent", *(f"{_number(one['seconds'])} / {_number(one['memory'])}" for one in exponents))
+    growth = (result["exponents"][name].values() for name in RETRIEVAL)
+    shown = (" / ".join("-" if one is None else f"{one:.2f}" for one in both) for both in growth)
+    table.add_row("exponent", *shown)
     console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def quiet() -> None:
-    """Without transformers' reports and bars."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure what was asked for and print it."""
-    result: dict[str, Any] = {}
-    if "encoding" in options.parts:
-        result |= _encoding(options, console)
-    if "memory" in options.parts:
-        result["encoding_memory"] = measure_encoding_memory(options.memory_sentences, options.geometry)
-        rows = zip(*result["encoding_memory"].values(), strict=True)
-        listed = ", ".join(f"{size:,}: {peak:.0f} / {vectors:.0f}" for size, peak, vectors in rows)
-        console.print(f"encoding, number of sentences: peak / result itself, MiB: {listed}")
-    if "retrieval" in options.parts:
-        result["retrieval"] = measure_retrieval(options.pairs, repeats=options.repeats)
-        print_retrieval(console, result["retrieval"])
-    return result
-
-
-def _encoding(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    result: dict[str, Any] = {"encoding": []}
-    if importlib.util.find_spec("sentence_transformers") is None:
-        result["missing"] = MISSING
-        console.print(MISSING, style="bold red")
-    with tempfile.TemporaryDirectory() as folder:
-        workload = make_workload(Path(folder), options.geometry, options.languages, options.sentences)
-        for dtype in options.dtypes:
-            found = measure_encoding(
-                workload, dtype, repeats=options.repeats, with_defaults=options.with_defaults
-            )
-            print_encoding(console, found)
-            result["encoding"].append(found)
-    return result
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags of this program."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parts = ("encoding", "memory", "retrieval")
+    parser, parts = make_parser(__doc__), ("encoding", "memory", "retrieval")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--sentences", type=int, default=500, help="sentences to encode")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES)
     parser.add_argument("--geometry", choices=GEOMETRIES, default="base")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=tuple(DTYPES))
-    parser.add_argument(
-        "--with_defaults", action="store_true", help="theirs in fp32 with torch's defaults too"
-    )
+    parser.add_argument("--with_defaults", action="store_true", help="theirs with torch's defaults too")
     parser.add_argument("--memory_sentences", nargs="+", type=int, default=(10_000, 20_000, 40_000))
     parser.add_argument("--pairs", nargs="+", type=int, default=(1000, 2000, 4000, 8000))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="result file, JSON")
     return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Run what the flags ask for, print it and write it."""
-    options = parse_arguments()
-    configure_process()
-    quiet()
-    console = make_console()
-    write_result(options.output, measure(options, console), console)
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(parse_arguments(), measure, show)

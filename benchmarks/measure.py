@@ -1,31 +1,37 @@
-"""What every benchmark needs: samples of alternatives taken in turn, and the machine they were taken on."""
+"""One way of measuring: alternatives in turn, printed and written with the machine that they ran on."""
 
+import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from modeling_infoxlm.runs.process import configure_process
+from modeling_infoxlm.training.throughput import matmul_peak
 
 DISTURBED = 1.25  # a sample this many times the median was disturbed by something else on the machine
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
 class Samples:
-    """Seconds of repeated runs of one alternative.
-
-    Attributes:
-        seconds: All samples in the order taken, warm-up left out.
-    """
+    """Seconds of repeated runs of one alternative, in the order taken, warm-up left out."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -34,26 +40,16 @@ class Samples:
         """Median in seconds."""
         return statistics.median(self.seconds)
 
-    @property
-    def disturbed(self) -> list[float]:
-        """Samples far above the median: shown, never dropped."""
-        return [value for value in self.seconds if value > DISTURBED * self.median]
-
     def summary(self) -> dict[str, Any]:
-        """Return what goes into a result file."""
-        return {"median_s": self.median, "samples_s": self.seconds, "disturbed_s": self.disturbed}
+        """What goes into a result file; samples far above the median are shown, never dropped."""
+        disturbed = [value for value in self.seconds if value > DISTURBED * self.median]
+        return {"median_s": self.median, "samples_s": self.seconds, "disturbed_s": disturbed}
 
 
 def run_in_turn(
     alternatives: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
 ) -> dict[str, Samples]:
-    """Run A B C A B C ... and time each; the first `warmup` rounds are not counted.
-
-    Args:
-        alternatives: Name and what to run.
-        repeats: Counted rounds.
-        warmup: Rounds before them.
-    """
+    """Run A B C A B C ... and time each; the first `warmup` rounds are not counted."""
     samples = {name: Samples() for name in alternatives}
     for round_ in range(warmup + repeats):
         for name, run in alternatives.items():
@@ -64,24 +60,16 @@ def run_in_turn(
     return samples
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads and versions."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": metadata.version("transformers"),
-    }
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
+    """Exponent b of values = a x sizes^b; None if a value is 0 or unknown, or there are fewer than two."""
+    if len(sizes) < 2 or not all(value > 0 for value in values):
+        return None
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def measured_peak(dtype: str) -> float:
+    """Floating point operations per second of a large product here."""
+    return matmul_peak(DEVICE, DTYPES[dtype], seconds=2.0)
 
 
 def peak_memory() -> float:
@@ -90,17 +78,79 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def make_console() -> Console:
-    """Console whose text also goes into the result file, see `write_result`."""
-    return Console(width=120, record=True)
+class Elsewhere:
+    """An object in a process of its own, where torch and the allocator are as they come.
+
+    Args:
+        make: Makes it there; its methods are then called by name.
+        arguments: Of `make`.
+    """
+
+    _there: Any = None  # in the other process
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, spawn, Elsewhere._begin, (make, arguments))
+
+    @staticmethod
+    def _begin(make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        quiet()
+        Elsewhere._there = make(*arguments)
+
+    @staticmethod
+    def _call(method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(Elsewhere._there, method)(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method there; this process waits meanwhile."""
+        return self._pool.submit(Elsewhere._call, method, arguments).result()
 
 
-def write_result(path: Path | None, result: Mapping[str, Any], console: Console) -> None:
-    """Write a result file with the command, the machine and what was printed, if a path was asked for."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    printed = console.export_text(clear=False)
-    record = {"command": command, "machine": describe_machine(), "printed": printed, **result}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def quiet() -> None:
+    """Without transformers' reports and bars."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def make_parser(about: str | None) -> argparse.ArgumentParser:
+    """A parser of a benchmark's flags."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, help="result file, JSON")
+    return parser
+
+
+def run_benchmark(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    show: Callable[[Console, dict[str, Any]], None],
+    *,
+    configure: Callable[[], None] = configure_process,
+) -> None:
+    """Measure, print, and write the result with command, machine and what was printed, if asked for."""
+    configure()
+    quiet()
+    console, result = Console(width=120, record=True, highlight=False), measure(options)
+    show(console, result)
+    if options.output is not None:
+        command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+        printed = console.export_text(clear=False)
+        record = {"command": command, "machine": describe_machine(), "printed": printed, **result}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+    }

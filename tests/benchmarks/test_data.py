@@ -1,5 +1,6 @@
 """The benchmark of the data path measures what it says, with sizes too small for a time to mean anything."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import data
-from benchmarks.measure import make_console, write_result
+from benchmarks.measure import run_benchmark
 
 FILES = [data.EXAMPLES / f"en-{language}.tsv.xz" for language in ("de", "zh")]
 
@@ -27,7 +28,9 @@ def result() -> dict[str, Any]:
         )
 
 
-def test_every_number_is_there(result: dict[str, Any]) -> None:
+def test_numbers_follow_from_each_other_and_are_written(
+    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert result["prepare_tokens_per_second"] > 0
     for name in ("mask_tokens_per_second", "joint_tokens_per_second"):
         assert set(result[name]) == {"500", "2000"} and min(result[name].values()) > 0
@@ -35,22 +38,17 @@ def test_every_number_is_there(result: dict[str, Any]) -> None:
     assert result["prepare"]["files"] == 2 and result["prepare"]["tokens"] > 2000
     for size, found in result["joint"].items():
         assert found["tokens"] == pytest.approx(int(size), rel=0.7)
-
-
-def test_shares_follow_from_the_rates(result: dict[str, Any]) -> None:
     share = result["share_of_step"]
     assert share["collate_and_mask"] == pytest.approx(1e5 / result["collate_and_mask_tokens_per_second"])
     for size, rate in result["joint_tokens_per_second"].items():
         assert share["joint"][size] == pytest.approx(1e5 / rate)
 
-
-def test_printed_and_written(result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    console = make_console()
-    data.print_result(console, result)
-    monkeypatch.setattr(sys, "argv", ["data.py"])
-    write_result(tmp_path / "data.json", result, console)
-    written = json.loads((tmp_path / "data.json").read_text())
+    monkeypatch.setattr(sys, "argv", ["data.py", "--lines", "3"])
+    options = argparse.Namespace(output=tmp_path / "results" / "data.json")
+    run_benchmark(options, lambda options: result, data.show, configure=lambda: None)
+    written = json.loads(options.output.read_text())
     assert written["joint_tokens_per_second"] == result["joint_tokens_per_second"]
+    assert written["command"] == "python -m benchmarks.data --lines 3" and written["machine"]["cores"]
     assert f"{result['prepare']['tokens']:,} tokens" in written["printed"]
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from benchmarks import evaluate
-from benchmarks.evaluate import JUDGED, differences, fitted_exponent, padded_share
+from benchmarks.evaluate import JUDGED, differences, padded_share
+from benchmarks.measure import exponent
 
 THEIRS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -30,17 +30,17 @@ def test_padding_of_theirs_is_counted() -> None:
 
 
 def test_exponent_of_a_square() -> None:
-    assert fitted_exponent([10, 20, 40], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
-    assert fitted_exponent([10, 20], [0.0, 1.0]) is None
+    assert exponent([10, 20, 40], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+    assert exponent([10, 20], [0.0, 1.0]) is None
 
 
 def test_retrieval_row_has_the_same_accuracy_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = evaluate._retrieval_row(40, repeats=1)
+    row = evaluate.retrieval_row(40, 1)
     assert 0.5 < row["accuracy"] <= 1.0
     assert len(row["ours, both directions"]["samples_s"]) == 1
     monkeypatch.setattr(evaluate, "plain_accuracy", lambda source, target: 0.0)
     with pytest.raises(RuntimeError, match="our accuracy"):
-        evaluate._retrieval_row(40, repeats=1)
+        evaluate.retrieval_row(40, 1)
 
 
 def test_without_sentence_transformers_ours_alone_is_measured_and_said_to_be(
@@ -53,10 +53,9 @@ def test_without_sentence_transformers_ours_alone_is_measured_and_said_to_be(
         lambda name, *rest: None if name == "sentence_transformers" else real(name, *rest),
     )
     monkeypatch.setattr(evaluate, "train_tokenizer", _small(evaluate.train_tokenizer))
-    monkeypatch.setattr(evaluate, "matmul_peak", lambda *_, **__: 1e12)
+    monkeypatch.setattr(evaluate, "measured_peak", lambda dtype: 1e12)
     flags = ["--sentences", "20", "--geometry", "tiny", "--dtypes", "float32", "--repeats", "1"]
-    console = Console(record=True, width=120, quiet=True)
-    result = evaluate.measure(evaluate.parse_arguments([*flags, "--parts", "encoding"]), console)
+    result = evaluate.measure(evaluate.parse_arguments([*flags, "--parts", "encoding"]))
     assert "not installed" in result["missing"]
     (found,) = result["encoding"]
     assert list(found["sides"]) == ["ours"] and found["ratios"] == {}

@@ -4,8 +4,8 @@ The first tests are also the proof that the fast step is exact: N1 is the plain 
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from benchmarks import step
 from benchmarks.baselines import PlainTransformers
-from benchmarks.step import Baseline, Workload
+from benchmarks.measure import Elsewhere
+from benchmarks.step import make_baseline
+from benchmarks.workload import Workload
 from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import PretrainingCollator
 from modeling_infoxlm.momentum import MomentumEncoder
@@ -39,7 +41,7 @@ WEIGHTS = {"mlm": 1.0, "tlm": 1.0, "xlco": 1.0}
 def sides(tmp_path: Path) -> tuple[InfoXLMForPreTraining, PlainTransformers, dict[str, Any]]:
     """Our model, N1 with the same weights and queue, and a joint batch."""
     model = TINY.model()
-    plain = Baseline(TINY, tmp_path, "float32").plain
+    plain = make_baseline(TINY, tmp_path, "float32")
     batch = PretrainingCollator()(TINY.dataset(tmp_path).__getitems__(range(TINY.batch_size)))
     return model, plain, batch
 
@@ -102,49 +104,37 @@ def test_the_gradient_of_the_tied_table_is_one_dense_tensor(sides: Any) -> None:
     assert alone.layout == torch.strided, "without the head nothing would make it dense"
 
 
-def test_the_real_trainer_goes_the_way_of_the_baseline(tmp_path: Path) -> None:
-    """Step after step: losses, clipping, optimiser, momentum and queue all show in the next losses."""
-    turns = step.run_ours(TINY, tmp_path, "float32", Baseline(TINY, tmp_path, "float32"))
-    assert len(turns.ours.losses) == 3 and len(turns.ours.samples.seconds) == 2
-    assert step.largest_difference(turns.ours.losses, turns.theirs.losses) < 1e-5
-    first, *_, last = turns.ours.losses
-    assert first != last
-
-
 @pytest.mark.parametrize("broken", ["momentum", "optimizer", "queue"])
 def test_a_baseline_that_does_something_else_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """The equality above would mean nothing if losses did not depend on these."""
-    baseline = Baseline(replace(TINY, flags=("max_grad_norm=0",)), tmp_path, "float32")
+    baseline = make_baseline(replace(TINY, flags=("max_grad_norm=0",)), tmp_path, "float32")
     if broken == "momentum":
-        baseline.plain.momentum = 0.0
+        baseline.momentum = 0.0
     elif broken == "queue":
-        baseline.plain.queue.neg_()
+        baseline.queue.neg_()
     else:
-        monkeypatch.setattr(baseline.plain.optimizer, "step", lambda: None)
-    turns = step.run_ours(TINY, tmp_path, "float32", baseline)
+        monkeypatch.setattr(baseline.optimizer, "step", lambda: None)
+    turns = step.run_ours(TINY, tmp_path, "float32", baseline.timed_step)
     assert step.largest_difference(turns.ours.losses, turns.theirs.losses) > 1e-5
 
 
-@pytest.fixture
-def result(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    turns = step.run_ours(TINY, tmp_path, "float32", Baseline(TINY, tmp_path, "float32"))
-    yield step.summarise(turns, peak=1e12)
-
-
-def test_the_summary_follows_from_the_samples(result: dict[str, Any]) -> None:
+def test_the_real_trainer_goes_the_way_of_the_baseline_and_that_is_reported(tmp_path: Path) -> None:
+    """Step after step: losses, clipping, optimiser, momentum and queue all show in the next losses."""
+    elsewhere = Elsewhere(make_baseline, TINY, tmp_path, "float32")
+    turns = step.run_ours(TINY, tmp_path, "float32", partial(elsewhere.call, "timed_step"))
+    assert len(turns.ours.losses) == 3 and len(turns.ours.samples.seconds) == 2
+    assert turns.ours.losses[0] != turns.ours.losses[-1]
+    result = step.summarise(turns, peak=1e12)
+    assert result["largest_loss_difference"] < 1e-5
     assert result["ratio"] == pytest.approx(result["baseline"]["median_s"] / result["ours"]["median_s"])
     assert result["mfu"] == pytest.approx(result["useful_flops"] / result["ours"]["median_s"] / 1e12)
-    assert len(result["losses"]["ours"]) == len(result["losses"]["baseline"]) == 3
     total = sum(result["ours"]["phases_s"].values())
     assert total == pytest.approx(result["ours"]["median_s"], rel=0.5)
     json.dumps(result)
-
-
-def test_losses_of_both_are_printed_side_by_side(result: dict[str, Any]) -> None:
     console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
-    step.print_result(console, "title", result)
+    step.print_result(console, {"peak_memory_gib": 1.0, **result})
     text = console.export_text()
     for side in ("ours", "baseline"):
         assert f"{result['losses'][side][0]['mlm']:.6f}" in text
@@ -152,6 +142,7 @@ def test_losses_of_both_are_printed_side_by_side(result: dict[str, Any]) -> None
 
 
 def test_flags_reach_the_training_arguments(tmp_path: Path) -> None:
-    workload = replace(TINY, flags=("mlm_weight=0.3", "max_grad_norm=0"))
-    args = workload.arguments(tmp_path, "bfloat16")
+    flags = ("mlm_weight=0.3", "max_grad_norm=0", "objective_backward=sequential")
+    args = replace(TINY, flags=flags).arguments(tmp_path, "bfloat16")
     assert (args.mlm_weight, args.max_grad_norm, args.bf16) == (0.3, 0, True)
+    assert args.objective_backward == "sequential"
