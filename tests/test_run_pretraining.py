@@ -383,28 +383,6 @@ def test_a_folder_of_something_else(text: Path, out: Path, refusal: Callable[...
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
-def test_corpus_made_with_another_tokenizer(
-    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str]
-) -> None:
-    assert run_pretraining.main(flags(out, text, "--max_steps", "1")) == 0
-    second = flags(tmp_path / "b", text, "--max_steps", "1", "--tokenizer_vocab_size", "60")
-    assert run_pretraining.main(second) == 0
-    first, other = out / "tokenizer", tmp_path / "b" / "tokenizer"
-    sizes = [len(AutoTokenizer.from_pretrained(folder)) for folder in (first, other)]
-    assert sizes[0] != sizes[1]
-    prepared = ["--tokenizer_name", str(other), "--prepared_data", str(out / "data")]
-    message = refusal(flags(tmp_path / "c", None, *prepared))
-    assert message == (
-        f"{out / 'data'} was prepared with tokenizer '{first}' ({sizes[0]} tokens), not with '{other}' "
-        f"({sizes[1]} tokens); give that one, or prepare the text anew."
-    )
-    message = refusal(flags(tmp_path / "d", text, *prepared))
-    assert message.startswith(
-        f"{out / 'data'} was prepared differently: the tokenizer was '{first}' ({sizes[0]} tokens), "
-        f"now it is '{other}' ({sizes[1]} tokens, other content)"
-    )
-
-
 def test_a_corpus_that_changed_within_a_run(
     text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,15 +25,31 @@ def raising(error: BaseException) -> Callable[[list[str]], None]:
     return main
 
 
-def test_done_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UsageError("layer must be in 0..2,\n found 9."), 2, "error: layer must be in 0..2, found 9."),
+        (DataError("a.tsv is empty."), 2, "error: a.tsv is empty."),
+        (ValueError("xlco_layer is 9 but\n  two."), 1, "error: xlco_layer is 9 but two."),
+        (FileNotFoundError(2, "No such file", "a"), 1, "error: [Errno 2] No such file: 'a'"),
+        (ValueError(), 1, "error: ValueError"),
+        (KeyError("query"), 1, "error: KeyError: 'query' (run again with --debug for the traceback)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Interrupted("checkpoint-4 is saved."), 130, "interrupted: checkpoint-4 is saved."),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    assert run_main(raising(error), []) == code
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_what_ends_well_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(lambda argv: None, []) == 0
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("kind", [UsageError, DataError])
-def test_a_usage_error_is_one_line_and_2(capsys: pytest.CaptureFixture[str], kind: type[Exception]) -> None:
-    assert run_main(raising(kind("layer must be in 0..2,\n found 9.")), []) == 2
-    assert capsys.readouterr().err == "error: layer must be in 0..2, found 9.\n"
+    with pytest.raises(SystemExit):  # of the parser, which has said why
+        run_main(raising(SystemExit(2)), [])
 
 
 @pytest.mark.parametrize("place", ["file", "file/deeper"])
@@ -50,61 +66,14 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused_before_the_work(
     assert run_main(done.append, ["--output_dir", str(tmp_path / "new")]) == 0 and len(done) == 1
 
 
-def test_debug_is_taken_out_of_the_arguments() -> None:
-    seen: list[str] = []
-    run_main(seen.extend, ["--seed", "1", "--debug", "--max_steps", "2"])
-    assert seen == ["--seed", "1", "--max_steps", "2"]
-
-
-@pytest.mark.parametrize(
-    "error, line",
-    [
-        (
-            ValueError("xlco_layer is 9 but\n  the model has 2 layers."),
-            "xlco_layer is 9 but the model has 2 layers.",
-        ),
-        (FileNotFoundError(2, "No such file or directory", "a"), "[Errno 2] No such file or directory: 'a'"),
-        (ValueError(), "ValueError"),
-    ],
-)
-def test_failure_is_1_and_exactly_one_line(
-    capsys: pytest.CaptureFixture[str], error: Exception, line: str
-) -> None:
-    assert run_main(raising(error), []) == 1
-    assert capsys.readouterr() == ("", f"error: {line}\n")
-
-
-def test_an_error_of_ours_is_told_apart_from_one_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main(raising(KeyError("query")), []) == 1
-    expected = "error: KeyError: 'query' (run again with --debug for the traceback)\n"
-    assert capsys.readouterr().err == expected
-
-
-def test_debug_adds_the_traceback_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_adds_the_traceback_and_is_taken_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(raising(ValueError("bad")), ["--debug"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Traceback (most recent call last)") and "in main" in error
     assert error.endswith("ValueError: bad\nerror: bad\n")
-
-
-@pytest.mark.parametrize(
-    "error, line",
-    [
-        (KeyboardInterrupt(), "interrupted"),
-        (Interrupted("checkpoint-4 is saved."), "interrupted: checkpoint-4 is saved."),
-    ],
-)
-def test_interrupted_is_130_and_exactly_one_line(
-    capsys: pytest.CaptureFixture[str], error: BaseException, line: str
-) -> None:
-    assert run_main(raising(error), ["--debug"]) == 130
-    assert capsys.readouterr() == ("", f"{line}\n")
-
-
-def test_usage_errors_of_the_parser_pass() -> None:
-    with pytest.raises(SystemExit) as error:
-        run_main(raising(SystemExit(2)), [])
-    assert error.value.code == 2
+    seen: list[str] = []
+    run_main(seen.extend, ["--seed", "1", "--debug", "--max_steps", "2"])
+    assert seen == ["--seed", "1", "--max_steps", "2"]
 
 
 def test_no_secret_is_printed_or_logged(
@@ -229,38 +198,31 @@ def step(callback: StopOnSignal) -> tuple[bool, bool]:
     return control.should_save, control.should_training_stop
 
 
-def test_nothing_happens_without_a_signal(stop: StopOnSignal) -> None:
-    assert step(stop) == (False, False)
-    assert stop.received is None
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops_at_the_end_of_the_step(stop: StopOnSignal, number: signal.Signals) -> None:
+    state = SimpleNamespace(global_step=4, max_steps=9)
+    assert step(stop) == (False, False) and stop.received is None
+    stop.raise_if_stopped(state)
     signal.raise_signal(number)  # no exception: the step under way goes on
     assert stop.received == number
     assert step(stop) == (True, True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_signal_ends_at_once(stop: StopOnSignal, number: signal.Signals) -> None:
-    signal.raise_signal(number)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="checkpoint-4 is saved; run the same command again"):
+        stop.raise_if_stopped(state)
+    stop.raise_if_stopped(SimpleNamespace(global_step=9, max_steps=9))  # it was the last step
+    with pytest.raises(KeyboardInterrupt):  # the second one ends at once
         signal.raise_signal(number)
 
 
-def test_handlers_are_handed_back() -> None:
+@pytest.mark.parametrize("signalled", [False, True])
+def test_handlers_are_handed_back(signalled: bool) -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     callback = StopOnSignal()
     callback.on_train_begin()
     assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+    if signalled:
+        signal.raise_signal(signal.SIGTERM)
     callback.on_train_end()
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
-
-
-def test_handlers_are_handed_back_after_a_signal_too(stop: StopOnSignal) -> None:
-    signal.raise_signal(signal.SIGTERM)
-    stop.on_train_end()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_signal_to_another_rank_stops_this_one(stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch) -> None:

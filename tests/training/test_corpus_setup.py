@@ -125,16 +125,6 @@ def test_a_folder_prepared_with_another_tokenizer_is_refused(
         open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=str(folder)), other, tmp_path)
 
 
-def test_a_folder_prepared_from_other_text_is_refused(
-    text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    data = arguments(bitext_files=[str(text)])
-    open_or_prepare(data, tokenizer, tmp_path)
-    write_pairs(text, sentence_pairs(31))
-    with pytest.raises(DataError, match=r"was prepared differently: .*en-xx\.tsv"):
-        open_or_prepare(data, tokenizer, tmp_path)
-
-
 def test_neither_text_nor_a_prepared_folder(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no text: give --bitext_files .*data holds no manifest\.json"):
         open_or_prepare(arguments(), tokenizer, tmp_path)

@@ -86,13 +86,6 @@ def test_shapes_given_override_a_configuration(tokenizer: PreTrainedTokenizerBas
 # ---------------------------------------------------------------------------- from a checkpoint
 
 
-def test_a_checkpoint_in_half_precision_is_trained_in_fp32(
-    tokenizer: PreTrainedTokenizerBase, checkpoint: Path
-) -> None:
-    model = build(tokenizer, model_name_or_path=str(checkpoint))
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
 def test_a_checkpoint_keeps_its_contrast_where_no_flag_says_otherwise(
     tokenizer: PreTrainedTokenizerBase, checkpoint: Path
 ) -> None:
@@ -103,9 +96,12 @@ def test_a_checkpoint_keeps_its_contrast_where_no_flag_says_otherwise(
     assert (model.xlco_layer, model.objectives["xlco"].temperature) == (2, 0.125)
 
 
-def test_dropout_of_a_checkpoint_is_replaced(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
+def test_dropout_and_half_precision_of_a_checkpoint_are_replaced(
+    tokenizer: PreTrainedTokenizerBase, checkpoint: Path
+) -> None:
     """Checkpoints of XLM-R come with 0.1; the paper's pre-training has none."""
     model = build(tokenizer, model_name_or_path=str(checkpoint))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     model = build(tokenizer, model_name_or_path=str(checkpoint), hidden_dropout_prob=0.25)
     assert model.roberta.embeddings.dropout.p == 0.25
@@ -143,13 +139,6 @@ def test_weights_that_are_no_numbers(
     stored.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has NaN or infinite weights in 1 tensors, such as roberta.encoder"):
         build(tokenizer, model_name_or_path=str(tmp_path))
-
-
-def test_layer_of_the_contrast_beyond_the_model(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
-    beyond = ContrastArguments(xlco_layer=3)
-    for arguments in ({}, {"model_name_or_path": str(checkpoint)}):
-        with pytest.raises(ValueError, match="xlco_layer is 3 but the model has 2 layers; give a layer from"):
-            build(tokenizer, beyond, **arguments)
 
 
 def test_longest_sequence_is_what_the_positions_hold(tokenizer: PreTrainedTokenizerBase) -> None:
