@@ -87,11 +87,6 @@ class AlignWordsArguments:
     output_dir: str = flag("word_alignment", "Folder of the links and the result.")
     overwrite_output_dir: bool = flag(False, "Replace the links and results that are in output_dir.")
 
-    def __post_init__(self) -> None:
-        """Refuse numbers that no run can have."""
-        if self.sinkhorn_iter < 0:
-            raise ValueError(f"sinkhorn_iter must be 0 or more, found {self.sinkhorn_iter}.")
-
     def pair_files(self) -> list[PairFiles]:
         """The files of each pair.
 

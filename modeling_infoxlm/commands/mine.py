@@ -76,9 +76,8 @@ class MiningArguments(SearchArguments):
         """Check what can be checked without data.
 
         Raises:
-            ValueError: If a text is missing or a number is impossible.
+            ValueError: If a text is missing.
         """
-        super().__post_init__()
         if not self.source or not self.target:
             raise ValueError("two texts are needed: infoxlm mine SOURCE TARGET --output pairs.tsv")
 

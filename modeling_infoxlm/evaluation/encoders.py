@@ -68,30 +68,41 @@ class EncoderArguments:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A model in eval mode, its tokenizer, and what a result file says of it.
+class Checkpoint:
+    """A model with any head or none, and its tokenizer.
 
     Attributes:
-        model: Without a head; an `InfoXLMModel` for XLM-R and InfoXLM.
+        model: In fp32.
         tokenizer: Fits the model's vocabulary.
-        record: Name, revision and hash.
-        bf16: Whether products run in bf16.
+        record: What it was loaded from, for result files.
+        new_weights: Names of the parameters that the checkpoint does not have, sorted.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     record: ModelRecord
+    new_weights: tuple[str, ...]
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a sequence, special tokens included."""
+        return longest_sequence(self.model.config, self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Encoder(Checkpoint):
+    """A model without a head, in eval mode; an `InfoXLMModel` for XLM-R and InfoXLM.
+
+    Attributes:
+        bf16: Whether products run in bf16.
+    """
+
     bf16: bool = False
 
     @property
     def num_layers(self) -> int:
         """Layers; layer 0 is the embedding output, so there is one vector more of each token."""
         return int(self.model.config.num_hidden_layers)
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of a sequence, special tokens included."""
-        return longest_sequence(self.model.config, self.tokenizer)
 
     def check_layer(self, layer: int) -> int:
         """Return the layer.
@@ -150,23 +161,6 @@ class Encoder:
         )
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model as it was loaded, and its tokenizer.
-
-    Attributes:
-        model: In fp32, on the CPU.
-        tokenizer: Fits the model's vocabulary.
-        record: What it was loaded from.
-        missing: Names of the parameters that the checkpoint does not have, sorted.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    record: ModelRecord
-    missing: tuple[str, ...]
-
-
 def load_checkpoint(
     arguments: EncoderArguments, auto_class: Any, *, ours: Any = None, **overrides: Any
 ) -> Checkpoint:
@@ -190,7 +184,11 @@ def load_checkpoint(
     tokenizer: PreTrainedTokenizerBase = load(
         AutoTokenizer.from_pretrained, arguments.tokenizer_name or name, part="tokenizer", **options
     )
-    check_tokenizer(tokenizer, config)
+    if len(tokenizer) > config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model's table {config.vocab_size:,}; "
+            "use the tokenizer that belongs to the model."
+        )
     model_type, is_ours = config.model_type, ours is not None and config.model_type in OUR_TYPES
     # Our class makes a configuration of its own of XLM-R's.
     given = {} if is_ours else {"config": config}
@@ -211,7 +209,8 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
     """
     loaded = load_checkpoint(arguments, AutoModel, ours=InfoXLMModel)
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Encoder(loaded.model.to(device).eval(), loaded.tokenizer, loaded.record, arguments.bf16)
+    loaded.model.to(device).eval()
+    return Encoder(**vars(loaded), bf16=arguments.bf16)
 
 
 def transformer_folder(name_or_path: str) -> str:
@@ -236,19 +235,6 @@ def transformer_folder(name_or_path: str) -> str:
                 raise UsageError(f"{modules} names a folder outside of {root}: {module['path']!r}.")
             return str(folder)
     raise UsageError(f"{modules} names no module of type Transformer.")
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
-    """Refuse a tokenizer with more tokens than the model's table has rows.
-
-    Raises:
-        UsageError: With both numbers.
-    """
-    if len(tokenizer) > config.vocab_size:
-        raise UsageError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the model's table {config.vocab_size:,}; "
-            "use the tokenizer that belongs to the model."
-        )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

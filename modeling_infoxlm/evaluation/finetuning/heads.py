@@ -1,44 +1,22 @@
 """Models with a task's head: loaded from any checkpoint of an encoder, checked, and run over many rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_infoxlm.evaluation.batching import check_finite, progress_bar, run_batches
-from modeling_infoxlm.evaluation.encoders import check_tokenizer, describe_model, transformer_folder
-from modeling_infoxlm.evaluation.encoding import longest_sequence
+from modeling_infoxlm.evaluation.encoders import Checkpoint, load_checkpoint
 from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
 from modeling_infoxlm.evaluation.finetuning.rows import LENGTH, collate
-from modeling_infoxlm.evaluation.results import ModelRecord
-from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.runs.errors import UsageError
 
 
-@dataclass(frozen=True)
-class HeadModel:
-    """A model with a task's head, and its tokenizer.
-
-    Attributes:
-        model: In fp32, on the CPU; the head is new unless the checkpoint has one.
-        tokenizer: Fits the model's vocabulary.
-        record: The checkpoint that it was loaded from.
-        new_weights: Names of the parameters that the checkpoint does not have.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    record: ModelRecord
-    new_weights: tuple[str, ...]
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of a sequence, special tokens included."""
-        return longest_sequence(self.model.config, self.tokenizer)
+class HeadModel(Checkpoint):
+    """A model with a task's head, which is new unless the checkpoint has one; on the CPU at first."""
 
     def to(self, device: torch.device) -> None:
         """Move the model."""
@@ -83,24 +61,10 @@ def load_head_model(
         overrides: Fields of the configuration, such as `num_labels`.
 
     Raises:
-        UsageError: If none is named, it cannot be loaded, lacks weights of the encoder, or the tokenizer does
-            not fit the model.
+        UsageError: As `load_checkpoint`.
     """
-    if arguments.model_name_or_path is None:
-        raise UsageError("no model: give --model_name_or_path, a Hub name or a folder.")
-    name = transformer_folder(arguments.model_name_or_path)
-    options = arguments.hub_options()
     set_seed(seed)
-    config = load(AutoConfig.from_pretrained, name, part="config", **overrides, **options)
-    tokenizer: PreTrainedTokenizerBase = load(
-        AutoTokenizer.from_pretrained, arguments.tokenizer_name or name, part="tokenizer", **options
-    )
-    check_tokenizer(tokenizer, config)
-    model, loading = load_whole_model(auto_class, name, config=config, dtype=torch.float32, **options)
-    missing = tuple(sorted(loading["missing_keys"]))
-    check_encoder(arguments.model_name_or_path, model, missing)
-    record = describe_model(arguments, model, tokenizer, model_type=config.model_type)
-    return HeadModel(model, tokenizer, record, missing)
+    return HeadModel(**vars(load_checkpoint(arguments, auto_class, **overrides)))
 
 
 def forward_batches(

@@ -69,15 +69,6 @@ class SearchArguments:
     )
     margin_neighbours: int = flag(NEIGHBOURS, "Nearest neighbours of a margin; they are the candidates.")
 
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: If one is impossible.
-        """
-        if self.margin_neighbours < 1:
-            raise ValueError(f"margin_neighbours must be at least 1, found {self.margin_neighbours}.")
-
 
 @dataclass
 class TatoebaArguments(SearchArguments):
@@ -107,9 +98,8 @@ class TatoebaArguments(SearchArguments):
         """Check what can be checked without data.
 
         Raises:
-            ValueError: If a number or the choice of test sets is impossible.
+            ValueError: If the test sets are not given in one way.
         """
-        super().__post_init__()
         given = [name for name in ("data_dir", "bitext_files", "dataset_name") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(

@@ -234,7 +234,6 @@ def test_figure_draws_the_curves_of_the_result(
     [
         ({}, "found none"),
         ({"data_dir": "a", "dataset_name": "b"}, "found data_dir, dataset_name"),
-        ({"data_dir": "a", "margin_neighbours": 0}, "at least 1, found 0"),
     ],
 )
 def test_impossible_arguments(given: dict[str, Any], message: str) -> None:
