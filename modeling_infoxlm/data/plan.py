@@ -255,7 +255,9 @@ def _units(sources: Sequence[Source], folder: Path, num_workers: int) -> list[Un
     random.shuffle(locations)  # jobs that start at the same time do not wait for each other's
     is_complete = (folder / MANIFEST_NAME).exists()
     known = _known_hashes(folder) if is_complete else {}
-    work = None if is_complete else make_work_folder(folder)  # a complete one may be read-only
+    work = None if is_complete else work_folder(folder)
+    if work:
+        make_folder(work)  # a complete folder may be read-only
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # hashing releases the interpreter lock
         described = pool.map(lambda location: _file_record(location, known, work), locations)
         files = dict(zip(locations, tqdm(described, "reading files", len(locations), delay=2), strict=True))
@@ -272,11 +274,9 @@ def _units(sources: Sequence[Source], folder: Path, num_workers: int) -> list[Un
     return list(units.values())
 
 
-def make_work_folder(folder: Path) -> Path:
-    """Make the folder for what is needed while preparing; every name in it ends in 16 hexadecimal digits."""
-    work = folder / "work"
-    make_folder(work)
-    return work
+def work_folder(folder: Path) -> Path:
+    """The folder for what is needed while preparing; every name in it ends in 16 hexadecimal digits."""
+    return folder / "work"
 
 
 def _file_record(location: str, known: Mapping[Any, str], work: Path | None) -> dict[str, Any]:

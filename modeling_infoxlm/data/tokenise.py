@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import threading
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -119,12 +120,17 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self._is_by_words = _cuts_at_spaces_first(json.loads(tokenizer.to_str()))
         self._odd_spaces = self._find_odd_spaces()
+        self._lock = threading.Lock()  # jobs may be threads, which learn words together
         self._forget()
 
     def encode(self, texts: Sequence[str]) -> PackedRows:
         """The ids of n texts."""
         if not self._is_by_words:
             return self._encode_whole(texts)
+        with self._lock:
+            return self._encode_words(texts)
+
+    def _encode_words(self, texts: Sequence[str]) -> PackedRows:
         if len(self._numbers) > _MOST_WORDS:
             self._forget()
         words = [text.split() for text in texts]

@@ -21,7 +21,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
 
-from modeling_infoxlm.data import claims, plan, shards
+from modeling_infoxlm.data import claims, decide, plan, shards, work
 from modeling_infoxlm.data import prepare as prepare_module
 from modeling_infoxlm.data.prepare import PrepareSettings, prepare, prepare_part
 from modeling_infoxlm.data.shards import Corpus
@@ -376,7 +376,7 @@ def test_another_seed_holds_out_others(
 def test_workers_do_not_change_a_byte(
     run: Callable[..., Corpus], multiway: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "_BYTES_PER_WORKER", 1)  # or such small files would share one process
+    monkeypatch.setattr(work, "_BYTES_PER_WORKER", 1)  # or such small files would share one process
     options: dict[str, Any] = {"heldout_fraction": 0.2, "mono_from_bitext": True}
     one = run(multiway, **options)
     two = run(multiway, **options, num_workers=2, output_dir=tmp_path / "two")
@@ -388,7 +388,7 @@ def test_a_complete_folder_is_opened_and_not_touched(
     run: Callable[..., Corpus], multiway: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = contents(run(multiway).folder)
-    monkeypatch.setattr(prepare_module, "_read_unit", None)
+    monkeypatch.setattr(prepare_module, "read_source", None)
     monkeypatch.setattr(plan, "_sha256", None)  # unchanged size and time: not even read again
     assert contents(run(multiway).folder) == before
     monkeypatch.undo()
@@ -402,17 +402,17 @@ def failing_on(patch: pytest.MonkeyPatch, step: str, name: str) -> list[str]:
     """Let a step fail at one file; returns the files that it is called for."""
     original, calls = getattr(prepare_module, step), list[str]()
 
-    def failing(task: Any) -> None:
+    def failing(task: Any) -> Any:
         calls.append(Path(task.unit.source.locations[0]).name)
         if calls[-1] == name:
             raise KeyboardInterrupt
-        original(task)
+        return original(task)
 
     patch.setattr(prepare_module, step, failing)
     return calls
 
 
-@pytest.mark.parametrize("step", ["_read_unit", "_write_unit"])
+@pytest.mark.parametrize("step", ["read_source", "write_source"])
 def test_a_killed_run_redoes_only_what_was_unfinished(
     run: Callable[..., Corpus],
     multiway: list[Path],
@@ -439,8 +439,8 @@ def test_a_killed_run_redoes_only_what_was_unfinished(
         left.write_bytes(b"by kill -9")
     with monkeypatch.context() as patch:
         second = failing_on(patch, step, "")
-        if step == "_write_unit":
-            patch.setattr(prepare_module, "_read_source", None)  # what was read is known already
+        if step == "write_source":
+            patch.setattr(prepare_module, "read_source", None)  # what was read is known already
         patch.setattr(plan, "_sha256", None)
         resumed = run(multiway, **options)
     assert sorted([*first[:-1], *second]) == sorted(path.name for path in multiway)
@@ -492,7 +492,7 @@ def test_unfinished_folder_takes_other_settings_and_leaves_no_orphans(
     run: Callable[..., Corpus], multiway: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        failing_on(patch, "_write_unit", "fr-de.tsv")
+        failing_on(patch, "write_source", "fr-de.tsv")
         run(multiway)
     own = tmp_path / "out/bitext/en-de/notes.json"
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -550,9 +550,9 @@ def test_jobs_at_once_share_the_work_and_read_nothing_twice(
         monkeypatch.setattr(module, name, counting)
 
     counted(plan, "_sha256", lambda location: Path(location).name)
-    counted(prepare_module, "_read_source", lambda task: Path(task.unit.source.locations[0]).name)
-    counted(prepare_module, "_decide_all", lambda plan: "all")
-    counted(prepare_module, "_write_pairs", lambda task: Path(task.unit.source.locations[0]).name)
+    counted(prepare_module, "read_source", lambda task: Path(task.unit.source.locations[0]).name)
+    counted(decide, "_decide", lambda plan: "all")
+    counted(prepare_module, "write_source", lambda task: Path(task.unit.source.locations[0]).name)
     jobs = 4
     start = threading.Barrier(jobs)
 
@@ -573,8 +573,8 @@ def test_jobs_at_once_share_the_work_and_read_nothing_twice(
     assert any(corpora) if parts else all(corpora)
     assert contents(tmp_path / "shared") == contents(whole.folder)
     files = [path.name for path in multiway]
-    steps = [f"{name} {file}" for name in ("_sha256", "_read_source", "_write_pairs") for file in files]
-    assert sorted(calls) == sorted([*steps, "_decide_all all"])
+    steps = [f"{name} {file}" for name in ("_sha256", "read_source", "write_source") for file in files]
+    assert sorted(calls) == sorted([*steps, "_decide all"])
 
 
 def test_a_claim_of_a_dead_job_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

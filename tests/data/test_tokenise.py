@@ -9,6 +9,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_words_are_forgotten_when_they_are_too_many(
     for start in range(0, len(lines), 20):
         assert_equal_ids(encoder, lines[start : start + 20])
         assert len(encoder._numbers) < 1000
+
+
+def test_threads_share_the_memory(tokenizer: Tokenizer) -> None:
+    encoder, lines = TextEncoder(tokenizer), example_lines(60)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(lambda start: encoder.encode(lines[start : start + 5]), range(0, len(lines), 5))
+        )
+    assert_equal_ids(encoder, lines)
+    assert ids(PackedRows.join(found)) == ids(encoder.encode(lines))
 
 
 def test_tokenizers_of_other_kinds(tokenizer: Tokenizer) -> None:
