@@ -1,8 +1,7 @@
 """A Hugging Face Hub in one process, for tests: 127.0.0.1, in memory, gone when the block ends.
 
-The real `huggingface_hub` client, the `hf` command, transformers, datasets and the Trainer talk to it,
-because they are told its address in `HF_ENDPOINT`. So what is tested is what users run, and no test needs a
-network.
+The real `huggingface_hub` client, transformers and the Trainer talk to it, because they are told its address
+in `HF_ENDPOINT`. So what is tested is what users run, and no test needs a network.
 
     with LoopbackHub() as hub:
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
@@ -14,14 +13,11 @@ network.
 
 What it does as the Hub does: a new repository has one commit that holds `.gitattributes`; a commit is made
 whole or not at all; large and binary files go through LFS, whose sha256 is checked, and are read from another
-host name (`localhost`) at a signed address; missing and private repositories are 404 with a token and 401
-without one; a read token may not write (403); invalid metadata in a card is refused, by `/api/validate-yaml`
-and in a commit.
+host name (`localhost`); missing and private repositories are 404 with a token and 401 without one; a read
+token may not write (403); invalid metadata in a card is refused, by `/api/validate-yaml` and in a commit.
 
-What it leaves out: Xet (set HF_HUB_DISABLE_XET=1, as `environment` does) and multipart uploads, listing and
-searching repositories, pages of long answers, discussions (a pull request is a branch `refs/pr/N` made by a
-commit with `create_pr`), gated repositories, Spaces, renaming, limits of size and rate. Every token may see
-every repository. It uses PyYAML besides the standard library: the metadata of a card is YAML.
+It has what the tests here ask for: models alone, no Xet (set HF_HUB_DISABLE_XET=1, as `environment` does), no
+parts of files, no pages of long answers. Every token may see every repository.
 
 This file holds the sockets, the faults and what tests look at; `hub_api.py` the endpoints; `card_rules.py`
 the rules for the metadata of cards.
@@ -47,9 +43,8 @@ class Fault:
     """What goes wrong with the next `times` requests of this method whose path, with its query, matches.
 
     Kinds: `status` answers with that status (and `Retry-After: retry_after`, in seconds) and does nothing;
-    `drop` closes the connection in the middle of the request's body, or of the answer's where the request has
-    none; `corrupt` damages the body on its way (for the PUT of an LFS object: the sha256 is then wrong);
-    `after` does what is asked and loses the answer.
+    `drop` closes the connection in the middle of the request's body; `corrupt` damages the body on its way
+    (for the PUT of an LFS object: the sha256 is then wrong); `after` does what is asked and loses the answer.
     """
 
     method: str
@@ -113,41 +108,30 @@ class LoopbackHub:
         """How many injected faults have not happened: 0 says that a test met what it prepared."""
         return sum(fault.times for fault in self._faults)
 
-    def files(self, name: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
-        """Files of a branch, tag, pull request or commit.
+    def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
+        """Files of a branch, tag, pull request or commit."""
+        return dict(self.commits(name, revision)[0].files)
 
-        Raises:
-            KeyError: If there is no such repository or revision.
-        """
-        return dict(self.commits(name, revision, repo_type)[0].files)
-
-    def commits(self, name: str, revision: str = "main", repo_type: str = "model") -> list[Commit]:
-        """Commits of a revision, newest first; the last one is the Hub's own.
-
-        Raises:
-            KeyError: If there is no such repository or revision.
-        """
+    def commits(self, name: str, revision: str = "main") -> list[Commit]:
+        """Commits of a revision, newest first; the last one is the Hub's own."""
         with self._lock:
-            try:
-                return list(self._api.repositories[repo_type, name].history(revision))
-            except HubError as error:
-                raise KeyError(f"{name} has no revision {revision}") from error
+            return list(self._api.repositories[name].history(revision))
 
-    def tags(self, name: str, repo_type: str = "model") -> dict[str, str]:
+    def tags(self, name: str) -> dict[str, str]:
         """Commit of each tag."""
-        return dict(self._api.repositories[repo_type, name].tags)
+        return dict(self._api.repositories[name].tags)
 
-    def branches(self, name: str, repo_type: str = "model") -> dict[str, str]:
+    def branches(self, name: str) -> dict[str, str]:
         """Commit of each branch; a pull request is one called `refs/pr/N`."""
-        return dict(self._api.repositories[repo_type, name].heads)
+        return dict(self._api.repositories[name].heads)
 
-    def is_private(self, name: str, repo_type: str = "model") -> bool:
+    def is_private(self, name: str) -> bool:
         """Whether it is seen with a token only."""
-        return self._api.repositories[repo_type, name].private
+        return self._api.repositories[name].private
 
-    def exists(self, name: str, repo_type: str = "model") -> bool:
+    def exists(self, name: str) -> bool:
         """Whether there is such a repository."""
-        return (repo_type, name) in self._api.repositories
+        return name in self._api.repositories
 
     def note(self, method: str, path: str) -> Fault | None:
         """Log a request, and take the fault that is meant for it."""
@@ -186,8 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         fault = self.server.hub.note(self.command, self.path)
         kind = None if fault is None else fault.kind
-        if kind == "drop" and self._has_body():
-            self._read_part_of_body()
+        if kind == "drop":
+            self._read_body(share=0.5)
             self.close_connection = True
             return
         body = self._read_body()
@@ -197,49 +181,35 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "corrupt":
             body = body[:-1] + bytes([body[-1] ^ 1])
         url = urlsplit(self.path)
-        request = Request(self.command, url.path, parse_qs(url.query), self.headers, body)
-        answer = self.server.hub.answer(request)
-        if kind in ("drop", "after"):
+        answer = self.server.hub.answer(
+            Request(self.command, url.path, parse_qs(url.query), self.headers, body)
+        )
+        if kind == "after":
             self.close_connection = True
-        if kind != "after":
-            self._send(answer, half=kind == "drop")
+        else:
+            self._send(answer)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
 
-    def _has_body(self) -> bool:
-        return self._is_chunked() or int(self.headers.get("Content-Length", 0)) > 0
-
-    def _is_chunked(self) -> bool:
-        return self.headers.get("Transfer-Encoding", "").lower() == "chunked"
-
-    def _read_body(self) -> bytes:
-        if not self._is_chunked():
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    def _read_body(self, share: float = 1.0) -> bytes:
+        """The body, or a share of it: of a body of unknown length that of its first chunk."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(share * int(self.headers.get("Content-Length", 0))))
         chunks = []
-        while size := self._chunk_size():
-            chunks.append(self.rfile.read(size))
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(int(share * size)))
+            if share < 1:
+                return chunks[0]
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _read_part_of_body(self) -> None:
-        """Read half of a body of known length, else half of its first chunk."""
-        size = self._chunk_size() if self._is_chunked() else int(self.headers["Content-Length"])
-        self.rfile.read(size // 2)
-
-    def _chunk_size(self) -> int:
-        return int(self.rfile.readline().split(b";")[0], 16)
-
-    def _send(self, answer: Answer, *, half: bool = False) -> None:
-        """Write an answer, or its head and half of its body, or nothing if half of it has no body."""
-        body = b"" if self.command == "HEAD" else answer.body
-        if half and not body:
-            return
+    def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if half else body)
+        self.wfile.write(b"" if self.command == "HEAD" else answer.body)
 
 
 def _failure(fault: Fault) -> Answer:

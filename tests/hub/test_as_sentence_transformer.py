@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_encoder import word_tokenizer
-from tiny_heads import CLASSES, save_checkpoint, trained_model
+from tiny_heads import save_checkpoint, trained_model
 from tiny_run import tiny_model
-from transformers import XLMRobertaModel
 
 from modeling_infoxlm import InfoXLMForMaskedLM
 from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
@@ -107,82 +106,39 @@ def test_vectors_are_those_of_sentence_vectors(loaded: dict[str, dict[str, Any]]
     assert expected.std(dim=0).min() > 0.01  # the texts do differ
 
 
-def test_normalized_vectors_have_the_same_direction_and_length_1(loaded: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"), [("default", 2), ("cls", 1), ("last", 3), ("embeddings", 0), ("normalized", 2)]
+)
+def test_release_is_the_encoder_up_to_its_layer_and_no_more(
+    root: Path, loaded: dict[str, dict[str, Any]], name: str, layers: int
+) -> None:
+    found, config = loaded[name], json.loads((root / name / "config.json").read_text())
+    assert (found["layers"], found["pooler"], found["similarity"]) == (layers, False, "cosine")
+    # Positions of XLM-R begin after the padding id.
+    assert found["length"] == 40 and found["long"].isfinite().all()
+    assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaModel"])
+    assert config["num_hidden_layers"] == layers and "id2label" not in config
+    files = {path.relative_to(root / name).as_posix() for path in (root / name).rglob("*.*")}
+    assert files == {*FILES, RELEASE_FILE}
+    weights = load_file(root / name / "model.safetensors")
+    assert all(key.startswith(("embeddings.", "encoder.")) for key in weights)
+    assert {key.split(".")[2] for key in weights if "layer." in key} == set(map(str, range(layers)))
+    record = read_record(root / name)
+    assert record is not None and record.num_parameters == sum(value.numel() for value in weights.values())
+    pooling = "cls" if name == "cls" else "mean"
+    assert (record.layer, record.pooling, record.normalize) == (layers, pooling, name == "normalized")
+
+
+def test_normalized_and_half_precision_vectors(loaded: dict[str, dict[str, Any]]) -> None:
     expected = torch.nn.functional.normalize(sentence_vectors("normalized"), dim=-1)
     torch.testing.assert_close(loaded["normalized"]["vectors"], expected, rtol=0, atol=1e-6)
     assert loaded["normalized"]["modules"] == ["Transformer", "Pooling", "Normalize"]
     assert loaded["default"]["modules"] == ["Transformer", "Pooling"]
-
-
-def test_half_precision_is_loaded_as_such(loaded: dict[str, dict[str, Any]]) -> None:
     assert loaded["bfloat16"]["dtype"] == "torch.bfloat16"
-    torch.testing.assert_close(
-        loaded["bfloat16"]["vectors"], sentence_vectors("bfloat16"), rtol=0.05, atol=0.05
-    )
-
-
-@pytest.mark.parametrize(("name", "layers"), [("default", 2), ("cls", 1), ("last", 3), ("embeddings", 0)])
-def test_layers_above_are_cut_off(
-    root: Path, loaded: dict[str, dict[str, Any]], name: str, layers: int
-) -> None:
-    assert loaded[name]["layers"] == layers and not loaded[name]["pooler"]
-    stored = {key.split(".")[2] for key in load_file(root / name / "model.safetensors") if "layer." in key}
-    assert stored == {str(number) for number in range(layers)}
-    assert json.loads((root / name / "config.json").read_text())["num_hidden_layers"] == layers
-
-
-def test_settings_are_read(loaded: dict[str, dict[str, Any]]) -> None:
-    for name in RELEASES:
-        assert loaded[name]["similarity"] == "cosine"
-        assert loaded[name]["length"] == 40  # positions of XLM-R begin after the padding id
-        assert loaded[name]["long"].isfinite().all()
-
-
-def test_nothing_is_missing_when_it_is_loaded(loaded: dict[str, dict[str, Any]]) -> None:
-    log = loaded["log"]["text"]
+    expected = sentence_vectors("bfloat16")
+    torch.testing.assert_close(loaded["bfloat16"]["vectors"], expected, rtol=0.05, atol=0.05)
+    log = loaded["log"]["text"]  # of all of them
     assert "MISSING" not in log and "UNEXPECTED" not in log and "deprecat" not in log.lower()
-
-
-def test_cut_encoder_is_bit_equal_to_transformers_own_layers(root: Path) -> None:
-    whole = trained_model("ForPreTraining", max_position_embeddings=42)
-    cut = XLMRobertaModel.from_pretrained(root / "default", add_pooling_layer=False)
-    inputs = word_tokenizer()(TEXTS, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        hidden = whole.roberta(**inputs, output_hidden_states=True).hidden_states
-        assert torch.equal(cut(**inputs).last_hidden_state, hidden[2])
-    assert not torch.equal(hidden[2], hidden[3])
-
-
-def test_release_holds_the_encoder_and_no_code_or_head(root: Path) -> None:
-    for name in ("default", "normalized"):
-        found = {path.relative_to(root / name).as_posix() for path in (root / name).rglob("*.*")}
-        assert found == {*FILES, RELEASE_FILE}
-        keys = load_file(root / name / "model.safetensors").keys()
-        assert all(key.startswith(("embeddings.", "encoder.")) for key in keys)
-        config = json.loads((root / name / "config.json").read_text())
-        assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaModel"])
-        assert "id2label" not in config
-
-
-def test_record_names_layer_and_pooling(root: Path) -> None:
-    record = read_record(root / "default")
-    assert record is not None
-    assert (record.layer, record.pooling, record.normalize) == (2, "mean", False)
-    assert record.architecture == "XLMRobertaModel"
-    stored = load_file(root / "default" / "model.safetensors").values()
-    assert record.num_parameters == sum(value.numel() for value in stored)
-    normalized = read_record(root / "normalized")
-    assert normalized is not None and normalized.normalize
-    assert len(list((root / "sharded").glob("*.safetensors"))) > 2
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_every_class_has_an_encoder_to_release(tmp_path: Path, name: str) -> None:
-    model = trained_model(name)
-    encoder = save_as_sentence_transformer(model, tmp_path, tokenizer=word_tokenizer(), layer=1)
-    assert torch.equal(
-        encoder.encoder.layer[0].output.dense.weight, model.base_model.encoder.layer[0].output.dense.weight
-    )
 
 
 def test_default_layer_is_that_of_the_contrast(tmp_path: Path) -> None:

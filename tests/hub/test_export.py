@@ -18,14 +18,11 @@ from safetensors.torch import load_file, save_file
 from tiny_encoder import word_tokenizer
 from tiny_heads import CLASSES, INPUTS, save_checkpoint, tampered
 from tiny_run import tiny_model
-from tiny_text import sentence_pairs, write_pairs
 from transformers import AutoModel, AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel, set_seed
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTraining, modeling_infoxlm
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, modeling_infoxlm
 from modeling_infoxlm.configuration_infoxlm import AUTO_MAP
-from modeling_infoxlm.data.sources import parse_bitext_sources
-from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.hub import export as export_module
 from modeling_infoxlm.hub.export import (
     RELEASE_FILE,
@@ -49,25 +46,6 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 PLAIN_FILES = {"config.json", "model.safetensors", *TOKENIZER, RELEASE_FILE}
 
 # In a process where importing our package fails; nothing is fetched and no remote code is trusted.
-LOAD = """
-import json, sys
-sys.modules["modeling_infoxlm"] = None
-import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-folder, inputs, result = sys.argv[1:]
-inputs = torch.load(inputs, weights_only=True)
-model = AutoModel.from_pretrained(folder)
-masked, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-assert tokenizer.mask_token == "<mask>"
-with torch.no_grad():
-    hidden = torch.stack(model.eval()(**inputs, output_hidden_states=True).hidden_states)
-    logits = masked.eval()(**inputs).logits
-torch.save({"hidden": hidden, "logits": logits}, result)
-types = [type(model).__name__, type(masked).__name__]
-report = {name: sorted(report[f"{name}_keys"]) for name in ("missing", "unexpected")}
-print(json.dumps({"types": types, **report}))
-"""
 
 # The same for many folders: each is loaded by an auto class, with the code in it or without.
 LOAD_MANY = """
@@ -126,70 +104,31 @@ def tree(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------- plain XLM-R
 
 
-def test_a_clean_process_loads_the_same_model(tmp_path: Path) -> None:
-    text = write_pairs(tmp_path / "en-xx.tsv", sentence_pairs(20))
-    tokenizer = train_tokenizer(parse_bitext_sources([str(text)]), tmp_path / "tokenizer", vocab_size=60)
-    model = tiny_model().eval()
-    folder = save_plain(tmp_path / "plain", model, tokenizer=tokenizer)
-    torch.save(INPUTS, tmp_path / "inputs.pt")
-    arguments = [folder, tmp_path / "inputs.pt", tmp_path / "result.pt"]
-    assert json.loads(in_clean_process(LOAD, *arguments, home=tmp_path / "home")) == {
-        "types": ["XLMRobertaModel", "XLMRobertaForMaskedLM"],
-        "missing": [],
-        "unexpected": [],
-    }
-    with torch.no_grad():
-        ours = model.roberta(INPUT_IDS, MASK, output_hidden_states=True).hidden_states
-        logits = model.lm_head(ours[-1])
-    loaded = torch.load(tmp_path / "result.pt", weights_only=True)
-    torch.testing.assert_close(loaded["hidden"], torch.stack(ours), rtol=0, atol=1e-6)
-    torch.testing.assert_close(loaded["logits"], logits, rtol=0, atol=1e-6)
-    assert loaded["hidden"].std() > 0.1
-
-
-def test_the_folder_holds_weights_and_configuration_and_no_code(tmp_path: Path) -> None:
-    names = {path.name for path in save_plain(tmp_path / "plain").iterdir()}
-    assert names == {"config.json", "model.safetensors"}
-
-
 def test_the_configuration_is_that_of_xlm_roberta(tmp_path: Path) -> None:
-    config = json.loads((save_plain(tmp_path) / "config.json").read_text())
-    assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaForMaskedLM"])
-    assert "auto_map" not in config and not any(name.startswith("xlco_") for name in config)
-    kept = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    ours = tiny_model().config.to_dict()
-    assert {name: config[name] for name in kept} == {name: ours[name] for name in kept}
-
-
-def test_what_is_not_a_default_reaches_the_release(tmp_path: Path) -> None:
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     other = {"layer_norm_eps": 1e-3, "hidden_act": "relu", "max_position_embeddings": 22, "eos_token_id": 3}
     model = InfoXLMForPreTraining(InfoXLMConfig(vocab_size=9, xlco_layer=1, **shape, **other))
     config = json.loads((save_plain(tmp_path, model) / "config.json").read_text())
-    assert {name: config[name] for name in other} == other
+    assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaForMaskedLM"])
+    assert "auto_map" not in config and not any(name.startswith("xlco_") for name in config)
+    assert {name: config[name] for name in (*shape, *other)} == {**shape, **other}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_are_stored_in_the_type_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("save", [save_as_xlm_roberta, save_as_infoxlm])
+def test_weights_are_stored_in_the_type_asked_for(
+    tmp_path: Path, save: Callable[..., object], dtype: torch.dtype
+) -> None:
     model = tiny_model()
-    weights = load_file(save_plain(tmp_path, model, dtype=dtype) / "model.safetensors")
+    save(model, tmp_path, dtype=dtype)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(value, model.state_dict()[name].to(dtype)) for name, value in weights.items())
     assert {value.dtype for value in weights.values()} == {dtype}
-    assert AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == dtype
-    name = "roberta.encoder.layer.0.output.dense.weight"
-    assert torch.equal(weights[name], model.state_dict()[name].to(dtype))
     assert model.dtype == torch.float32  # the trained model is not changed
-
-
-def test_without_a_type_the_model_keeps_its_own(tmp_path: Path) -> None:
-    weights = load_file(save_plain(tmp_path, tiny_model().bfloat16()) / "model.safetensors")
-    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
-
-
-def test_a_masked_language_model_is_exported_too(tmp_path: Path) -> None:
-    model = InfoXLMForMaskedLM(tiny_model().config)
-    weights = load_file(save_plain(tmp_path, model) / "model.safetensors")
-    assert torch.equal(weights["lm_head.dense.weight"], model.lm_head.dense.weight)
-    assert not any(name.startswith("objectives.") for name in weights)
+    save(model.to(dtype), tmp_path / "own")  # without a type it keeps its own
+    assert (
+        load_file(tmp_path / "own" / "model.safetensors")["roberta.embeddings.LayerNorm.bias"].dtype == dtype
+    )
 
 
 @pytest.mark.parametrize("save", [save_as_xlm_roberta, save_as_infoxlm])
@@ -284,12 +223,6 @@ def test_every_head_is_released_as_it_was(
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["plain", "again", "code"])
-def test_a_fine_tuned_model_keeps_its_labels(loaded: dict[str, dict[str, Any]], kind: str) -> None:
-    labels = {0: "entailment", 1: "neutral", 2: "contradiction"}
-    assert loaded[f"{kind}/ForSequenceClassification"]["labels"] == labels
-
-
 @pytest.mark.parametrize("name", CLASSES)
 def test_code_of_every_auto_class_is_in_every_release(
     loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], name: str
@@ -304,24 +237,22 @@ def test_code_of_every_auto_class_is_in_every_release(
     torch.testing.assert_close(encoder["hidden"], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_releases_hold_these_files_and_no_others(loaded: dict[str, dict[str, Any]], name: str) -> None:
-    for kind, expected in (("plain", PLAIN_FILES), ("again", PLAIN_FILES), ("code", PLAIN_FILES | CODE)):
-        assert set(tree(loaded[f"{kind}/{name}"]["folder"])) == expected
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_releases_say_nothing_of_this_machine(
-    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], name: str
+def test_releases_hold_these_files_and_nothing_of_this_machine(
+    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path]
 ) -> None:
-    for kind in ("plain", "again", "code"):
-        for file, content in tree(loaded[f"{kind}/{name}"]["folder"]).items():
-            assert str(checkpoints[name].parent.parent).encode() not in content, file
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_loaded_tokenizer_is_the_checkpoints(loaded: dict[str, dict[str, Any]], name: str) -> None:
-    assert {found["tokens"] for found in loaded.values()} == {len(word_tokenizer())}
+    for key, found in loaded.items():
+        kind, name = key.split("/")
+        if kind in ("plain", "again", "code"):
+            files = tree(found["folder"])
+            assert set(files) == (PLAIN_FILES | CODE if kind == "code" else PLAIN_FILES), key
+            assert not [
+                file for file in files if str(checkpoints[name].parent.parent).encode() in files[file]
+            ]
+            tokenizer = AutoTokenizer.from_pretrained(found["folder"])
+            assert tokenizer.get_vocab() == word_tokenizer().get_vocab()
+            assert tokenizer("w9 w7")["input_ids"] == [0, 9, 7, 2] and found["tokens"] == len(tokenizer)
+        if name == "ForSequenceClassification" and kind not in ("head", "encoder"):
+            assert found["labels"] == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
 # ---------------------------------------------------------------------------- the record
@@ -377,36 +308,20 @@ def test_what_is_no_release_has_no_record(tmp_path: Path, content: str | None) -
 # ---------------------------------------------------------------------------- weights
 
 
-@pytest.mark.parametrize("format", ["xlm-roberta", "infoxlm"])
-def test_weights_above_the_limit_are_stored_in_several_files(tmp_path: Path, format: str) -> None:
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForPreTraining", max_position_embeddings=42)
-    export(checkpoint, tmp_path / "one", format=format)
-    export(checkpoint, tmp_path / "many", format=format, max_shard_size="10KB")
-    shards = sorted((tmp_path / "many").glob("*.safetensors"))
-    assert len(shards) > 2 and not (tmp_path / "many" / "model.safetensors").exists()
-    assert max(shard.stat().st_size for shard in shards) < 12_000  # with the header
-    model_class = XLMRobertaForMaskedLM if format == "xlm-roberta" else InfoXLMForPreTraining
-    one, many = (model_class.from_pretrained(tmp_path / name).state_dict() for name in ("one", "many"))
-    assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_code_release_in_every_type(tmp_path: Path, dtype: str) -> None:
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForPreTraining")
-    assert export(checkpoint, tmp_path / "release", format="infoxlm", dtype=dtype).dtype == dtype
-    weights = load_file(tmp_path / "release" / "model.safetensors")
-    assert {str(value.dtype) for value in weights.values()} == {f"torch.{dtype}"}
-    trained = load_file(checkpoint / "model.safetensors")
-    assert all(torch.equal(weights[name], value.to(weights[name].dtype)) for name, value in trained.items())
-
-
-def test_half_precision_source_is_released_in_the_type_asked_for(tmp_path: Path) -> None:
-    half = save_checkpoint(tmp_path / "half", "ForSequenceClassification", dtype=torch.bfloat16)
-    export(half, tmp_path / "release")
-    stored, weights = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "release"))
-    name = "classifier.out_proj.weight"
-    assert (stored[name].dtype, weights[name].dtype) == (torch.bfloat16, torch.float32)
-    assert torch.equal(stored[name].float(), weights[name])
+def test_a_release_may_have_another_type_and_several_files(tmp_path: Path) -> None:
+    """From one file to several and from half precision to single, in both classes."""
+    half = save_checkpoint(
+        tmp_path / "half", "ForPreTraining", dtype=torch.bfloat16, max_position_embeddings=42
+    )
+    trained = load_file(half / "model.safetensors")
+    for form, model_class in (("xlm-roberta", XLMRobertaForMaskedLM), ("infoxlm", InfoXLMForPreTraining)):
+        export(half, tmp_path / form, format=form, max_shard_size="10KB")
+        shards = sorted((tmp_path / form).glob("*.safetensors"))
+        assert len(shards) > 2 and not (tmp_path / form / "model.safetensors").exists()
+        assert max(shard.stat().st_size for shard in shards) < 12_000  # with the header
+        found = model_class.from_pretrained(tmp_path / form).state_dict()
+        assert {value.dtype for value in found.values()} == {torch.float32}
+        assert all(torch.equal(found[name], trained[name].float()) for name in found.keys() & trained.keys())
 
 
 def test_plain_masked_language_model_gets_a_projection_and_the_record_says_so(tmp_path: Path) -> None:
@@ -493,40 +408,6 @@ def test_source_of_another_architecture(tmp_path: Path, change: dict[str, Any], 
     assert not (tmp_path / "release").exists()
 
 
-def test_damaged_source(tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
-    weights = checkpoint / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UsageError, match="checkpoint cannot be loaded: "):
-        export(checkpoint, tmp_path / "release")
-    weights.unlink()
-    with pytest.raises(UsageError, match="checkpoint cannot be loaded: .*no file named model.safetensors"):
-        export(checkpoint, tmp_path / "release")
-    (checkpoint / "config.json").write_text("{")
-    with pytest.raises(UsageError, match="checkpoint cannot be loaded: "):
-        export(checkpoint, tmp_path / "release")
-
-
-class Writes:
-    """Unpickling this would write a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_weights_that_would_run_something_are_not_unpickled(tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
-    state = load_file(checkpoint / "model.safetensors")
-    (checkpoint / "model.safetensors").unlink()
-    torch.save({**state, "extra": Writes(tmp_path / "written")}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="checkpoint cannot be loaded"):
-        export(checkpoint, tmp_path / "release")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
-
-
 def test_source_in_torchs_own_format_becomes_safetensors(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
     state = load_file(checkpoint / "model.safetensors")
@@ -586,19 +467,17 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
 
 
-def test_release_takes_the_place_of_an_older_one(checkpoint: Path, tmp_path: Path) -> None:
+def test_release_takes_the_place_of_an_older_one_or_of_an_empty_folder(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "release").mkdir()
     export(checkpoint, tmp_path / "release", format="infoxlm", max_shard_size="10KB")
     export(checkpoint, tmp_path / "release", dtype="float16")
     assert set(tree(tmp_path / "release")) == PLAIN_FILES
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "release"]
-
-
-def test_empty_folder_is_filled_and_missing_parents_are_made(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    mode = (tmp_path / "empty").stat().st_mode
-    for folder in (tmp_path / "empty", tmp_path / "a" / "b"):
-        assert set(export(checkpoint, folder).files) == set(tree(folder))
-        assert folder.stat().st_mode == mode
+    assert set(export(checkpoint, tmp_path / "a" / "b").files) == PLAIN_FILES  # missing parents are made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "checkpoint", "release"]
+    with pytest.raises(UsageError, match="would replace its own source"):
+        export(tmp_path / "release", tmp_path / "release", dtype="float16")
 
 
 def test_folder_with_anything_else_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
@@ -615,12 +494,6 @@ def test_folder_with_anything_else_is_not_touched(checkpoint: Path, tmp_path: Pa
     with pytest.raises(UsageError, match="notes.txt exists and is not a folder"):
         export(checkpoint, tmp_path / "work" / "notes.txt")
     assert tree(tmp_path / "work") == {"notes.txt": b"keep me"}
-
-
-def test_release_never_replaces_its_source(checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "release")
-    with pytest.raises(UsageError, match="would replace its own source"):
-        export(tmp_path / "release", tmp_path / "release", dtype="float16")
 
 
 def test_failure_leaves_what_was_there(
@@ -647,35 +520,20 @@ def test_failure_leaves_what_was_there(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"format": "pytorch"},
-            "format must be one of xlm-roberta, infoxlm, sentence-transformers, onnx, fou",
-        ),
+        ({"format": "pytorch"}, "format must be one of xlm-roberta, .*, onnx, found 'pytorch'"),
         ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, found 'int4'"),
         ({"format": "onnx", "dtype": "float16"}, "onnx is written in float32, found dtype float16"),
-        (
-            {"max_shard_size": "5 apples"},
-            "max_shard_size must be a number and KB, MB, GB or TB, found '5 app",
-        ),
-        ({"max_shard_size": "0MB"}, "max_shard_size must be a number"),
+        ({"max_shard_size": "0MB"}, "max_shard_size must be a number and KB, MB, GB or TB, found '0MB'"),
         ({"layer": 0}, "layer is for the format sentence-transformers and onnx, not for xlm-roberta"),
-        (
-            {"layer": 2, "format": "infoxlm"},
-            "layer is for the format sentence-transformers and onnx, not for i",
-        ),
-        (
-            {"pooling": "cls", "format": "onnx"},
-            "pooling is for the format sentence-transformers, not for onnx",
-        ),
+        ({"pooling": "cls", "format": "onnx"}, "pooling is for the format sentence-transformers, not for on"),
         ({"normalize": True}, "normalize is for the format sentence-transformers, not for xlm-roberta"),
     ],
 )
-def test_options_that_cannot_be(
-    checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        export(checkpoint, tmp_path / "release", **options)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+        export(tmp_path / "checkpoint", tmp_path / "release", **options)
+    assert not list(tmp_path.iterdir())
+    assert "secret" not in repr(export_module.ExportArguments(token="secret"))
 
 
 def test_command_writes_the_release_and_says_what_it_is(
@@ -713,17 +571,6 @@ def test_command_without_a_model_or_with_one_that_is_not_there(tmp_path: Path) -
         with pytest.raises(UsageError, match=f"there is no folder {missing}; give a checkpoint such as out/"):
             export_command([str(missing), "--output_dir", str(tmp_path / "release")])
     assert not list(tmp_path.iterdir())
-
-
-def test_token_is_not_shown() -> None:
-    assert "secret" not in repr(export_module.ExportArguments(token="secret"))
-
-
-def test_tokenizer_of_the_release_is_that_of_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "release")
-    one, two = (AutoTokenizer.from_pretrained(folder) for folder in (checkpoint, tmp_path / "release"))
-    assert one.get_vocab() == two.get_vocab()
-    assert one("w9 w7")["input_ids"] == two("w9 w7")["input_ids"] == [0, 9, 7, 2]
 
 
 def test_full_disk(tmp_path: Path) -> None:
