@@ -14,7 +14,7 @@ from tiny_encoder import word_tokenizer
 from tiny_heads import save_checkpoint, trained_model
 from tiny_run import tiny_model
 
-from modeling_infoxlm import InfoXLMForMaskedLM
+from modeling_infoxlm import InfoXLMForMaskedLM, InfoXLMModel
 from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
 from modeling_infoxlm.hub.formats import save_as_sentence_transformer
 from modeling_infoxlm.runs.errors import UsageError
@@ -92,7 +92,9 @@ def loaded(root: Path) -> dict[str, dict[str, Any]]:
 def sentence_vectors(name: str) -> torch.Tensor:
     """Vectors by our own model, one text at a time, so without padding."""
     kind, options = RELEASES[name]
-    model = trained_model(kind, max_position_embeddings=42).base_model
+    trained = trained_model(kind, max_position_embeddings=42)
+    model = InfoXLMModel(trained.config, add_pooling_layer=False).eval()
+    model.load_state_dict(trained.base_model.state_dict())
     ids = [torch.tensor([word_tokenizer()(text)["input_ids"]]) for text in TEXTS]
     chosen = {"layer": options.get("layer"), "pooling": options.get("pooling", "mean")}
     with torch.no_grad():
