@@ -272,7 +272,7 @@ def test_a_fine_tuned_model_is_tested_as_it_is(
     assert found["scores"] == {name: expected["scores"][name] for name in found["scores"]}
     assert {"en", "de"} <= set(found["scores"])
     assert found["seed"] is None and found["details"]["training"] is None
-    assert "learning_rate" not in found["settings"]
+    assert "learning_rate" not in found["settings"] and "g_xlt" not in found["details"]
     written = [f"{program.name}_results.json", "predictions", "run.json"]
     assert sorted(path.name for path in out.iterdir()) == sorted(written)
     printed = capsys.readouterr().out
@@ -465,6 +465,7 @@ def test_a_tokenizer_that_does_not_fit(program: Program, tmp_path: Path, refusal
         (MLQA, "--do_train false", "has no trained head"),
         (XNLI, "--model_name_or_path no/such/folder", "no/such/folder cannot be loaded"),
         (XNLI, "--train_file nothing.tsv", "--train_file: no file matches nothing.tsv"),
+        (XNLI, "--mixed_max_samples 0", "mixed_max_samples must be at least 1, found 0"),
         (XNLI, "--dataset_name facebook/xnli", "give either --dataset_name or files"),
         (XNLI, "--metric_for_best_model accuracy/sw", "give one of accuracy, accuracy/en, accuracy/de, acc"),
         (XNLI, "--dataset_revision main", "dataset_revision is of --dataset_name, which is not given"),

@@ -49,12 +49,8 @@ def test_labels_outside_the_three_are_refused() -> None:
         XNLIAccuracy().compute(predictions=[0, 3], references=[0, 1])
     with pytest.raises(ValueError, match="expected labels in 0..2, found none"):
         XNLIAccuracy().compute(predictions=[], references=[])
-
-
-@pytest.mark.parametrize("languages", [["en"], ["en"] * 3])
-def test_not_one_language_for_each_example(languages: list[str]) -> None:
-    with pytest.raises(ValueError, match=f"one language for each of 2 examples, found {len(languages)}"):
-        XNLIAccuracy().compute(predictions=[0, 1], references=[0, 1], languages=languages)
+    with pytest.raises(ValueError, match="one language for each of 2 examples, found 1"):
+        XNLIAccuracy().compute(predictions=[0, 1], references=[0, 1], languages=["en"])
 
 
 def test_answers_are_scored_by_the_rules_of_their_language() -> None:
@@ -112,9 +108,6 @@ def test_retrieval_is_that_of_a_slow_search_in_both_directions() -> None:
     assert result == pytest.approx(
         {"source_to_target": expected[0], "target_to_source": expected[1], "mean": sum(expected) / 2}
     )
-
-
-def test_vectors_of_two_sizes() -> None:
     with pytest.raises(ValueError, match=r"vectors of one size, found sizes \[2, 3\]"):
         BitextRetrieval().compute(predictions=[[1.0, 2.0]], references=[[1.0, 2.0, 3.0]])
 
@@ -176,14 +169,18 @@ METRICS = [
 ]
 
 
-@pytest.mark.parametrize("keep_in_memory", [False, True])
 @pytest.mark.parametrize("metric, inputs", METRICS, ids=lambda value: getattr(value, "__name__", ""))
-def test_batches_give_the_same_and_leave_nothing(
-    metric: type, inputs: dict[str, list], keep_in_memory: bool, cache: Path
+def test_batches_give_the_same_leave_nothing_and_ask_no_network(
+    metric: type, inputs: dict[str, list], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = metric(keep_in_memory=keep_in_memory).compute(**inputs)
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    whole = metric().compute(**inputs)
     assert any(0 < value < 1 for value in whole.values())
-    parts = metric(keep_in_memory=keep_in_memory)
+    parts = metric()
     for start in (0, 1):
         parts.add_batch(**{name: column[start * 3 : 3 + start] for name, column in inputs.items()})
     assert parts.compute() == pytest.approx(whole)
@@ -191,6 +188,7 @@ def test_batches_give_the_same_and_leave_nothing(
     assert parts.compute(**inputs) == pytest.approx(whole)
     assert os.listdir() == []
     assert [path for path in cache.rglob("*") if path.suffix == ".arrow"] == []
+    assert metric(keep_in_memory=True).compute(**inputs) == pytest.approx(whole)
 
 
 def test_metrics_combine() -> None:
@@ -201,13 +199,3 @@ def test_metrics_combine() -> None:
     combined = evaluate.combine({"first": AlignmentErrorRate(), "second": AlignmentErrorRate()})
     combined.add_batch(**links)
     assert combined.compute()["first_aer"] == AlignmentErrorRate().compute(**links)["aer"]
-
-
-@pytest.mark.parametrize("metric, inputs", METRICS, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_network_is_asked(metric: type, inputs: dict[str, list], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert metric().compute(**inputs)

@@ -22,7 +22,8 @@ from modeling_infoxlm.evaluation.questions.mlqa_data import N_BEST, PREDICTIONS,
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, score_answers
 from modeling_infoxlm.evaluation.questions.qa_features import LABELS, Windows, build_windows, check_windows
 from modeling_infoxlm.evaluation.questions.qa_spans import Candidate, predict_answers
-from modeling_infoxlm.evaluation.questions.squad_files import Question, QuestionSet, record_questions
+from modeling_infoxlm.evaluation.questions.question_sets import Question, QuestionSet
+from modeling_infoxlm.evaluation.questions.squad_files import record_questions
 from modeling_infoxlm.evaluation.results import Estimate, TaskResult, estimate_share, summarise
 from modeling_infoxlm.runs.files import write_json
 

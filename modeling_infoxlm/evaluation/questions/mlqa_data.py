@@ -14,19 +14,19 @@ from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules
 from modeling_infoxlm.evaluation.questions.qa_features import WindowSettings
 from modeling_infoxlm.evaluation.questions.qa_spans import SpanSettings
-from modeling_infoxlm.evaluation.questions.squad_files import (
+from modeling_infoxlm.evaluation.questions.question_sets import (
     Question,
     QuestionSet,
     check_answers,
     check_distinct_ids,
     cross_languages,
-    fingerprint,
     limit_questions,
-    read_question_sets,
 )
+from modeling_infoxlm.evaluation.questions.squad_files import read_question_sets
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX
 from modeling_infoxlm.hub.benchmarks import SCORING_RULES
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import file_sha256
 from modeling_infoxlm.runs.flags import flag
 from modeling_infoxlm.training.bypassed import refuse_bypassed
 
@@ -155,9 +155,8 @@ class MLQAData:
     def files(self) -> dict[str, str]:
         """Hash of each file by its path, and the commit of a Hub dataset by its name."""
         sets = [*self.train, *(part for parts in self.test.values() for part in parts)]
-        return {
-            location: fingerprint(part) for location, part in {part.location: part for part in sets}.items()
-        }
+        places = {part.location: part.commit for part in sets}
+        return {place: commit or file_sha256(place) for place, commit in places.items()}
 
 
 def load_data(task: MLQAArguments, args: FineTuningArguments, model: HeadModelArguments) -> MLQAData:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.encoders import tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning.rows import TEXTS_PER_CALL, cached_rows
-from modeling_infoxlm.evaluation.questions.squad_files import Question
+from modeling_infoxlm.evaluation.questions.question_sets import Question
 from modeling_infoxlm.runs.errors import UsageError
 
 LABELS = ("start_positions", "end_positions")

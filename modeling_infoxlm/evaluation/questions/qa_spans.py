@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.finetuning.heads import forward_batches
 from modeling_infoxlm.evaluation.questions.qa_features import Windows
-from modeling_infoxlm.evaluation.questions.squad_files import Question
+from modeling_infoxlm.evaluation.questions.question_sets import Question
 
 
 @dataclass(frozen=True)

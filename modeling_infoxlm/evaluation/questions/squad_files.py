@@ -12,26 +12,24 @@ JSON files may be compressed with gzip.
 
 import glob
 import gzip
-import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from modeling_infoxlm.data.readers import from_json
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
-from modeling_infoxlm.evaluation.finetuning.rows import draw
 from modeling_infoxlm.evaluation.hub_data import HubData
-from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, count_blank
+from modeling_infoxlm.evaluation.questions.question_sets import (
+    Answer,
+    OnMismatch,
+    Question,
+    QuestionSet,
+    check_places,
+)
 from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.files import file_sha256
-
-logger = logging.getLogger(__name__)
-
-OnMismatch = Literal["skip", "fail"]
 
 _SUFFIXES = (".json", ".json.gz")
 _LANGUAGE = r"(?P<context>[a-z]{2,3}(?:[_-][A-Z][A-Za-z]+)?)"
@@ -47,115 +45,19 @@ _NAMES = (
 )
 _BENCHMARK = re.compile(r"mlqa|xquad|tydiqa", re.IGNORECASE)
 _TYDIQA_LANGUAGES = {
-    "arabic": "ar",
-    "bengali": "bn",
-    "english": "en",
-    "finnish": "fi",
-    "indonesian": "id",
-    "korean": "ko",
-    "russian": "ru",
-    "swahili": "sw",
-    "telugu": "te",
-}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A gold answer.
-
-    Attributes:
-        text: As it stands in the file.
-        start: Its first character in the context.
-    """
-
-    text: str
-    start: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question about a context.
-
-    Attributes:
-        id: Names it in prediction files.
-        text: The question.
-        context: Where its answer stands.
-        answers: Gold answers; none if the context does not answer it.
-        article: That the context is of.
-    """
-
-    id: str
-    text: str
-    context: str
-    answers: tuple[Answer, ...]
-    article: str = ""
-
-    @property
-    def golds(self) -> list[str]:
-        """Texts of the answers."""
-        return [answer.text for answer in self.answers]
-
-    @property
-    def blank(self) -> bool:
-        """Whether it has answers, and no letter in them."""
-        return bool(self.answers) and not any(text.strip() for text in self.golds)
-
-    @property
-    def mismatched(self) -> bool:
-        """Whether an answer does not stand where its `answer_start` says; a blank one has no place."""
-        texts = (answer for answer in self.answers if answer.text.strip())
-        return any(not self.context.startswith(answer.text, answer.start) for answer in texts)
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """Questions of one language about contexts of one language.
-
-    Attributes:
-        benchmark: `mlqa`, `xquad`, `tydiqa` or `qa`.
-        split: `dev`, `test`, ...
-        context_language: Language of contexts and answers.
-        question_language: Language of the questions.
-        location: File or Hub dataset that it was read from.
-        questions: In the order of the file.
-        num_mismatched: Questions with an answer that does not stand where its `answer_start` says.
-        num_blank: Questions whose answers are blank.
-        commit: Of a Hub dataset.
-    """
-
-    benchmark: str
-    split: str
-    context_language: str
-    question_language: str
-    location: str
-    questions: Sequence[Question]
-    num_mismatched: int = 0
-    num_blank: int = 0
-    commit: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`de`, or `de-en` for English questions about German contexts."""
-        if self.context_language == self.question_language:
-            return self.context_language
-        return f"{self.context_language}-{self.question_language}"
-
-    @property
-    def file_stem(self) -> str:
-        """Name of its prediction file, as in XTREME's submissions and in MLQA."""
-        if self.context_language == self.question_language:
-            return f"{self.split}-{self.context_language}"
-        return f"{self.split}-context-{self.context_language}-question-{self.question_language}"
+    "arabic": "ar", "bengali": "bn", "english": "en", "finnish": "fi", "indonesian": "id", "korean": "ko",
+    "russian": "ru", "swahili": "sw", "telugu": "te",
+}  # fmt: skip
 
 
 def read_question_sets(
     specs: Iterable[str],
     *,
+    hub: HubData,
     on_mismatched_answers: OnMismatch,
     unnamed: str | None = None,
     with_negatives: bool = False,
     for_training: bool = False,
-    hub: HubData,
 ) -> list[QuestionSet]:
     """Read files, folders of them and Hub datasets.
 
@@ -163,12 +65,10 @@ def read_question_sets(
         specs: `LOCATION` or `LANGUAGE=LOCATION` or `CONTEXT-QUESTION=LOCATION`; a location is a file, a
             glob, a folder or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`.
         unnamed: Language where neither the spec nor the name tells it; None refuses such a location.
-        on_mismatched_answers: Whether an answer that does not stand where its `answer_start` says ends the
-            run.
-        with_negatives: Take questions without an answer, as in SQuAD 2.0.
-        for_training: Leave questions with such an answer out, and with a blank one: nothing can be learned
-            from them. In evaluation they stay, because scores compare texts alone.
         hub: How the Hub is asked.
+        on_mismatched_answers: See `check_places`, and for the next two.
+        with_negatives: Whether questions without an answer are taken.
+        for_training: Whether what teaches nothing is left out.
 
     Raises:
         UsageError: If a location is missing, damaged or not in SQuAD's layout, its language is not known, or
@@ -180,44 +80,9 @@ def read_question_sets(
         for location, languages in _locations(*_take_apart(spec))
     ]
     return [
-        _checked(part, on_mismatched_answers, with_negatives=with_negatives, for_training=for_training)
+        check_places(part, on_mismatched_answers, with_negatives=with_negatives, for_training=for_training)
         for part in sets
     ]
-
-
-def limit_questions(part: QuestionSet, count: int | None) -> QuestionSet:
-    """So many questions, of each article its share; None for all."""
-    numbers = draw([question.article for question in part.questions], count)
-    return replace(part, questions=[part.questions[number] for number in numbers])
-
-
-def cross_languages(sets: Sequence[QuestionSet]) -> list[QuestionSet]:
-    """Pair contexts of each language with questions of each other, where both have questions of the same id.
-
-    XQuAD and MLQA ask the same questions in several languages, so monolingual files hold every mixed pair.
-
-    Args:
-        sets: Of any benchmarks; pairs are made within one, and not where one is given.
-
-    Returns:
-        The given sets, and behind them the made ones.
-    """
-    given = {(part.benchmark, part.split, part.context_language, part.question_language) for part in sets}
-    own = [part for part in sets if part.context_language == part.question_language]
-    made = [
-        _cross(context, question)
-        for context in own
-        for question in own
-        if (context.benchmark, context.split) == (question.benchmark, question.split)
-        and (context.benchmark, context.split, context.context_language, question.question_language)
-        not in given
-    ]
-    return [*sets, *(part for part in made if part.questions)]
-
-
-def fingerprint(part: QuestionSet) -> str:
-    """What tells one content of a location from another: hash of a file, commit of a Hub dataset."""
-    return part.commit or file_sha256(part.location)
 
 
 def record_questions(name: str, sets: Sequence[QuestionSet]) -> DatasetRecord:
@@ -276,10 +141,15 @@ def _read_set(
             f"the name of {location} does not tell its language; write it in front, de={location}, "
             f"or of contexts and questions, de-en={location}."
         )
-    questions = list(_hub_questions(location, hub) if is_hub else _file_questions(Path(location)))
+    if is_hub:
+        repo_id, revision = _dataset_of(location)
+        commit = hub.commit(repo_id, revision)
+        rows = hub.rows(repo_id, hub_parts(location)[1], split, revision)
+    else:
+        commit, rows = None, _flattened(_read_json(Path(location)))
+    questions = list(_questions(location, rows))
     if not questions:
         raise UsageError(f"{location} has no question.")
-    commit = hub.commit(*_dataset_of(location)) if is_hub else None
     return QuestionSet(benchmark, split, *found, location, questions, commit=commit)
 
 
@@ -297,31 +167,46 @@ def _parse_name(name: str) -> tuple[str, str, tuple[str, str] | None]:
 # ------------------------------------------------------------------------------------------------- reading
 
 
-def _file_questions(path: Path) -> Iterator[Question]:
-    content = _read_json(path)
+def _questions(location: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Question]:
+    """Questions of rows of id, question, context, answers and perhaps a title, the article's.
+
+    Raises:
+        UsageError: If a row lacks one of them, or has something else in its place.
+    """
     place = "the file"
     try:
-        for number, article in enumerate(content["data"]):
-            title = str(article.get("title") or number)
-            for paragraph in article["paragraphs"]:
-                context = _text(paragraph["context"])
-                for question in paragraph["qas"]:
-                    place = f"question {question['id']!r}"
-                    yield _question(question, context, question.get("answers") or (), title)
+        for row in rows:
+            place = f"question {row['id']!r}"
+            context = _text(row["context"])
+            answers = tuple(_answers(row))
+            article = str(row.get("title") or context)
+            yield Question(str(row["id"]), _text(row["question"]), context, answers, article)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(
-            f"{path} is not in SQuAD's layout: in {place}, {_describe(error)}; expected data[].paragraphs[] "
-            "with context and qas[], each with id, question and answers[] of text and answer_start."
+            f"{location} is not in SQuAD's layout: in {place}, {what}; expected data[].paragraphs[] with "
+            "context and qas[], each with id, question and answers[] of text and answer_start, or of the Hub "
+            "rows of these, where answers has lists text and answer_start."
         ) from error
 
 
-def _question(
-    row: Mapping[str, Any], context: str, answers: Iterable[Mapping[str, Any]], article: str
-) -> Question:
+def _answers(row: Mapping[str, Any]) -> Iterator[Answer]:
     # SQuAD 2.0 gives what might be taken for an answer under another name.
-    gold = () if row.get("is_impossible") else answers
-    found = tuple(Answer(_text(answer["text"]), int(answer["answer_start"])) for answer in gold)
-    return Question(str(row["id"]), _text(row["question"]), context, found, article)
+    gold = () if row.get("is_impossible") else row["answers"] or ()
+    pairs: Iterable[tuple[Any, Any]]
+    if isinstance(gold, Mapping):  # as `datasets` stores a list of records
+        pairs = zip(gold["text"], gold["answer_start"], strict=True)
+    else:
+        pairs = ((answer["text"], answer["answer_start"]) for answer in gold)
+    return (Answer(_text(text), int(start)) for text, start in pairs)
+
+
+def _flattened(content: Any) -> Iterator[dict[str, Any]]:
+    """A row of each question of a file."""
+    for number, article in enumerate(content["data"]):
+        for paragraph in article["paragraphs"]:
+            about = {"context": paragraph["context"], "title": article.get("title") or str(number)}
+            yield from ({"answers": (), **question, **about} for question in paragraph["qas"])
 
 
 def _text(value: Any) -> str:
@@ -330,10 +215,6 @@ def _text(value: Any) -> str:
     if not value.isascii():
         value.encode()  # raises UnicodeEncodeError for half a surrogate pair, which no tokenizer takes
     return value
-
-
-def _describe(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _read_json(path: Path) -> Any:
@@ -345,107 +226,3 @@ def _read_json(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise UsageError(f"{path} is no JSON file in UTF-8: {error}") from error
-
-
-def _hub_questions(location: str, hub: HubData) -> Iterator[Question]:
-    """Rows of a Hub dataset; `answers` is a record of two lists, as `datasets` stores a list of records."""
-    name, revision = _dataset_of(location)
-    _, config, split = hub_parts(location)
-    rows = hub.rows(name, config, split, revision)
-    try:
-        for row in rows:
-            gold = row["answers"] or {"text": (), "answer_start": ()}
-            answers = (
-                {"text": text, "answer_start": start}
-                for text, start in zip(gold["text"], gold["answer_start"], strict=True)
-            )
-            context = _text(row["context"])
-            yield _question(row, context, answers, str(row.get("title") or context))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{location} has rows of another form, {_describe(error)}; expected columns id, context, "
-            "question and answers with lists text and answer_start."
-        ) from error
-
-
-# ------------------------------------------------------------------------------------------------ checking
-
-
-def _checked(
-    part: QuestionSet, on_mismatched_answers: OnMismatch, *, with_negatives: bool, for_training: bool
-) -> QuestionSet:
-    unanswered = sum(not question.answers for question in part.questions)
-    if unanswered and not with_negatives:
-        raise UsageError(
-            f"{part.location}: {unanswered:,} of {len(part.questions):,} questions have no answer; "
-            "give --version_2_with_negative true to have them learned and scored as in SQuAD 2.0."
-        )
-    mismatched = [question for question in part.questions if question.mismatched]
-    if mismatched and on_mismatched_answers == "fail":
-        raise UsageError(
-            f"{part.location}: {len(mismatched):,} of {len(part.questions):,} questions have an answer that "
-            f"does not stand at its answer_start, first {mismatched[0].id!r}; mend the file, or give "
-            "--on_mismatched_answers skip."
-        )
-    if not for_training:
-        return replace(part, num_mismatched=len(mismatched))
-    blank = sum(question.blank for question in part.questions)
-    kept = [question for question in part.questions if not question.mismatched and not question.blank]
-    if not kept:
-        raise UsageError(
-            f"{part.location}: no question is left: the answers of {blank:,} are blank, and those of "
-            f"{len(mismatched):,} do not stand at their answer_start; give a file with answers."
-        )
-    if blank:
-        logger.warning("%s: left out %s questions whose answers are blank", part.location, f"{blank:,}")
-    return replace(part, questions=kept, num_mismatched=len(mismatched), num_blank=blank)
-
-
-def check_answers(part: QuestionSet, rules: Rules) -> QuestionSet:
-    """Count the questions that only a blank answer is right for.
-
-    Raises:
-        UsageError: If there are no others: scores would be those of a model that does not answer.
-    """
-    blank = count_blank((question.golds for question in part.questions), part.context_language, rules=rules)
-    if blank == sum(bool(question.answers) for question in part.questions):
-        raise UsageError(
-            f"{part.location}: the gold answers of all {len(part.questions):,} questions are blank or "
-            "missing, so they cannot be scored; give a file with answers."
-        )
-    if blank:
-        logger.warning(
-            "%s, %s: the gold answers of %s of %s questions are blank, only a blank answer to them is right",
-            part.location,
-            part.name,
-            f"{blank:,}",
-            f"{len(part.questions):,}",
-        )
-    return replace(part, num_blank=blank)
-
-
-def check_distinct_ids(part: QuestionSet) -> None:
-    """Refuse a set that prediction files could not tell apart.
-
-    Raises:
-        UsageError: If two questions have the same id.
-    """
-    seen: set[str] = set()
-    for question in part.questions:
-        if question.id in seen:
-            raise UsageError(
-                f"{part.location} has two questions with the id {question.id!r}; predictions are told apart "
-                "by it, so give each its own."
-            )
-        seen.add(question.id)
-
-
-def _cross(context: QuestionSet, question: QuestionSet) -> QuestionSet:
-    texts = {item.id: item.text for item in question.questions}
-    questions = [replace(item, text=texts[item.id]) for item in context.questions if item.id in texts]
-    return replace(
-        context,
-        question_language=question.question_language,
-        questions=questions,
-        num_mismatched=0,
-    )

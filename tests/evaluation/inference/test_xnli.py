@@ -271,20 +271,6 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
     assert load_data(other, args, HeadModelArguments(token="secret")).record.name == "me/inference-dev"
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"max_seq_length": 0}, "max_seq_length must be at least 1, found 0"),
-        ({"mixed_max_samples": 0}, "mixed_max_samples must be at least 1"),
-        ({"dataset_name": "facebook/xnli"}, "give either --dataset_name or files"),
-        ({"data_dir": None}, "give either --dataset_name or files"),
-    ],
-)
-def test_arguments_that_mean_nothing(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        XNLIArguments(**{"data_dir": "x", **options})
-
-
 # ---------------------------------------------------------------------------- prediction files
 
 

@@ -1,25 +1,22 @@
 """Results of question answering: what is read, scored, summed up and written."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from reference import mlqa_rules
-from rich.console import Console
 from tiny_nli import word_tokenizer
 from tiny_qa import article, question, write_sets, write_squad
 
 from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
 from modeling_infoxlm.evaluation.questions import mlqa_data
-from modeling_infoxlm.evaluation.questions.mlqa import AnsweredSet, MLQARun, write_predictions
+from modeling_infoxlm.evaluation.questions.mlqa import AnsweredSet, MLQARun
 from modeling_infoxlm.evaluation.questions.mlqa_data import MLQAArguments, MLQAData, MLQATrainingArguments
 from modeling_infoxlm.evaluation.questions.qa_spans import Candidate
-from modeling_infoxlm.evaluation.questions.squad_files import Answer, Question, QuestionSet
-from modeling_infoxlm.evaluation.results import ModelRecord, print_result
+from modeling_infoxlm.evaluation.questions.question_sets import Answer, Question, QuestionSet
+from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.runs.errors import UsageError
 
 
@@ -56,10 +53,8 @@ def answered(context: str, question_language: str, golds: list[str], texts: list
 
 
 def test_each_benchmark_is_a_task(folder: Path) -> None:
-    data = load_data(
-        arguments(train_file=[folder / "train-v1.1.json"], test_files=[folder / "mlqa", folder / "xquad"]),
-        training(),
-    )
+    tests = [folder / "mlqa", folder / "xquad"]
+    data = load_data(arguments(train_file=[folder / "train-v1.1.json"], test_files=tests), training())
     assert len(data.training_questions) == 96
     assert {task: [part.name for part in parts] for task, parts in data.test.items()} == {
         "mlqa": ["de", "en"],
@@ -67,27 +62,6 @@ def test_each_benchmark_is_a_task(folder: Path) -> None:
     }
     assert len(data.files) == 5 and all(len(digest) == 64 for digest in data.files.values())
     assert data.outputs[:2] == ("mlqa_results.json", "xquad_results.json")
-
-
-def test_one_task_by_name_and_drawn_samples(folder: Path) -> None:
-    given = arguments(
-        train_file=[folder / "train-v1.1.json"],
-        test_files=[folder / "xquad"],
-        task_name="own",
-        max_train_samples=7,
-        max_predict_samples=5,
-    )
-    data = load_data(given, training())
-    assert len(data.training_questions) == 7
-    german, english = ([question.id for question in part.questions] for part in data.test["own"])
-    assert len(german) == 5 and german == english != [f"q{number}" for number in range(5)]
-
-
-def test_all_pairs_of_languages(folder: Path) -> None:
-    data = load_data(arguments(test_files=[folder / "mlqa"], all_pairs=True), training(do_train=False))
-    assert [part.name for part in data.test["mlqa"]] == ["de", "en", "de-en", "en-de"]
-    mixed = data.test["mlqa"][2].questions[0]
-    assert "w1" in mixed.context and mixed.text == "w51 w4"
 
 
 @pytest.mark.parametrize(
@@ -227,12 +201,6 @@ def test_questions_about_one_article_hang_together() -> None:
     assert width(["t"] * 40) > width(own)
 
 
-@pytest.mark.parametrize("name", ["doc_stride", "max_answer_length", "n_best_size", "max_predict_samples"])
-def test_counts_below_one_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, found 0"):
-        MLQAArguments(**{name: 0})
-
-
 @pytest.mark.parametrize(("name", "value"), [("eval_strategy", "steps"), ("label_smoothing_factor", 0.1)])
 def test_what_is_not_done_for_questions_is_refused(tmp_path: Path, name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be .* for question answering, found {value}"):
@@ -318,41 +286,3 @@ def test_means_gap_and_matrix(result: Any) -> None:
     }
     assert (result.metric, result.unit, result.seed) == ("f1", "percent", 4)
     assert result.settings["batch_size"] == 16 and result.details["training"] == {"steps": 3}
-
-
-def test_without_training_nothing_is_said_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("x.json").write_text("{}")
-    run = run_of(MLQAData([], {}, {"xquad": "squad"}), do_train=False)
-    result = run.score("xquad", [answered("de", "de", ["Haus"], ["Haus"])], None)
-    assert result.seed is None and "learning_rate" not in result.settings
-    assert result.summary == {"mean": 100, "exact_match_mean": 100}
-    assert "g_xlt" not in result.details
-
-
-def test_the_table_has_every_set_and_the_means(result: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(result, Console(width=120))
-    printed = capsys.readouterr().out
-    for text in ("83.3", "66.7", "mean", "gap", "across", "exact match"):
-        assert text in printed
-    row = next(line for line in printed.splitlines() if "de" in line and "en" in line)
-    assert "50.0" in row
-
-
-def test_predictions_and_n_best_lists_are_written(tmp_path: Path) -> None:
-    item = answered("de", "en", ["Hund", "Haus"], ["Hund", ""])
-    item = AnsweredSet(
-        item.part,
-        [[Candidate("Hund", 4, 2.0), Candidate("ein Hund", 0, 1.0)], [Candidate("", 0, -np.inf)]],
-        item.scores,
-    )
-    write_predictions(tmp_path, "mlqa", item, n_best=True)
-    name = "dev-context-de-question-en.json"
-    texts = json.loads((tmp_path / "predictions" / "mlqa" / name).read_text("utf-8"))
-    assert texts == {"q0": "Hund", "q1": ""}
-    lists = json.loads((tmp_path / "nbest_predictions" / "mlqa" / name).read_text("utf-8"))
-    assert [entry["text"] for entry in lists["q0"]] == ["Hund", "ein Hund"]
-    assert lists["q0"][0]["probability"] == pytest.approx(np.e / (1 + np.e))
-    assert lists["q0"][0]["start"] == 4
-    write_predictions(tmp_path / "plain", "mlqa", item, n_best=False)
-    assert not (tmp_path / "plain" / "nbest_predictions").exists()

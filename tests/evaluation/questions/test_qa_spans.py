@@ -17,7 +17,7 @@ from modeling_infoxlm.evaluation.questions.qa_spans import (
     choose_answers,
     predict_answers,
 )
-from modeling_infoxlm.evaluation.questions.squad_files import Question
+from modeling_infoxlm.evaluation.questions.question_sets import Question
 
 INF = float("inf")
 
