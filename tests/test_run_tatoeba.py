@@ -127,5 +127,5 @@ def test_figure_without_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "modeling_infoxlm.plots", raising=False)
     assert run_tatoeba.main(flags(encoder, data, "--all_layers", "true")) == 2
-    assert "needs matplotlib: pip install 'modeling-infoxlm[plots]'" in capsys.readouterr().err
+    assert "need matplotlib: pip install 'modeling-infoxlm[plots]'" in capsys.readouterr().err
     assert not (data.parent / "out").exists()

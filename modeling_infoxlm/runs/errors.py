@@ -1,6 +1,8 @@
 """The errors that a person mends, each one clear line; `process.run_main` makes exit codes of them."""
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 _MOST_NAMES = 6  # in a message
 
@@ -25,3 +27,20 @@ def some(items: Sequence[str]) -> str:
     """The first items and the number of the others."""
     shown = ", ".join(items[:_MOST_NAMES]) or "none"
     return shown if len(items) <= _MOST_NAMES else f"{shown} and {len(items) - _MOST_NAMES:,} more"
+
+
+def import_extra(module: str, *, extra: str, purpose: str) -> Any:
+    """Import a module that an extra of the package brings, or that needs what it brings.
+
+    Args:
+        module: Its full name.
+        extra: Name of the extra.
+        purpose: What needs it, in the plural; the message goes on from it.
+
+    Raises:
+        UsageError: If something is not installed, with the command that does it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{purpose} need {error.name}: pip install 'modeling-infoxlm[{extra}]'.") from error

@@ -6,7 +6,6 @@ approximate one, for more than `EXACT_LIMIT` sentences, is an index of faiss (th
 Shapes: N and M sentences, D hidden, k neighbours; R rows and C columns of a tile.
 """
 
-import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_infoxlm.evaluation.batching import progress_bar
-from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.errors import import_extra
 
 Similarity = Literal["cosine", "dot"]
 Margin = Literal["none", "ratio", "distance"]
@@ -340,13 +339,8 @@ def _approximate_neighbours(
 
 
 def _import_faiss() -> Any:
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise UsageError(
-            f"more than {EXACT_LIMIT:,} sentences are searched with faiss, which is not installed: "
-            "pip install 'modeling-infoxlm[eval]'."
-        ) from error
+    purpose = f"searches among more than {EXACT_LIMIT:,} sentences"
+    return import_extra("faiss", extra="eval", purpose=purpose)
 
 
 def _build_index(candidates: Tensor) -> Any:

@@ -43,7 +43,7 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
     choose_search,
     translations_found,
 )
-from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.errors import UsageError, import_extra
 from modeling_infoxlm.runs.files import whole_file
 from modeling_infoxlm.runs.flags import flag
 
@@ -135,12 +135,7 @@ def check_output(arguments: TatoebaArguments) -> None:
     if path.exists() and not arguments.overwrite_output_dir:
         raise UsageError(f"{path} exists; give another --output_dir, or --overwrite_output_dir true.")
     if arguments.all_layers:
-        try:
-            import modeling_infoxlm.plots  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"the figure of --all_layers needs {error.name}: pip install 'modeling-infoxlm[plots]'."
-            ) from error
+        import_extra("modeling_infoxlm.plots", extra="plots", purpose="figures of --all_layers")
 
 
 def resolve_layer(encoder: Encoder, layer: int | None) -> int:

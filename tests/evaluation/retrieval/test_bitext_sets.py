@@ -24,12 +24,31 @@ GERMAN, FRENCH = ["Guten Tag.", "Ja.", "Nein."], ["Salut.", "Oui.", "Non."]
 ENGLISH = ["Good day.", "Yes.", "No."]
 
 
-def write(folder: Path, **files: list[str]) -> Path:
-    """Files by name, `__` for a dot and `_0_` for a hyphen."""
+LAYOUTS: dict[str, dict[str, list[str]]] = {
+    "tatoeba": {
+        "fr-en.fr": FRENCH, "fr-en.en": ENGLISH, "en-de.de": GERMAN, "en-de.en": ENGLISH,
+        "SOURCE.txt": ["where from"],
+    },
+    "laser": {
+        "tatoeba.deu-eng.deu": GERMAN, "tatoeba.deu-eng.eng": ENGLISH, "tatoeba.fra-eng.fra": FRENCH,
+        "tatoeba.fra-eng.eng": ENGLISH,
+    },
+    "ntrex": {
+        "newstest2019-src.eng.txt": ENGLISH, "newstest2019-ref.deu.txt": GERMAN,
+        "newstest2019-ref.fra.txt": FRENCH, "newstest2019-ref.fra-CA.txt": FRENCH,
+        "newstest2019-ref.eng-GB.txt": ENGLISH,
+    },
+    "flores": {
+        "deu_Latn.devtest": GERMAN, "fra_Latn.devtest": FRENCH, "eng_Latn.devtest": ENGLISH,
+        "zho_Hans.devtest": GERMAN, "zho_Hant.devtest": GERMAN,
+    },
+}  # fmt: skip
+
+
+def write(folder: Path, files: dict[str, list[str]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in files.items():
-        path = folder / name.replace("__", ".").replace("_0_", "-")
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder
 
 
@@ -42,18 +61,22 @@ def assert_german_and_french(sets: list[BitextSet]) -> None:
 
 @pytest.fixture
 def tatoeba(tmp_path: Path) -> Path:
-    return write(
-        tmp_path / "tatoeba", fr_0_en__fr=FRENCH, fr_0_en__en=ENGLISH, en_0_de__de=GERMAN,
-        en_0_de__en=ENGLISH, SOURCE__txt=["where from"],
-    )  # fmt: skip
+    return write(tmp_path / "tatoeba", LAYOUTS["tatoeba"])
 
 
-def test_tatoeba_folder_whichever_side_is_named_first(tatoeba: Path) -> None:
-    sets, record = load_folder(tatoeba)
-    assert_german_and_french(sets)
-    assert record.name == "tatoeba"
-    assert sorted(record.files) == ["en-de.de", "en-de.en", "fr-en.en", "fr-en.fr"]
-    assert record.files["fr-en.fr"] == file_sha256(tatoeba / "fr-en.fr")
+@pytest.mark.parametrize(
+    ("layout", "others"),
+    [("tatoeba", []), ("laser", []), ("ntrex", ["fra_CA"]), ("flores", ["zh", "zho_Hant"])],
+)
+def test_layouts(tmp_path: Path, layout: str, others: list[str]) -> None:
+    """Whichever side is named first, English is the target, and its varieties are no other language."""
+    folder = write(tmp_path / layout, LAYOUTS[layout])
+    sets, record = load_folder(folder)
+    assert_german_and_french(sets[:2])
+    assert [one.language for one in sets[2:]] == others
+    read = [name for name in LAYOUTS[layout] if name not in ("SOURCE.txt", "newstest2019-ref.eng-GB.txt")]
+    assert record.name == layout and sorted(record.files) == sorted(read)
+    assert record.files[read[0]] == file_sha256(folder / read[0])
 
 
 def test_blank_pairs_are_left_out(tatoeba: Path) -> None:
@@ -64,47 +87,17 @@ def test_blank_pairs_are_left_out(tatoeba: Path) -> None:
     assert_german_and_french(load_folder(tatoeba)[0])
 
 
-def test_tatoeba_as_laser_names_it(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path, tatoeba__deu_0_eng__deu=GERMAN, tatoeba__deu_0_eng__eng=ENGLISH,
-        tatoeba__fra_0_eng__fra=FRENCH, tatoeba__fra_0_eng__eng=ENGLISH,
-    )  # fmt: skip
-    assert_german_and_french(load_folder(folder)[0])
-
-
-def test_ntrex_folder(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path, newstest2019_0_src__eng__txt=ENGLISH, newstest2019_0_ref__deu__txt=GERMAN,
-        newstest2019_0_ref__fra__txt=FRENCH, newstest2019_0_ref__fra_0_CA__txt=FRENCH,
-        newstest2019_0_ref__eng_0_GB__txt=ENGLISH,
-    )  # fmt: skip
-    sets, _ = load_folder(folder)
-    assert [one.language for one in sets] == ["de", "fr", "fra_CA"]
-    assert_german_and_french(sets[:2])
-
-
-def test_flores_folder(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path, deu_Latn__devtest=GERMAN, fra_Latn__devtest=FRENCH, eng_Latn__devtest=ENGLISH,
-        zho_Hans__devtest=GERMAN, zho_Hant__devtest=GERMAN,
-    )  # fmt: skip
-    sets, _ = load_folder(folder)
-    assert [one.language for one in sets] == ["de", "fr", "zh", "zho_Hant"]
-    assert_german_and_french(sets[:2])
-
-
 def test_flores_folder_with_two_splits_or_without_english(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no eng_Latn.dev,"):
-        load_folder(write(tmp_path / "no_english", deu_Latn__dev=GERMAN))
-    both = write(tmp_path / "both", deu_Latn__dev=GERMAN, eng_Latn__dev=ENGLISH, deu_Latn__devtest=GERMAN)
+        load_folder(write(tmp_path / "no_english", {"deu_Latn.dev": GERMAN}))
+    both = {"deu_Latn.dev": GERMAN, "eng_Latn.dev": ENGLISH, "deu_Latn.devtest": GERMAN}
     with pytest.raises(UsageError, match="the splits dev and devtest; give a folder with one"):
-        load_folder(both)
+        load_folder(write(tmp_path / "both", both))
 
 
 def test_tsv_and_plain_files(tmp_path: Path) -> None:
-    folder = write(tmp_path, x__fr=FRENCH, x__en=ENGLISH)
     lines = [f"{english}\t{german}" for english, german in zip(ENGLISH, GERMAN, strict=True)]
-    write(tmp_path, en_0_de__tsv=lines)
+    folder = write(tmp_path, {"x.fr": FRENCH, "x.en": ENGLISH, "en-de.tsv": lines})
     specs = [str(folder / "en-de.tsv"), f"{folder / 'x.fr'},{folder / 'x.en'}"]
     sets, record = load_files(specs)
     assert_german_and_french(sets)
@@ -215,7 +208,7 @@ def test_sets_that_cannot_be_used(tatoeba: Path) -> None:
         french.unlink() if content is None else french.write_bytes(content)
         with pytest.raises(UsageError, match=message):
             load_folder(tatoeba)
-    write(tatoeba, deu_0_eng__deu=GERMAN, deu_0_eng__eng=ENGLISH)
+    write(tatoeba, {"deu-eng.deu": GERMAN, "deu-eng.eng": ENGLISH})
     with pytest.raises(UsageError, match="two sets of de"):
         load_folder(tatoeba)
 

@@ -1,5 +1,6 @@
 """Nearest neighbours and margins against a slow search in numpy."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -22,13 +23,14 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
 from modeling_infoxlm.runs.errors import UsageError
 
 
-def slow_neighbours(queries: np.ndarray, candidates: np.ndarray) -> list[int]:
-    """One cosine at a time, as the definition says."""
-    found = []
-    for query in queries:
-        cosines = [query @ other / (np.linalg.norm(query) * np.linalg.norm(other)) for other in candidates]
-        found.append(int(np.argmax(cosines)))
-    return found
+def similarities(queries: np.ndarray, candidates: np.ndarray, similarity: str = "cosine") -> np.ndarray:
+    """(N, M), one at a time, fp64."""
+    table = np.empty((len(queries), len(candidates)))
+    for i, query in enumerate(queries.astype(np.float64)):
+        for j, other in enumerate(candidates.astype(np.float64)):
+            lengths = np.linalg.norm(query) * np.linalg.norm(other) if similarity == "cosine" else 1.0
+            table[i, j] = query @ other / lengths
+    return table
 
 
 def random_vectors(count: int, seed: int) -> torch.Tensor:
@@ -37,7 +39,7 @@ def random_vectors(count: int, seed: int) -> torch.Tensor:
     return vectors * torch.rand(count, 1, generator=generator) * 100  # lengths must not matter
 
 
-@pytest.fixture(params=[(1, 1), (7, 4), (6, 30), (1024, 4096)], ids=str)
+@pytest.fixture(params=[(1, 1), (7, 4), (1024, 4096)], ids=str)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Rows and columns of a tile of scores."""
     monkeypatch.setattr(mining, "TILE_ROWS", request.param[0])
@@ -48,7 +50,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
 
 def test_neighbours_are_those_of_the_highest_cosine(tile: tuple[int, int]) -> None:
     queries, candidates = random_vectors(20, 1), random_vectors(30, 2)
-    expected = slow_neighbours(queries.double().numpy(), candidates.double().numpy())
+    expected = similarities(queries.numpy(), candidates.numpy()).argmax(axis=1).tolist()
     assert nearest_neighbours(queries, candidates).tolist() == expected
     assert nearest_neighbours(queries[:0], candidates).tolist() == []
     by_product = (queries @ candidates.t()).argmax(dim=1).tolist()
@@ -82,10 +84,9 @@ def test_no_more_than_a_tile_of_scores_is_there_at_once(
 def test_both_directions_against_the_slow_search(tile: tuple[int, int]) -> None:
     source = random_vectors(40, 3)
     target = source + 0.8 * random_vectors(40, 4)
-    forth = slow_neighbours(source.double().numpy(), target.double().numpy())
-    back = slow_neighbours(target.double().numpy(), source.double().numpy())
+    table = similarities(source.numpy(), target.numpy())
+    expected = [np.mean(scores.argmax(axis=1) == np.arange(40)) for scores in (table, table.T)]
     accuracy = retrieval_accuracy(source, target)
-    expected = [np.mean(np.array(found) == np.arange(40)) for found in (forth, back)]
     assert expected[0] != expected[1] and 0 < min(expected) and max(expected) < 1
     assert [accuracy.source_to_target, accuracy.target_to_source] == pytest.approx(expected)
     assert accuracy.mean == pytest.approx(sum(expected) / 2)
@@ -106,16 +107,6 @@ def test_not_one_translation_for_each_sentence(rows: tuple[int, int]) -> None:
 
 
 # ----------------------------------------------------------------------------------- k neighbours and margins
-
-
-def similarities(queries: np.ndarray, candidates: np.ndarray, similarity: str) -> np.ndarray:
-    """(N, M), one at a time, fp64."""
-    table = np.empty((len(queries), len(candidates)))
-    for i, query in enumerate(queries.astype(np.float64)):
-        for j, other in enumerate(candidates.astype(np.float64)):
-            lengths = np.linalg.norm(query) * np.linalg.norm(other) if similarity == "cosine" else 1.0
-            table[i, j] = query @ other / lengths
-    return table
 
 
 def slow_nearest(table: np.ndarray, k: int) -> np.ndarray:
@@ -241,7 +232,7 @@ def test_pairs_are_the_best_of_both_sides_and_each_is_there_once() -> None:
     assert one_to_one(pairs).source.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_one_to_one_takes_from_the_best_down(seed: int) -> None:
     pairs = best_pairs(random_matches(12, 9, seed), random_matches(9, 12, seed + 50))
     keys = list(zip((-pairs.score).tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True))
@@ -272,18 +263,11 @@ def test_faiss_finds_the_neighbours_of_the_exact_search() -> None:
 
 
 def test_exact_up_to_the_limit_and_faiss_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_installed(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(mining, "EXACT_LIMIT", 10)
     monkeypatch.setattr(mining, "_import_faiss", lambda: None)
-    assert [choose_search(*sizes) for sizes in ((10, 10), (11, 1), (1, 11))] == [
-        "exact",
-        "approximate",
-        "approximate",
-    ]
+    sizes = ((100_000, 100_000), (100_001, 1), (1, 100_001))
+    assert [choose_search(*pair) for pair in sizes] == ["exact", "approximate", "approximate"]
     monkeypatch.undo()
-    monkeypatch.setattr(mining.importlib, "import_module", not_installed)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UsageError, match=r"more than 100,000 .* pip install 'modeling-infoxlm\[eval\]'"):
         choose_search(100_001, 5)
     assert choose_search(100_000, 5) == "exact"
