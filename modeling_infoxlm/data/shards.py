@@ -9,18 +9,17 @@ Sizes in shapes: n sequences asked for, L tokens of one sequence.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens
 from modeling_infoxlm.runs.errors import DataError
-from modeling_infoxlm.runs.files import Each, check_shape, fsync_file, own_name, read_json
+from modeling_infoxlm.runs.files import Each, check_shape, read_json, whole_file
 
 FORMAT_VERSION = (
     2  # 1: sentences were told apart by text, so held-out ones were trained on in other spellings
@@ -45,24 +44,23 @@ class TokenStoreWriter:
         writer.append([0, 17, 23, 2])
     ```
 
-    The two files carry temporary names until the block ends without an exception; then they are fsynced and
-    renamed. After an exception nothing is left behind.
+    The two files carry temporary names until the block ends without an exception; then they are made durable
+    and renamed. After an exception nothing is left behind.
     """
 
     def __init__(self, prefix: Path) -> None:
-        """Create the folder and both temporary files.
+        """Create the folder and the temporary files.
 
         Args:
             prefix: Path of the shard without `.tokens` / `.offsets`.
         """
-        self.prefix = Path(prefix)
         self.num_tokens = 0
         self._num_sequences = 0
-        self._lengths: list[np.ndarray] = []
-        self._final = shard_files(self.prefix)
-        self._partial = tuple(own_name(path) for path in self._final)
-        self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._tokens_file = open(self._partial[0], "wb", buffering=_BUFFER_BYTES)
+        self._lengths = [np.zeros(1, dtype=_OFFSET_DTYPE)]  # of nothing, whose end is the first offset
+        self._stack = ExitStack()
+        tokens, self._offsets = (self._stack.enter_context(whole_file(path)) for path in shard_files(prefix))
+        self._stack.push(self._write_offsets)
+        self._tokens_file = self._stack.enter_context(open(tokens, "wb", buffering=_BUFFER_BYTES))
 
     def __enter__(self) -> TokenStoreWriter:
         """The writer itself."""
@@ -73,52 +71,25 @@ class TokenStoreWriter:
         return self._num_sequences
 
     def append(self, ids: Sequence[int] | np.ndarray) -> None:
-        """Add one sequence.
-
-        Args:
-            ids: Token ids, (L,).
-        """
+        """Add one sequence of token ids, (L,)."""
         self.extend(PackedRows(np.asarray(ids, dtype=_TOKEN_DTYPE), np.array([len(ids)])))
 
     def extend(self, rows: PackedRows) -> None:
-        """Add many sequences.
-
-        Args:
-            rows: n sequences.
-        """
+        """Add n sequences."""
         # Not ndarray.tofile(): on a full disk it raises an OSError without errno.
         self._tokens_file.write(np.ascontiguousarray(rows.tokens, dtype=_TOKEN_DTYPE).data)
         self._lengths.append(rows.lengths)
         self._num_sequences += len(rows)
         self.num_tokens += len(rows.tokens)
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Complete the shard, or remove every trace of it after an exception."""
-        try:
-            if error_type is None:
-                self._commit()
-        finally:
-            try:
-                self._tokens_file.close()  # on a full disk this fails too, and the files must go all the same
-            finally:
-                for path in self._partial:
-                    path.unlink(missing_ok=True)
+        self._stack.__exit__(*error)
 
-    def _commit(self) -> None:
-        self._tokens_file.close()
-        offsets = np.zeros(len(self) + 1, dtype=_OFFSET_DTYPE)
-        if self._lengths:
-            np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
-        self._partial[1].write_bytes(offsets.data)
-        for path in self._partial:
-            fsync_file(path)
-        for partial, final in zip(self._partial, self._final, strict=True):
-            os.replace(partial, final)
+    def _write_offsets(self, error_type: type[BaseException] | None, *_: Any) -> None:
+        if error_type is None:
+            offsets = np.cumsum(np.concatenate(self._lengths), dtype=_OFFSET_DTYPE)
+            self._offsets.write_bytes(offsets.data)
 
 
 def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -169,10 +169,8 @@ def _balanced(samples: Mapping[str, _Sample], *, sampling_alpha: float, max_sent
 
 
 def _train_unigram(sentences: Sequence[str], *, num_pieces: int) -> bytes:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise DataError("training a tokenizer needs one more package: pip install sentencepiece") from None
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -200,59 +198,14 @@ def _train_unigram(sentences: Sequence[str], *, num_pieces: int) -> bytes:
 
 
 def _as_xlm_roberta(model: bytes, max_length: int) -> XLMRobertaTokenizer:
-    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [
-        (processor.id_to_piece(index), processor.get_score(index)) for index in range(processor.vocab_size())
-    ]
-    vocabulary = [
-        *((piece, 0.0) for piece in _SPECIAL_PIECES),
-        *pieces[len(_SPECIAL_PIECES) :],
-        (_MASK_PIECE, 0.0),
-    ]
+    # The class is made at run time, where no type checker sees it.
+    content = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    pieces = [(piece.piece, piece.score) for piece in content.pieces[len(_SPECIAL_PIECES) :]]
+    charsmap = content.normalizer_spec.precompiled_charsmap  # NFKC and more, compiled
     return XLMRobertaTokenizer(
-        vocab=vocabulary,
-        _spm_precompiled_charsmap=_character_map(model),  # type: ignore[arg-type]  # bytes, whatever it says
+        vocab=[*((piece, 0.0) for piece in _SPECIAL_PIECES), *pieces, (_MASK_PIECE, 0.0)],
+        _spm_precompiled_charsmap=charsmap,  # bytes, whatever it says
         model_max_length=max_length,
     )
-
-
-# Numbers of two fields of SentencePiece's file format, sentencepiece_model.proto.
-_NORMALIZER_SPEC = 3
-_PRECOMPILED_CHARSMAP = 2
-
-
-def _character_map(model: bytes) -> bytes:
-    """The compiled normaliser (NFKC and more) inside a SentencePiece model."""
-    # Two fields by hand: sentencepiece's own reader would need the protobuf package.
-    return _protobuf_field(_protobuf_field(model, _NORMALIZER_SPEC), _PRECOMPILED_CHARSMAP)
-
-
-def _protobuf_field(message: bytes, wanted: int) -> bytes:
-    """The first length-delimited field `wanted` of a protobuf message."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        field, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:  # a varint
-            _, position = _varint(message, position)
-        elif wire_type == 2:  # length-delimited
-            size, position = _varint(message, position)
-            if field == wanted:
-                return message[position : position + size]
-            position += size
-        else:  # 8 or 4 bytes
-            position += 8 if wire_type == 1 else 4
-    raise ValueError(f"SentencePiece model without field {wanted}")
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """A variable-length integer and the position behind it."""
-    value = shift = 0
-    while True:
-        byte = message[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modeling_infoxlm.data import shards
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.shards import FORMAT_VERSION, Corpus, TokenStore, TokenStoreWriter
-from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs import files
+from modeling_infoxlm.runs.errors import DataError, DiskFullError
 
 SEQUENCES = [[5, 6, 7], [], [2**32 - 1], [8, 9], [10]]
 
@@ -55,11 +55,6 @@ def test_gather_across_shards_keeps_the_order_asked(store: TokenStore) -> None:
     assert tokens.tolist() == [8, 9, 5, 6, 7, 8, 9]
     assert lengths.tolist() == [2, 3, 0, 2]
     assert (tokens.dtype, lengths.dtype) == (np.uint32, np.int64)
-
-
-def test_gather_of_nothing(store: TokenStore) -> None:
-    tokens, lengths = store.gather(np.array([], dtype=np.int64))
-    assert (len(tokens), len(lengths)) == (0, 0)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -104,16 +99,10 @@ def test_failure_to_reach_the_disk_leaves_nothing(tmp_path: Path, monkeypatch: p
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "fsync_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(files, "fsync_file", full)
+    with pytest.raises(DiskFullError, match=r"x\.\w+ cannot be written"):
         write(tmp_path / "x", SEQUENCES)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "x.tokens.partial").write_bytes(b"garbage of a killed run, longer than the shard" * 9)
-    write(tmp_path / "x", SEQUENCES)
-    assert TokenStore([tmp_path / "x"]).gather(np.arange(5))[0].tolist() == sum(SEQUENCES, [])
 
 
 def test_cut_and_missing_shards_are_refused(tmp_path: Path) -> None:
@@ -125,6 +114,12 @@ def test_cut_and_missing_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tokens").unlink()
     with pytest.raises(DataError, match="missing"):
         TokenStore([prefix])
+    prefix = write(tmp_path / "y", SEQUENCES)
+    for size in (12, 0):
+        with open(tmp_path / "y.offsets", "r+b") as file:
+            file.truncate(size)
+        with pytest.raises(DataError, match=rf"y\.offsets has {size} bytes"):
+            TokenStore([prefix])
 
 
 def manifest(tmp_path: Path, **changes: object) -> None:
@@ -180,16 +175,11 @@ def test_corpus_that_is_none_is_refused(tmp_path: Path) -> None:
     ("content", "complaint"),
     [
         (b"{", "is no JSON file"),
-        ('{"format_version": 2}'.encode("utf-16"), "is no JSON file: no UTF-8"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000, "is no JSON file: Exceeds the limit"),
         (b"[1]", "format version None"),
-        (b"null", "format version None"),
+        (b'{"format_version": 2}', "tokenizer is missing"),
         ({"tokenizer": None}, "tokenizer: expected an object, found null"),
         ({"tokenizer": {"name": "t"}}, "tokenizer.sha256 is missing"),
-        ({"settings": {}}, "settings.max_length is missing"),
         ({"settings": {"max_length": "64"}}, "settings.max_length: expected a whole number"),
-        ({"settings": {"max_length": True}}, "settings.max_length: expected a whole number"),
         ({"sources": {}}, "sources: expected a list, found an object"),
         (
             {"sources": [{"kind": "mono", "languages": "de", "files": []}]},
@@ -207,26 +197,6 @@ def test_a_manifest_of_a_wrong_shape_is_one_line(tmp_path: Path, content: Any, c
         manifest(tmp_path, **content)
     with pytest.raises(DataError, match=rf"manifest\.json.*{re.escape(complaint)}.*prepare it again"):
         Corpus.open(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tokenizer", "settings", "sources", "mono", "bitext", "heldout"])
-def test_a_manifest_without_a_part_is_refused(tmp_path: Path, name: str) -> None:
-    manifest(tmp_path)
-    path = tmp_path / "manifest.json"
-    content = json.loads(path.read_text())
-    del content[name]
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=f"{name} is missing"):
-        Corpus.open(tmp_path)
-
-
-def test_offsets_that_were_cut_short_are_refused(tmp_path: Path) -> None:
-    prefix = write(tmp_path / "x", SEQUENCES)
-    for size in (12, 0):
-        with open(tmp_path / "x.offsets", "r+b") as file:
-            file.truncate(size)
-        with pytest.raises(DataError, match=rf"x\.offsets has {size} bytes"):
-            TokenStore([prefix])
 
 
 def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
