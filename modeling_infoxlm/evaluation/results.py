@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from modeling_infoxlm.hub.evidence import PLACES
 from modeling_infoxlm.runs.files import file_sha256, write_json
 from modeling_infoxlm.runs.provenance import RESULT_SCHEMA, describe_program
+from modeling_infoxlm.runs.record import identity_of_result
 
 RESULT_SUFFIX = "_results.json"
 
@@ -174,8 +174,7 @@ def write_result(
     content = asdict(result)
     content["dataset"]["sha256"] = result.dataset.sha256
     if identity is not None:
-        files = {"files": sorted(identity["files"].values())}
-        content["identity"] = {name: value for name, value in identity.items() if name not in PLACES} | files
+        content["identity"] = identity_of_result(identity)
     path = Path(folder) / f"{result.task}{RESULT_SUFFIX}"
     write_json(path, {"schema": RESULT_SCHEMA, **content, **describe_program(command)})
     return path

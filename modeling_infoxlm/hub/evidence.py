@@ -23,17 +23,12 @@ from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import Each, check_shape, read_json, write_json
 from modeling_infoxlm.runs.provenance import hash_weights, is_result, read_result
-from modeling_infoxlm.runs.record import RUN_FILE, TRAINER_STATE
+from modeling_infoxlm.runs.record import PLACES, RUN_FILE, TRAINER_STATE
 
 TRAINING_FILE, TRAINING_SCHEMA = "training.json", "infoxlm-training-1"
 RESULTS_FOLDER, FIGURES_FOLDER, LEADERBOARD_FOLDER = "results", "figures", ".eval_results"
 RESULT_PATTERN = "*_results.json"
 
-# Settings that say where files lay, not what was computed.
-PLACES = set(
-    "tokenizer_name config_name bitext_files mono_files prepared_data momentum_state data_dir train_file "
-    "validation_files test_files files model model_name_or_path".split()
-)
 _DERIVED = ("total_train_batch_size", "batch_size")  # of several flags and the number of processes
 
 

@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 TRAINER_STATE = "trainer_state.json"
+# Settings that say where files lay, not what was computed.
+PLACES = set(
+    "tokenizer_name config_name bitext_files mono_files prepared_data momentum_state data_dir train_file "
+    "validation_files test_files files model model_name_or_path".split()
+)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _NOT_COMPUTED = ("token", "cache_dir", "preprocessing_num_workers")
 # What a run starts from, by the flags that name it.
@@ -55,6 +60,15 @@ def run_identity(*settings: Any, args: Any, computed: Sequence[str], **inputs: A
     fields = {name: value for instance in settings for name, value in asdict(instance).items()}
     identity = fields | inputs | {name: getattr(args, name) for name in computed}
     return {name: value for name, value in identity.items() if name not in _NOT_COMPUTED}
+
+
+def identity_of_result(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result file says of its run, by which the report tells experiments apart.
+
+    Where files lay is left out, and the files that were read become a list of their hashes.
+    """
+    computed = {name: value for name, value in identity.items() if name not in PLACES}
+    return {**computed, "files": sorted(identity["files"].values())}
 
 
 @dataclass(frozen=True)
