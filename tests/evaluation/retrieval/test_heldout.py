@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from reference.retrieval import accuracies, sentence_vectors
 from tiny_run import tiny_corpus, tiny_model
 
 from modeling_infoxlm.data.batches import JointDataset, StreamSettings
@@ -36,25 +36,6 @@ def corpus(tmp_path: Path) -> TinyCorpus:
     return TinyCorpus(**vars(tiny_corpus(tmp_path)))
 
 
-def slow_accuracy(source: np.ndarray, target: np.ndarray) -> float:
-    hits = 0
-    for i in range(len(source)):
-        cosines = [source[i] @ row / np.linalg.norm(source[i]) / np.linalg.norm(row) for row in target]
-        hits += int(np.argmax(cosines)) == i
-    return hits / len(source)
-
-
-def slow_vectors(model: Any, store: Any, count: int, layer: int, pooling: str) -> np.ndarray:
-    """By the padded forward of transformers, a sentence at a time."""
-    rows = []
-    for i in range(count):
-        ids = torch.tensor([[0, *store[i].tolist(), 2]])
-        with torch.no_grad():
-            hidden = model.roberta(ids, output_hidden_states=True).hidden_states[layer][0].double()
-        rows.append((hidden[0] if pooling == "cls" else hidden.mean(dim=0)).numpy())
-    return np.stack(rows)
-
-
 @pytest.mark.parametrize("layer, max_pairs, pooling", [(0, 25, "mean"), (3, 300, "mean"), (2, 300, "cls")])
 def test_accuracies_equal_a_slow_search_in_both_directions(
     corpus: TinyCorpus, layer: int, max_pairs: int, pooling: str
@@ -66,8 +47,11 @@ def test_accuracies_equal_a_slow_search_in_both_directions(
     halves = _HalvedStore(pair.source)
     corpus = replace(corpus, heldout={"en-xx": PairStore(pair.source, halves, "en", "xx")})
     count = min(max_pairs, len(pair))
-    source, target = (slow_vectors(model, store, count, layer, pooling) for store in (pair.source, halves))
-    forth, back = slow_accuracy(source, target), slow_accuracy(target, source)
+    sides = (
+        sentence_vectors(model.roberta, [[0, *store[i].tolist(), 2] for i in range(count)], layer, pooling)
+        for store in (pair.source, halves)
+    )
+    forth, back = accuracies(*sides)
     assert 0 < forth < 1 and 0 < back < 1
     retrieval = HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=max_pairs)
     accuracy = retrieval.accuracies(model.roberta)["en-xx"]

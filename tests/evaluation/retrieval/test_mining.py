@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from reference.retrieval import accuracies, similarities
 
 from modeling_infoxlm.evaluation.retrieval import mining
 from modeling_infoxlm.evaluation.retrieval.mining import (
@@ -21,16 +22,6 @@ from modeling_infoxlm.evaluation.retrieval.mining import (
     translations_found,
 )
 from modeling_infoxlm.runs.errors import UsageError
-
-
-def similarities(queries: np.ndarray, candidates: np.ndarray, similarity: str = "cosine") -> np.ndarray:
-    """(N, M), one at a time, fp64."""
-    table = np.empty((len(queries), len(candidates)))
-    for i, query in enumerate(queries.astype(np.float64)):
-        for j, other in enumerate(candidates.astype(np.float64)):
-            lengths = np.linalg.norm(query) * np.linalg.norm(other) if similarity == "cosine" else 1.0
-            table[i, j] = query @ other / lengths
-    return table
 
 
 def random_vectors(count: int, seed: int) -> torch.Tensor:
@@ -84,8 +75,7 @@ def test_no_more_than_a_tile_of_scores_is_there_at_once(
 def test_both_directions_against_the_slow_search(tile: tuple[int, int]) -> None:
     source = random_vectors(40, 3)
     target = source + 0.8 * random_vectors(40, 4)
-    table = similarities(source.numpy(), target.numpy())
-    expected = [np.mean(scores.argmax(axis=1) == np.arange(40)) for scores in (table, table.T)]
+    expected = accuracies(source.numpy(), target.numpy())
     accuracy = retrieval_accuracy(source, target)
     assert expected[0] != expected[1] and 0 < min(expected) and max(expected) < 1
     assert [accuracy.source_to_target, accuracy.target_to_source] == pytest.approx(expected)

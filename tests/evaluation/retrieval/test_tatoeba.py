@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from reference.retrieval import accuracies, sentence_vectors
 from rich.console import Console
 from tiny_encoder import save_tiny_encoder, word_tokenizer
 from transformers import XLMRobertaModel
@@ -55,25 +56,13 @@ def arguments(**given: Any) -> TatoebaArguments:
 
 
 def slow_accuracy(folder: Path, one: BitextSet, layer: int, pooling: str, similarity: str) -> list[float]:
-    """Percent in both directions: transformers, one sentence at a time, and one row of numpy at a time."""
+    """Percent in both directions."""
     model, tokenizer = XLMRobertaModel.from_pretrained(folder).eval(), word_tokenizer()
-    sides = []
-    for texts in (one.source, one.target):
-        vectors = []
-        for text in texts:
-            with torch.no_grad():
-                output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-            hidden = output.hidden_states[layer][0].double().numpy()
-            vectors.append(hidden[0] if pooling == "cls" else hidden.mean(axis=0))
-        table = np.stack(vectors)
-        if similarity == "cosine":
-            table /= np.linalg.norm(table, axis=1, keepdims=True)
-        sides.append(table)
-    hits = [
-        [int(np.argmax([query @ other for other in others]) == i) for i, query in enumerate(queries)]
-        for queries, others in (sides, sides[::-1])
-    ]
-    return [100 * float(np.mean(direction)) for direction in hits]
+    sides = (
+        sentence_vectors(model, tokenizer(list(texts))["input_ids"], layer, pooling)
+        for texts in (one.source, one.target)
+    )
+    return [100 * share for share in accuracies(*sides, similarity)]
 
 
 def directions(result: tatoeba.TaskResult, language: str) -> list[float]:
