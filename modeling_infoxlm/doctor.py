@@ -34,6 +34,7 @@ from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
 from modeling_infoxlm.packed_attention import VarlenAttention, plan_attention
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.flags import name_leading
 from modeling_infoxlm.runs.process import configure_process
 from modeling_infoxlm.runs.provenance import PACKAGES
 from modeling_infoxlm.runs.secrets import blot_secrets
@@ -70,8 +71,7 @@ def doctor_command(argv: list[str]) -> None:
         DoctorFailure: If a check failed.
         UsageError: If there is no such folder or repository.
     """
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model_name_or_path", *argv]
+    argv = name_leading(argv, ("--model_name_or_path",))
     (arguments,) = parse_args_with_config((DoctorArguments,), argv, program="infoxlm doctor", about=__doc__)
     configure_process(distributed=True)
     console = Console(highlight=False, soft_wrap=True)

@@ -16,9 +16,7 @@ The folder holds
 A single RoBERTa or XLM-R of fairseq gives a model without projection, and no momentum state.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +47,7 @@ from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import file_sha256, whole_folder, write_json
+from modeling_infoxlm.runs.flags import flag, name_leading
 from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME
 
 CONVERSION_NAME = "conversion.json"
@@ -71,29 +70,15 @@ class ConvertArguments:
 
     _argument_group_name = "convert-fairseq"
 
-    checkpoint_file: str = field(default="", metadata={"help": "Checkpoint of fairseq, such as model.pt."})
-    output_dir: str = field(default="", metadata={"help": "Folder that is written."})
-    dict: str | None = field(
-        default=None, metadata={"help": "Its dict.txt: the order of ids is held against the tokenizer's."}
-    )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer stored with the model: a folder or a Hub name."}
-    )
-    use: Literal["fast", "slow"] = field(
-        default="fast", metadata={"help": "The trained encoder, or its momentum copy."}
-    )
-    xlco_layer: int | None = field(
-        default=None, metadata={"help": "Layer of the contrast; none takes what the checkpoint says."}
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Type of the model's stored weights."}
-    )
-    ignore_unknown: bool = field(
-        default=False, metadata={"help": "List tensors that belong to no encoder, and go on without them."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace the folder if an earlier conversion wrote it."}
-    )
+    checkpoint_file: str = flag("", "Checkpoint of fairseq, such as model.pt.")
+    output_dir: str = flag("", "Folder that is written.")
+    dict: str | None = flag(None, "Its dict.txt: the order of ids is held against the tokenizer's.")
+    tokenizer_name: str | None = flag(None, "Tokenizer stored with the model: a folder or a Hub name.")
+    use: Literal["fast", "slow"] = flag("fast", "The trained encoder, or its momentum copy.")
+    xlco_layer: int | None = flag(None, "Layer of the contrast; none takes what the checkpoint says.")
+    dtype: Literal["float32", "bfloat16", "float16"] = flag("float32", "Type of the model's stored weights.")
+    ignore_unknown: bool = flag(False, "List tensors that belong to no encoder, and go on without them.")
+    overwrite_output_dir: bool = flag(False, "Replace the folder if an earlier conversion wrote it.")
 
 
 def convert_fairseq_command(argv: list[str]) -> None:
@@ -107,13 +92,6 @@ def convert_fairseq_command(argv: list[str]) -> None:
             "infoxlm convert-fairseq needs a checkpoint and a folder: infoxlm convert-fairseq model.pt model."
         )
     print("\n".join(convert_fairseq(arguments)))
-
-
-def name_leading(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """Put flags before leading arguments that were typed without them."""
-    bare = list(takewhile(lambda argument: not argument.startswith("-"), argv))[: len(flags)]
-    named = [part for flag, value in zip(flags, bare, strict=False) for part in (flag, value)]
-    return [*named, *argv[len(bare) :]]
 
 
 def convert_fairseq(arguments: ConvertArguments) -> list[str]:

@@ -54,18 +54,9 @@ _PIPELINES = {
 }
 # Settings that a reader must know to compare a result.
 _CONDITIONS = (
-    "layer",
-    "pooling",
-    "similarity",
-    "margin",
-    "margin_neighbours",
-    "scoring_rules",
-    "train_language",
-    "max_seq_length",
-    "learning_rate",
-    "num_train_epochs",
-    "bf16",
-)
+    "layer pooling similarity margin margin_neighbours scoring_rules train_language max_seq_length "
+    "learning_rate num_train_epochs bf16"
+).split()
 # What begins something in Markdown or HTML; an underscore within a word does not, nor does a lone colon.
 _MARKUP = re.compile(r"[\\`*\[\]<&|~$#]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")

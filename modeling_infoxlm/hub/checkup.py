@@ -27,16 +27,7 @@ PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")
 
 # Metadata of a card that is text or a list of texts: `language: no` is false in YAML.
-_CARD_TEXTS = (
-    "license",
-    "language",
-    "tags",
-    "datasets",
-    "metrics",
-    "base_model",
-    "library_name",
-    "pipeline_tag",
-)
+_CARD_TEXTS = "license language tags datasets metrics base_model library_name pipeline_tag".split()
 _WORDS = 6  # of each of the two made-up sentences
 _LEAST_DIFFERENCE = 1e-3  # of their vectors, as a share of the length
 Level = Literal["ok", "warn", "fail"]

@@ -9,7 +9,7 @@ of.
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,7 @@ from modeling_infoxlm.hub.source import Source, load_source
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import whole_folder, write_json
+from modeling_infoxlm.runs.flags import flag, name_leading
 
 Format = Literal["xlm-roberta", "infoxlm", "sentence-transformers", "onnx"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -50,35 +51,26 @@ _FORMATS_WITH = {
 class FormatOptions:
     """What a release is made to be; flags of `infoxlm export` and `infoxlm push`."""
 
-    format: Format | None = field(
-        default=None,
-        metadata={
-            "help": "xlm-roberta loads everywhere; infoxlm comes with its code, to go on with pre-training; "
-            "sentence-transformers is the encoder up to the sentence layer; onnx is for ONNX Runtime. "
-            "Unset: xlm-roberta, or that of a release that is pushed."
-        },
+    format: Format | None = flag(
+        None,
+        "xlm-roberta loads everywhere; infoxlm comes with its code, to go on with pre-training; "
+        "sentence-transformers is the encoder up to the sentence layer; onnx is for ONNX Runtime. "
+        "Unset: xlm-roberta, or that of a release that is pushed.",
     )
-    layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Layer that the encoder is cut at; 0 is the embedding output. Unset: that of the "
-            "contrast for sentence-transformers, the whole model for onnx."
-        },
+    layer: int | None = flag(
+        None,
+        "Layer that the encoder is cut at; 0 is the embedding output. Unset: that of the contrast for "
+        "sentence-transformers, the whole model for onnx.",
     )
-    pooling: Pooling | None = field(
-        default=None,
-        metadata={
-            "help": "Sentence vector for sentence-transformers: mean of all tokens, or cls, that of <s>. "
-            "Unset: mean."
-        },
+    pooling: Pooling | None = flag(
+        None,
+        "Sentence vector for sentence-transformers: mean of all tokens, or cls, that of <s>. Unset: mean.",
     )
-    normalize: bool = field(
-        default=False, metadata={"help": "Scale vectors to length 1, for sentence-transformers."}
-    )
-    dtype: Dtype = field(default="float32", metadata={"help": "Type of the stored weights; onnx: float32."})
-    max_shard_size: str = field(
-        default=MAX_SHARD_SIZE,
-        metadata={"help": "Larger weights are stored in several files: a number and KB, MB, GB or TB."},
+    normalize: bool = flag(False, "Scale vectors to length 1, for sentence-transformers.")
+    dtype: Dtype = flag("float32", "Type of the stored weights; onnx: float32.")
+    max_shard_size: str = flag(
+        MAX_SHARD_SIZE,
+        "Larger weights are stored in several files: a number and KB, MB, GB or TB.",
     )
 
     def format_options(self) -> dict[str, Any]:
@@ -92,19 +84,11 @@ class ExportArguments(FormatOptions):
 
     _argument_group_name = "export"
 
-    model_name_or_path: str = field(
-        default="", metadata={"help": "Trained model: a checkpoint folder or a Hub name."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."}
-    )
-    output_dir: str = field(default="release", metadata={"help": "Folder of the release."})
+    model_name_or_path: str = flag("", "Trained model: a checkpoint folder or a Hub name.")
+    model_revision: str = flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
+    output_dir: str = flag("release", "Folder of the release.")
     # repr=False: a printed or logged instance must not show the secret.
-    token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={"help": "Hub access token. Unset: the one stored by `hf auth login`."},
-    )
+    token: str | None = flag(None, "Hub access token. Unset: the one stored by `hf auth login`.", repr=False)
 
 
 @dataclass(frozen=True)
@@ -142,8 +126,7 @@ class ExportRecord:
 
 def export_command(argv: list[str]) -> None:
     """Write a trained model as a release: `infoxlm export`."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model_name_or_path", *argv]
+    argv = name_leading(argv, ("--model_name_or_path",))
     (arguments,) = parse_args_with_config((ExportArguments,), argv, program="infoxlm export", about=__doc__)
     if not arguments.model_name_or_path:
         raise UsageError(

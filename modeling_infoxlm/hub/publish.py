@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -241,10 +241,11 @@ def _additions(files: Sequence[ReleaseFile]) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(file.path_in_repo, str(file.path)) for file in files]
 
 
+@dataclass
 class TrainingPublisher:
     """Pushes what a training run saves.
 
-    Args:
+    Attributes:
         repo_id: Repository, which exists.
         output_dir: Folder of the run; releases are built in a hidden folder in it.
         format: Form of the release.
@@ -254,21 +255,18 @@ class TrainingPublisher:
         revision: Branch; None for main.
     """
 
-    def __init__(
-        self,
-        repo_id: str,
-        *,
-        output_dir: Path,
-        format: Format,
-        license: str | None = None,
-        private: bool = False,
-        token: str | None = None,
-        revision: str | None = None,
-    ) -> None:
-        self.repo_id, self.format, self.license, self.revision = repo_id, format, license, revision
-        self.private = private
-        self.staging = output_dir / PUSHING_FOLDER
-        self.api = RetriedApi(HfApi(token=token))
+    repo_id: str
+    output_dir: Path
+    format: Format
+    license: str | None = None
+    private: bool = False
+    token: str | None = field(default=None, repr=False)
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Name the hidden folder, and open the Hub."""
+        self.staging = self.output_dir / PUSHING_FOLDER
+        self.api = RetriedApi(HfApi(token=self.token))
 
     def prepare(self) -> None:
         """Look whether pushes can go there, and remove what a killed one has left here.

@@ -8,7 +8,7 @@ infoxlm push out ORG/NAME --dry_run
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from modeling_infoxlm.hub.release import ReleaseFile, build_release, list_releas
 from modeling_infoxlm.hub.retries import RetriedApi
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.flags import flag, name_leading
 from modeling_infoxlm.runs.process import leave_process_group
 
 
@@ -38,32 +39,22 @@ class PushArguments(FormatOptions):
 
     _argument_group_name = "push"
 
-    model_name_or_path: str = field(
-        default="", metadata={"help": "Folder of a run, a checkpoint or a release of `infoxlm export`."}
+    model_name_or_path: str = flag("", "Folder of a run, a checkpoint or a release of `infoxlm export`.")
+    repo_id: str = flag("", "Repository on the Hub, ORG/NAME; made if missing.")
+    results: list[str] = flag(
+        [], "Result files, or folders of them, of this model; their numbers enter the card."
     )
-    repo_id: str = field(default="", metadata={"help": "Repository on the Hub, ORG/NAME; made if missing."})
-    results: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Result files, or folders of them, of this model; their numbers enter the card."},
+    license: str | None = flag(None, "Licence of the model, such as apache-2.0.")
+    private: bool = flag(False, "Only members of ORG see the repository.")
+    revision: str | None = flag(None, "Branch; made if missing. Default: main.")
+    create_pr: bool = flag(False, "Open a pull request instead.")
+    tag: str = flag(
+        AUTOMATIC_TAG, "Tag of the commit; auto is the next of v1, v2, ... on main; none for no tag."
     )
-    license: str | None = field(default=None, metadata={"help": "Licence of the model, such as apache-2.0."})
-    private: bool = field(default=False, metadata={"help": "Only members of ORG see the repository."})
-    revision: str | None = field(default=None, metadata={"help": "Branch; made if missing. Default: main."})
-    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead."})
-    tag: str = field(
-        default=AUTOMATIC_TAG,
-        metadata={"help": "Tag of the commit; auto is the next of v1, v2, ... on main; none for no tag."},
-    )
-    message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+    message: str | None = flag(None, "Message of the commit.")
+    dry_run: bool = flag(False, "Only build the release and list its files and their sizes.")
     # repr=False: a printed or logged instance must not show the secret.
-    token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={"help": "Token of the Hub; default: the login of `hf auth login`."},
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Only build the release and list its files and their sizes."}
-    )
+    token: str | None = flag(None, "Token of the Hub; default: the login of `hf auth login`.", repr=False)
 
 
 def push_command(argv: list[str]) -> None:
@@ -161,14 +152,8 @@ def _describe(record: PushRecord) -> str:
 
 def _parse(argv: list[str]) -> PushArguments:
     """`infoxlm push FOLDER ORG/NAME --flags`; the first two may be flags as well."""
-    flags: list[str] = []
-    rest = list(argv)
-    for name in ("--model_name_or_path", "--repo_id"):
-        if rest and not rest[0].startswith("-"):
-            flags += [name, rest.pop(0)]
-    (arguments,) = parse_args_with_config(
-        (PushArguments,), [*flags, *rest], program="infoxlm push", about=__doc__
-    )
+    argv = name_leading(argv, ("--model_name_or_path", "--repo_id"))
+    (arguments,) = parse_args_with_config((PushArguments,), argv, program="infoxlm push", about=__doc__)
     if not arguments.model_name_or_path or not arguments.repo_id:
         raise UsageError("infoxlm push needs a folder and a repository: infoxlm push out ORG/NAME.")
     return arguments

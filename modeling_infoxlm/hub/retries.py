@@ -7,7 +7,7 @@ wrong, and tries everything else once: making repositories, commits and tags, an
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -93,17 +93,11 @@ class RetriedApi:
         return f"could not {what} at {self.hub.endpoint}{tries}: {_describe(trouble)}; {hint}."
 
 
-def _network_trouble(error: BaseException) -> BaseException | None:
+def _network_trouble(error: BaseException | None) -> BaseException | None:
     """The error of the network in a chain of causes; the client wraps those of uploads in RuntimeErrors."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return None
-    return next((link for link in _causes(error) if isinstance(link, _TROUBLE)), None)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
+    while error is not None and not isinstance(error, (*_TROUBLE, OfflineModeIsEnabled)):
         error = error.__cause__ or error.__context__
+    return None if isinstance(error, OfflineModeIsEnabled) else error
 
 
 def _status(error: BaseException) -> int | None:

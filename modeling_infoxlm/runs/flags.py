@@ -1,7 +1,9 @@
 """Fields of dataclasses of arguments, each of which is a flag, and the numbers that they may have."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
+from itertools import takewhile
 from typing import Any
 
 LARGEST_SEED = 2**32 - 1  # numpy's
@@ -102,3 +104,10 @@ def check_number(name: str, value: float) -> None:
         raise ValueError(f"must be at least {lowest:g}, found {value:g}.")
     if value > _AT_MOST.get(name, LARGEST_INT):
         raise ValueError(f"must be at most {_AT_MOST.get(name, LARGEST_INT):,}, found {value:g}.")
+
+
+def name_leading(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Put flags before leading arguments that were typed without them."""
+    bare = list(takewhile(lambda argument: not argument.startswith("-"), argv))[: len(flags)]
+    named = [part for flag, value in zip(flags, bare, strict=False) for part in (flag, value)]
+    return [*named, *argv[len(bare) :]]
