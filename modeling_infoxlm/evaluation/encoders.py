@@ -189,16 +189,14 @@ def load_checkpoint(
             f"the tokenizer has {len(tokenizer):,} tokens, the model's table {config.vocab_size:,}; "
             "use the tokenizer that belongs to the model."
         )
-    model_type, is_ours = config.model_type, ours is not None and config.model_type in OUR_TYPES
-    # Our class makes a configuration of its own of XLM-R's.
-    given = {} if is_ours else {"config": config}
-    model, report = load_whole_model(
-        ours if is_ours else auto_class, name, dtype=torch.float32, **given, **options
-    )
+    model_type = config.model_type  # plain XLM-R may be loaded as InfoXLM
+    if ours is not None and model_type in OUR_TYPES:  # it makes a configuration of its own of XLM-R's
+        model, report = load_whole_model(ours, name, dtype=torch.float32, **options)
+    else:
+        model, report = load_whole_model(auto_class, name, dtype=torch.float32, config=config, **options)
     missing = tuple(sorted(report["missing_keys"]))
     check_encoder(arguments.model_name_or_path, model, missing)
-    record = describe_model(arguments, model, tokenizer, model_type=model_type)
-    return Checkpoint(model, tokenizer, record, missing)
+    return Checkpoint(model, tokenizer, _describe(arguments, model, tokenizer, model_type), missing)
 
 
 def load_encoder(arguments: EncoderArguments) -> Encoder:
@@ -248,38 +246,25 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def config_hash(config: Any) -> str:
-    """Hash of the fields of a configuration that change what the model computes, hex."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPUTED}
-    text = json.dumps(fields, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def describe_model(
+def _describe(
     arguments: EncoderArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    *,
     model_type: str,
 ) -> ModelRecord:
-    """Name, revision, hashes and size of a loaded model.
-
-    Args:
-        arguments: Which model was asked for.
-        model: As it was loaded.
-        tokenizer: What its inputs are made by.
-        model_type: The checkpoint's own; plain XLM-R may be loaded as InfoXLM.
-    """
     name = str(arguments.model_name_or_path)
     folder = Path(transformer_folder(name))
     is_folder = folder.is_dir()
-    places = {key: arguments.hub_options()[key] for key in ("revision", "cache_dir", "token")}
+    options = arguments.hub_options()
+    places = {key: options[key] for key in ("revision", "cache_dir", "token")}
+    computed = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_COMPUTED}
+    text = json.dumps(computed, sort_keys=True, default=str)
     return ModelRecord(
         name_or_path=name,
         revision=None if is_folder else hub_commit(name, places),
         sha256=hash_weights(folder) if is_folder else None,
         model_type=model_type,
         num_parameters=model.num_parameters(),
-        config_sha256=config_hash(model.config),
+        config_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
         tokenizer_sha256=tokenizer_hash(tokenizer) if tokenizer.is_fast else None,
     )
