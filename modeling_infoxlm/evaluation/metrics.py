@@ -15,6 +15,7 @@ from typing import Any
 
 import evaluate
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Features, List, Value
 
@@ -60,7 +61,7 @@ class XNLIAccuracy(evaluate.Metric):
         if languages is None:
             return result
         by_language = _by_language({"accuracy": hits}, languages)
-        return {**result, **_flatten(by_language), **summarise(_column(by_language, "accuracy"))}
+        return {**result, **_flatten(by_language), **summarise(by_language.accuracy.to_dict())}
 
 
 class MLQAScore(evaluate.Metric):
@@ -184,29 +185,22 @@ def _describe(description: str, inputs: str, features: Mapping[str, Any]) -> eva
     )
 
 
-def _by_language(scores: Mapping[str, np.ndarray], languages: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean of each score in each language.
+def _by_language(scores: Mapping[str, np.ndarray], languages: Sequence[str]) -> pd.DataFrame:
+    """Mean of each score, a row for each language.
 
     Raises:
         ValueError: If there is not one language for each example.
     """
-    count = len(next(iter(scores.values())))
-    if len(languages) != count:
-        raise ValueError(f"expected one language for each of {count:,} examples, found {len(languages):,}.")
-    names = np.array(languages)
+    table = pd.DataFrame(scores)
+    if len(languages) != len(table):
+        found = f"{len(table):,} examples, found {len(languages):,}"
+        raise ValueError(f"expected one language for each of {found}.")
+    return table.groupby(list(languages)).mean()
+
+
+def _flatten(by_language: pd.DataFrame) -> dict[str, float]:
     return {
-        language: {name: float(values[names == language].mean()) for name, values in scores.items()}
-        for language in sorted(set(languages))
-    }
-
-
-def _column(by_language: Mapping[str, Mapping[str, float]], name: str) -> dict[str, float]:
-    return {language: scores[name] for language, scores in by_language.items()}
-
-
-def _flatten(by_language: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {
-        f"{name}_{language}": value
-        for language, scores in by_language.items()
+        f"{name}_{language}": float(value)
+        for language, scores in by_language.iterrows()
         for name, value in scores.items()
     }

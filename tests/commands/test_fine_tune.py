@@ -4,7 +4,6 @@ import csv
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from reference import mlqa_rules
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_nli, write_xnli
+from tiny_programs import MLQA, XNLI, Program, command, result_of
 from tiny_qa import article, marked_articles, question, write_sets, write_squad
-from tiny_run import VOCAB
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 import run_mlqa
 import run_xnli
@@ -28,55 +27,6 @@ from modeling_infoxlm.runs.provenance import read_result
 LANGUAGES = ("en", "de", "fr")
 
 
-@dataclass(frozen=True)
-class Program:
-    """One of the programs.
-
-    Attributes:
-        main: Its entry point.
-        data: Flags that name data below a folder.
-        flags: Of a short run.
-        extras: Flags of a run with everything in it.
-        metric: Of its result.
-        auto_class: Of its model.
-        testing: What predicts; it is called once training is done.
-        stop_at: A step in the second epoch of 12.
-    """
-
-    name: str
-    main: Callable[[list[str]], int]
-    data: str
-    flags: str
-    extras: str
-    metric: str
-    auto_class: Any
-    testing: str
-    stop_at: int
-
-
-XNLI = Program(
-    "xnli",
-    run_xnli.main,
-    "--data_dir {data}/xnli",
-    "--languages en de fr --max_seq_length 40 --num_train_epochs 3 --eval_steps 6 --logging_steps 6",
-    "--mixed_languages true --mixed_max_samples 9",
-    "accuracy",
-    AutoModelForSequenceClassification,
-    "modeling_infoxlm.evaluation.inference.xnli.XNLIRun.predict",
-    15,
-)
-MLQA = Program(
-    "mlqa",
-    run_mlqa.main,
-    "--train_file {data}/qa/train-v1.1.json --test_files {data}/qa/mlqa",
-    "--max_seq_length 16 --doc_stride 4 --max_query_length 4 --max_answer_length 2 --num_train_epochs 4 "
-    "--save_steps 12 --logging_steps 12",
-    "--test_files {data}/qa/mlqa {data}/qa/xquad --all_pairs true --save_n_best true",
-    "f1",
-    AutoModelForQuestionAnswering,
-    "modeling_infoxlm.evaluation.questions.mlqa.MLQARun.answer",
-    20,
-)
 BOTH = pytest.mark.parametrize("program", [XNLI, MLQA], ids=["xnli", "mlqa"])
 
 
@@ -100,17 +50,6 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def command(program: Program, shared: Path, out: Path, *own: str, model: str = "infoxlm") -> list[str]:
-    """A command; of a flag given twice the last one counts."""
-    return [
-        *("--model_name_or_path", str(shared / model)),
-        *program.data.format(data=shared).split(),
-        *("--cache_dir", str(shared / "cache"), "--output_dir", str(out)),
-        *"--use_cpu true --disable_tqdm true --seed 1 --per_device_train_batch_size 8".split(),
-        *("--learning_rate", "5e-3", *program.flags.split(), *own),
-    ]
-
-
 @pytest.fixture(scope="module")
 def fitted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each program with everything in it."""
@@ -123,10 +62,6 @@ def fitted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
             argv = command(program, shared, folders[program.name], *extras, model="plain")
             assert program.main(argv) == 0
     return folders
-
-
-def result_of(folder: Path, program: Program) -> dict[str, Any]:
-    return read_result(folder / f"{program.name}_results.json")
 
 
 # ---------------------------------------------------------------------------- from files to scores
@@ -435,10 +370,7 @@ def refusal(capsys: pytest.CaptureFixture[str], shared: Path, out: Path) -> Call
     return run
 
 
-def test_bad_data(shared: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    message = refusal(XNLI, "--languages", "en", "sw", "de")
-    folder = shared / "xnli"
-    assert message.startswith(f"{folder} has no dev file, such as dev-xx.tsv, for sw; name the languages")
+def test_bad_data(tmp_path: Path, refusal: Callable[..., str]) -> None:
     data = write_xnli(tmp_path / "data")
     write_nli(data / "test-fr.tsv", [*nli_rows("fr", 5), ("w24", "w25", "unrelated")])
     message = refusal(XNLI, "--data_dir", str(data))
@@ -449,13 +381,6 @@ def test_bad_data(shared: Path, tmp_path: Path, refusal: Callable[..., str]) -> 
     assert message.startswith(f"{path}: 1 of 1 questions have an answer that does not stand")
 
 
-@BOTH
-def test_a_tokenizer_that_does_not_fit(program: Program, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    word_tokenizer(VOCAB + 5).save_pretrained(tmp_path / "words")
-    message = refusal(program, "--tokenizer_name", str(tmp_path / "words"))
-    assert message.startswith("the tokenizer has 65 tokens, the model's table 60;")
-
-
 @pytest.mark.parametrize(
     ("program", "own", "message"),
     [
@@ -464,6 +389,7 @@ def test_a_tokenizer_that_does_not_fit(program: Program, tmp_path: Path, refusal
         (XNLI, "--do_train false", "has no trained head"),
         (MLQA, "--do_train false", "has no trained head"),
         (XNLI, "--model_name_or_path no/such/folder", "no/such/folder cannot be loaded"),
+        (XNLI, "--languages en sw de", "has no dev file, such as dev-xx.tsv, for sw; name the languages"),
         (XNLI, "--train_file nothing.tsv", "--train_file: no file matches nothing.tsv"),
         (XNLI, "--mixed_max_samples 0", "mixed_max_samples must be at least 1, found 0"),
         (XNLI, "--dataset_name facebook/xnli", "give either --dataset_name or files"),

@@ -1,7 +1,6 @@
 """Flags of fine-tuning."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import TrainingArguments
 
@@ -48,18 +47,6 @@ _BYPASSED = {
 }
 
 
-def check_counts(arguments: Any, *names: str) -> None:
-    """Refuse numbers of something that are below 1.
-
-    Raises:
-        ValueError: With name and value.
-    """
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}.")
-
-
 @dataclass
 class HeadModelArguments(EncoderArguments):
     """Which encoder is fine-tuned."""
@@ -87,8 +74,8 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
     )
     save_strategy: str = flag(
         "",
-        "When checkpoints are written. Unset: as eval_strategy. no: only at steps that are the best so far,"
-        " if one is chosen.",
+        "When checkpoints are written. Unset: as eval_strategy. no: only at steps that are the best so far, "
+        "if one is chosen.",
     )
     save_steps: float = flag(0, "Steps between checkpoints, a multiple of eval_steps. 0: eval_steps.")
     save_total_limit: int | None = flag(2, "Checkpoints kept: the best and the newest. At least 2.")

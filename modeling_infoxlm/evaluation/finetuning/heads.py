@@ -22,25 +22,22 @@ class HeadModel(Checkpoint):
         """Move the model."""
         self.model.to(device)  # type: ignore[arg-type]  # the library's own annotation is wrong
 
-    def check_length(self, max_seq_length: int) -> None:
-        """Refuse a length that the model has no positions for.
+    def check(self, *, max_seq_length: int, trained: bool) -> None:
+        """Refuse a length that the model has no positions for, or a head that was never trained.
+
+        Args:
+            max_seq_length: Tokens of a row, special tokens included.
+            trained: Whether the head has to be.
 
         Raises:
-            UsageError: With both numbers.
+            UsageError: If it is so.
         """
         if max_seq_length > self.max_length:
             raise UsageError(
                 f"max_seq_length is {max_seq_length}, but {self.record.name_or_path} takes at most "
                 f"{self.max_length} tokens; give --max_seq_length {self.max_length} or less."
             )
-
-    def check_trained(self) -> None:
-        """Refuse a model whose head was never trained.
-
-        Raises:
-            UsageError: If the checkpoint has no head.
-        """
-        if self.new_weights:
+        if trained and self.new_weights:
             raise UsageError(
                 f"{self.record.name_or_path} has no trained head ({self.new_weights[0]} is missing); "
                 "fine-tune it first: --do_train true."

@@ -46,9 +46,7 @@ class HeadRun(ABC):
     def __init__(
         self, head: HeadModel, data: Any, *, task: Any, args: FineTuningArguments, cache_dir: str | None
     ) -> None:
-        head.check_length(task.max_seq_length)
-        if not args.do_train:
-            head.check_trained()
+        head.check(max_seq_length=task.max_seq_length, trained=not args.do_train)
         self.head, self.data, self.task, self.args, self.cache_dir = head, data, task, args, cache_dir
 
     @abstractmethod

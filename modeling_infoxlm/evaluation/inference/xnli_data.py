@@ -8,11 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from modeling_infoxlm.evaluation.finetuning.arguments import (
-    FineTuningArguments,
-    HeadModelArguments,
-    check_counts,
-)
+from modeling_infoxlm.evaluation.finetuning.arguments import FineTuningArguments, HeadModelArguments
 from modeling_infoxlm.evaluation.finetuning.rows import draw
 from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.inference.nli_files import (
@@ -26,7 +22,7 @@ from modeling_infoxlm.evaluation.inference.nli_files import (
 from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.runs.errors import DataError, UsageError
 from modeling_infoxlm.runs.files import file_sha256
-from modeling_infoxlm.runs.flags import flag
+from modeling_infoxlm.runs.flags import check_numbers, flag
 
 ENGLISH = "en"
 LIMITS = ("max_train_samples", "max_eval_samples", "max_predict_samples")
@@ -92,7 +88,7 @@ class XNLIArguments:
 
     def __post_init__(self) -> None:
         """Refuse counts and combinations that mean nothing."""
-        check_counts(self, "max_seq_length", *LIMITS, "mixed_max_samples")
+        check_numbers(self)
         files = self.data_dir or self.train_file or self.validation_files or self.test_files
         if bool(files) == bool(self.dataset_name):
             raise ValueError("give either --dataset_name or files (--data_dir, --test_files, ...).")

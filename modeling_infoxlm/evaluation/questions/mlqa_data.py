@@ -5,11 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from modeling_infoxlm.evaluation.finetuning.arguments import (
-    FineTuningArguments,
-    HeadModelArguments,
-    check_counts,
-)
+from modeling_infoxlm.evaluation.finetuning.arguments import FineTuningArguments, HeadModelArguments
 from modeling_infoxlm.evaluation.hub_data import HubData
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules
 from modeling_infoxlm.evaluation.questions.qa_features import WindowSettings
@@ -27,7 +23,7 @@ from modeling_infoxlm.evaluation.results import RESULT_SUFFIX
 from modeling_infoxlm.hub.benchmarks import SCORING_RULES
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import file_sha256
-from modeling_infoxlm.runs.flags import flag
+from modeling_infoxlm.runs.flags import check_numbers, flag
 from modeling_infoxlm.training.bypassed import refuse_bypassed
 
 PREDICTIONS = "predictions"  # folders beside the model
@@ -42,21 +38,21 @@ class MLQAArguments:
 
     train_file: list[str] = flag(
         [],
-        "Questions to learn from, in SQuAD's layout: files (json, json.gz), globs, folders, or Hub datasets"
-        " (hub:NAME:CONFIG:SPLIT, or hub:NAME@REVISION:CONFIG:SPLIT).",
+        "Questions to learn from, in SQuAD's layout: files (json, json.gz), globs, folders, or Hub datasets "
+        "(hub:NAME:CONFIG:SPLIT, or hub:NAME@REVISION:CONFIG:SPLIT).",
     )
     test_files: list[str] = flag(
         [],
-        "Questions to answer: files by the names of MLQA, XQuAD or TyDiQA, globs, folders, or Hub datasets;"
-        " de=FILE, or de-en=FILE for English questions about German contexts, if the name does not say so.",
+        "Questions to answer: files by the names of MLQA, XQuAD or TyDiQA, globs, folders, or Hub datasets; "
+        "de=FILE, or de-en=FILE for English questions about German contexts, if the name does not say so.",
     )
     task_name: str | None = flag(
         None, "Name of the result. Unset: a result for each benchmark that file names tell."
     )
     scoring_rules: Rules | None = flag(
         None,
-        "Rules of F1 and exact match: MLQA's, which know the language, or SQuAD v1.1's, which take each for"
-        " English. Unset: as in the literature, squad for XQuAD and TyDiQA, else mlqa.",
+        "Rules of F1 and exact match: MLQA's, which know the language, or SQuAD v1.1's, which take each for "
+        "English. Unset: as in the literature, squad for XQuAD and TyDiQA, else mlqa.",
     )
     all_pairs: bool = flag(
         False, "Answer also questions of each language about contexts of each other, put together by id."
@@ -86,8 +82,7 @@ class MLQAArguments:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        check_counts(self, "doc_stride", "max_query_length", "max_answer_length", "n_best_size")
-        check_counts(self, "max_train_samples", "max_predict_samples")
+        check_numbers(self)
         if self.null_score_diff_threshold and not self.version_2_with_negative:
             raise ValueError("null_score_diff_threshold needs --version_2_with_negative true.")
 

@@ -356,7 +356,11 @@ def _published_notes(published: Sequence[Published], files: Sequence[ResultFile]
         "Published rows were read where the last column says; their gaps, and means over other languages "
         "than were printed, are computed from them."
     ]
-    unknown = [file for file in files if set(_in_one_language(file)) - set(whole_test_sets(file.content))]
+    unknown = [
+        file
+        for file in files
+        if {one for one in file.languages if "-" not in one} - {*whole_test_sets(file.content)}
+    ]
     if unknown:
         notes.append(
             f"By its content the data of {name_files(unknown)} is not known to be the whole public test set."
@@ -367,10 +371,6 @@ def _published_notes(published: Sequence[Published], files: Sequence[ResultFile]
             "set."
         )
     return notes
-
-
-def _in_one_language(file: ResultFile) -> list[str]:
-    return [language for language in file.languages if "-" not in language]
 
 
 def _is_dev(file: ResultFile) -> bool:

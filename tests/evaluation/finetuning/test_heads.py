@@ -109,14 +109,14 @@ def test_a_head_of_another_size_is_refused(folders: dict[str, Path], tmp_path: P
 
 def test_lengths_and_heads_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
     head = load_head(folders["bert"])
-    head.check_length(40)
+    head.check(max_seq_length=40, trained=False)
     with pytest.raises(UsageError, match=r"max_seq_length is 41, but .*bert takes at most 40 tokens"):
-        head.check_length(41)
+        head.check(max_seq_length=41, trained=False)
     with pytest.raises(UsageError, match=r"has no trained head \(classifier\.bias is missing\)"):
-        head.check_trained()
+        head.check(max_seq_length=40, trained=True)
     head.model.save_pretrained(tmp_path)
     head.tokenizer.save_pretrained(tmp_path)
-    load_head(tmp_path).check_trained()
+    load_head(tmp_path).check(max_seq_length=40, trained=True)
 
 
 def test_a_head_for_other_labels_is_told_of(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Inference data in every layout gives the same rows, and what is wrong with it is said with its place."""
 
 import gzip
+import io
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -42,65 +44,52 @@ def as_lists(rows: pd.DataFrame) -> list[tuple[object, ...]]:
     return list(rows.itertuples(index=False, name=None))
 
 
-def as_tsv(path: Path) -> None:
-    path.write_text("".join("\t".join(row) + "\n" for row in ROWS), encoding="utf-8")
+def tsv(rows: Iterable[tuple[object, ...]], end: str = "\n") -> bytes:
+    return "".join("\t".join(map(str, row)) + end for row in rows).encode()
 
 
-def as_tsv_with_genre(path: Path) -> None:
-    path.write_text("".join("\t".join((*row, "fiction")) + "\r\n" for row in ROWS), encoding="utf-8")
-
-
-def as_numbers(path: Path) -> None:
-    lines = [f"{premise}\t{hypothesis}\t{LABELS.index(label)}\n" for premise, hypothesis, label in ROWS]
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def as_translated_multinli(path: Path) -> None:
-    named = [(a, b, label.replace("contradiction", "contradictory")) for a, b, label in ROWS]
-    lines = ["premise\thypo\tlabel", *("\t".join(row) for row in named)]
-    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
-
-
-def as_official_xnli(path: Path) -> None:
+def official_xnli() -> bytes:
     """All languages in one file; the columns in another order, others between."""
-    lines = ["language\tgold_label\tsentence1_parse\tsentence1\tsentence2\tpromptID"]
+    lines = [("language", "gold_label", "sentence1_parse", "sentence1", "sentence2", "promptID")]
     for premise, hypothesis, label in ROWS:
-        lines.append(f"de\tneutral\t(x)\tDeutsch\tAuch\t{len(lines)}")
-        lines.append(f"fr\t{label}\t(x)\t{premise}\t{hypothesis}\t{len(lines)}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines.append(("de", "neutral", "(x)", "Deutsch", "Auch", str(len(lines))))
+        lines.append(("fr", label, "(x)", premise, hypothesis, str(len(lines))))
+    return tsv(lines)
 
 
-def as_jsonl(path: Path) -> None:
+def json_lines() -> bytes:
     names = ("sentence1", "sentence2", "gold_label")
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS)
+    lines = (json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS)
+    return gzip.compress("".join(lines).encode())
 
 
-def as_parquet(path: Path) -> None:
-    columns = list(zip(*ROWS, strict=True))
-    table = {
-        "premise": list(columns[0]),
-        "hypothesis": list(columns[1]),
-        "label": [LABELS.index(x) for x in columns[2]],
-    }
-    pyarrow.parquet.write_table(pyarrow.table(table), path)
+def parquet() -> bytes:
+    premises, hypotheses, labels = zip(*ROWS, strict=True)
+    numbers = [LABELS.index(label) for label in labels]
+    table = {"premise": premises, "hypothesis": hypotheses, "label": numbers}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    "name, write",
+    ("name", "content"),
     [
-        ("dev-fr.tsv", as_tsv),
-        ("dev-fr.tsv", as_tsv_with_genre),
-        ("dev-fr.tsv", as_numbers),
-        ("multinli.train.fr.tsv", as_translated_multinli),
-        ("xnli.dev.tsv", as_official_xnli),
-        ("dev-fr.jsonl.gz", as_jsonl),
-        ("dev-fr.parquet", as_parquet),
+        ("dev-fr.tsv", tsv(ROWS)),
+        ("dev-fr.tsv", tsv([(*row, "fiction") for row in ROWS], "\r\n")),
+        ("dev-fr.tsv", tsv((*texts, LABELS.index(label)) for *texts, label in ROWS)),
+        (  # MultiNLI's translations
+            "multinli.train.fr.tsv",
+            b"\xef\xbb\xbfpremise\thypo\tlabel\n" + tsv(ROWS).replace(b"contradiction", b"contradictory"),
+        ),
+        ("xnli.dev.tsv", official_xnli()),
+        ("dev-fr.jsonl.gz", json_lines()),
+        ("dev-fr.parquet", parquet()),
     ],
 )
-def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, write: object) -> None:
-    write(tmp_path / name)
-    genre = "fiction" if write is as_tsv_with_genre else ""
+def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    genre = "fiction" if b"fiction" in content else ""
     assert as_lists(read_nli(tmp_path / name, "fr")) == [(*row, genre) for *row, _ in EXPECTED]
 
 
@@ -217,7 +206,7 @@ def test_a_folder_has_a_file_for_each_language(tmp_path: Path) -> None:
 
 
 def test_one_official_file_serves_all_languages(tmp_path: Path) -> None:
-    as_official_xnli(tmp_path / "xnli.dev.tsv")
+    (tmp_path / "xnli.dev.tsv").write_bytes(official_xnli())
     found = files_in_folder(tmp_path, "dev", XNLI_LANGUAGES)
     assert set(found) == set(XNLI_LANGUAGES) and set(found.values()) == {tmp_path / "xnli.dev.tsv"}
     assert read_nli(found["de"], "de").premise.tolist() == ["Deutsch"] * 3
