@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -42,7 +41,6 @@ from modeling_infoxlm.training.arguments import (
     ReleaseArguments,
 )
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 ALL = [ModelArguments, DataArguments, ContrastArguments, PretrainingArguments]
 
 
@@ -52,64 +50,6 @@ def pretraining(tmp_path: Path) -> Callable[..., PretrainingArguments]:
         return PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, **values)
 
     return build
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_parses_and_every_value_arrives(path, tmp_path):
-    # A machine without GPU can parse the GPU recipes too: bf16 is refused there unless the CPU is asked for.
-    flags = ["--config", str(path), "--use_cpu", "--output_dir", str(tmp_path)]
-    arrived = {
-        name: value for part in parse_args_with_config(ALL, flags) for name, value in vars(part).items()
-    }
-    recipe = yaml.safe_load(path.read_text()) | {"use_cpu": True, "output_dir": str(tmp_path)}
-    for name, written in recipe.items():
-        value = getattr(arrived[name], "value", arrived[name])  # some of transformers' are enums
-        assert value == (float(written) if isinstance(value, float) else written), name
-
-
-def test_there_are_the_recipes_that_the_documentation_names():
-    assert [path.stem for path in RECIPES] == [
-        "align_encoder",
-        "continue_xlmr_base",
-        "demo",
-        "infoxlm_base",
-        "infoxlm_base_released",
-        "infoxlm_large",
-        "mlm",
-        "mlm_tlm",
-    ]
-    text = (RECIPES[0].parents[1] / "docs" / "recipes.md").read_text()
-    assert [path.name for path in RECIPES if f"`{path.name}`" not in text] == []
-
-
-def test_table_of_differences_shows_what_the_recipes_hold():
-    table = (RECIPES[0].parents[1] / "docs" / "recipes.md").read_text().partition("## Where they differ")[2]
-    header, _, *rows = [line.strip("| ").split("|") for line in table.splitlines() if line.startswith("|")]
-    names = [cell.strip(" `") for cell in header if cell.strip()]
-    checked = 0
-    for name, *cells in rows:
-        if "`" not in name:
-            continue
-        for recipe, cell in zip(names, [cell.strip() for cell in cells], strict=False):
-            values = yaml.safe_load((RECIPES[0].parent / f"{recipe}.yaml").read_text())
-            if cell and name.strip(" `") in values:
-                shown = cell.replace(",", "") if cell[0].isdigit() else cell
-                shown = str(float(shown[:-1]) / 100) if shown.endswith("%") else shown.split(" of ")[0]
-                assert yaml.safe_load(shown) == values[name.strip(" `")], (recipe, name)
-                checked += 1
-    assert checked > 50
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_value_of_a_recipe_says_where_it_is_from(path):
-    text = path.read_text()
-    assert text.startswith("# ")
-    if path.stem == "demo":  # says so once, at its top
-        return
-    values = [line for line in text.split("# Logs and checkpoints")[0].splitlines() if line[:1].isalpha()]
-    bare = [line for line in values if "  # " not in line and " # " not in line]
-    allowed = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps")
-    assert [line for line in bare if not line.startswith(allowed)] == []
 
 
 def test_defaults_are_the_papers(pretraining):

@@ -1,0 +1,149 @@
+"""Text, flags and folders that pre-training must refuse, in one line, before anything is lost."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_pretraining import PAIRS, StopInStep3, checkpoints, flags
+from tiny_text import write_pairs
+
+import run_pretraining
+from modeling_infoxlm.data.write_source import PairWriter
+
+pytestmark = pytest.mark.usefixtures("unchanged_process")
+
+
+# What the text is, and how the line begins that refuses it; TEXT stands for its file.
+BAD_TEXTS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "TEXT is empty."),
+    "no UTF-8": (
+        b"a house\tein haus\ncaf\xe9\tkaffee\n",
+        "TEXT, line 2: invalid UTF-8, byte 0xe9 at position 3",
+    ),
+    "nothing usable": (b"Haus\t\n\thouse\n", "no usable line in "),
+    "no translation": (b"the same\tthe same\n" * 9, "TEXT: both sides are the same in 9 of 9 pairs of en-xx"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_text_that_cannot_be_used(text: Path, out: Path, name: str, refusal: Callable[..., str]) -> None:
+    content, message = BAD_TEXTS[name]
+    text.write_bytes(content)
+    assert refusal(flags(out, text)).startswith(message.replace("TEXT", str(text)))
+
+
+def test_text_that_is_not_there_or_no_pair(out: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    source, target = tmp_path / "news.en", tmp_path / "news.xx"
+    source.write_text("a\nb\n")
+    target.write_text("a\n")
+    (tmp_path / "en-xx.tsv.lz4").write_text("x")
+    for spec, message in (
+        (f"{source},{target}", f"bitext en-xx has 2 source lines ({source}) but 1 target lines ({target});"),
+        (f"en-xx={source},{source}", f"both sides of en-xx are the same file {source};"),
+        (f"{tmp_path}/en-xx.tsv.lz4", f"{tmp_path}/en-xx.tsv.lz4: unknown compression .lz4; expected one of"),
+        (f"{tmp_path}/en-xx.tsv", f"{tmp_path}/en-xx.tsv: no such file or folder."),
+    ):
+        assert refusal(flags(out, None, "--bitext_files", spec)).startswith(message)
+    assert refusal(flags(out, None)).startswith("a model from scratch needs a tokenizer: give --tokenizer_na")
+
+
+def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(
+    text: Path, out: Path, refusal: Callable[..., str]
+) -> None:
+    text.write_bytes(text.read_bytes() + b"caf\xe9\tkaffee\n")
+    assert "--on_bad_line skip" in refusal(flags(out, text))
+    assert run_pretraining.main(flags(out, text, "--on_bad_line", "skip")) == 0
+    manifest = json.loads((out / "data/manifest.json").read_text())
+    assert manifest["bitext"]["en-xx"]["dropped"] == {"bad_line": 1}
+
+
+def test_flags_that_cannot_be_touch_no_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    recipe = text.parent / "recipe.yaml"
+    recipe.write_text("xlco_temprature: 0.1\n")
+    for own, message in (
+        ("--queue_size 0", "queue_size must be at least 1, found 0."),
+        ("--max_steps 0", "max_steps must be at least 1, found 0."),
+        (
+            f"--config {recipe}",
+            f"recipe {recipe}: unknown key xlco_temprature; did you mean xlco_temperature?",
+        ),
+        (
+            "--mono_from_bitext false",
+            "objective mlm needs monolingual text, but there is none; give --mono_f",
+        ),
+        (
+            "--eval_strategy steps --eval_steps 3",
+            "eval_strategy is steps but heldout_fraction is 0, so no pai",
+        ),
+    ):
+        assert refusal(flags(out, text, *own.split())).startswith(message)
+        assert not out.exists()
+    message = refusal(flags(out, None, "--mono_files", f"en={text}", "--mono_from_bitext", "false"))
+    assert message.startswith("objective tlm needs translated text, but there is none; give --bitext_files")
+    assert not out.exists()
+
+
+def test_a_folder_of_something_else(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    assert f"{out} is not empty and holds no run.json" in refusal(flags(out, text))
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_a_corpus_that_changed_within_a_run(
+    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was given or made by the run: the rest of it would be trained on other text."""
+    prepared = tmp_path / "prepared"
+    argv = flags(out, text, "--prepared_data", str(prepared))
+    with monkeypatch.context() as patch:
+        patch.setattr("modeling_infoxlm.commands.pretrain.StopOnSignal", StopInStep3)
+        assert run_pretraining.main(argv) == 130
+    shutil.move(prepared, tmp_path / "kept")
+    content = text.read_bytes()
+    write_pairs(text, PAIRS[:-1])
+    for _ in range(2):  # the record still tells what the run was trained on
+        message = refusal(argv)
+        assert message.startswith(f"{out} was trained on another corpus than {prepared} is now: source en-xx")
+    shutil.rmtree(prepared)
+    text.write_bytes(content)
+    assert run_pretraining.main(argv) == 0
+
+
+def test_evaluation_without_heldout_pairs(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+    assert run_pretraining.main(flags(out, text, "--max_steps", "1")) == 0
+    prepared = ["--prepared_data", str(out / "data"), "--tokenizer_name", str(out / "tokenizer")]
+    prepared += "--mono_from_bitext false --eval_strategy steps --eval_steps 3".split()
+    message = refusal(flags(out.with_name("b"), None, *prepared))
+    assert message.startswith(f"eval_strategy is steps but {out / 'data'} holds out no pair; prepare it with")
+
+
+def test_full_disk(
+    text: Path, out: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairWriter, "extend", full)
+        message = refusal(flags(out, text), code=1)
+    assert message.startswith(f"{out / 'data'} cannot be written: its disk is full")
+    assert not list(out.rglob("*.partial")) and not list((out / "data" / "bitext").rglob("*.tokens"))
+    assert run_pretraining.main(flags(out, text)) == 0
+
+
+def test_a_wrong_flag_is_mended_in_the_same_folder(
+    text: Path, out: Path, refusal: Callable[..., str]
+) -> None:
+    """It is refused before hours of preparation, and nothing was trained that would have to be protected."""
+    heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 5"
+    for wrong, message in (
+        ("--xlco_layer 3", "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1"),
+        ("--max_position_embeddings 34", "sequences of up to 64 tokens, the model positions for 32"),
+        (f"{heldout} --eval_layer 3", "eval_layer is 3 but the model has 2 layers"),
+    ):
+        assert message in refusal(flags(out, text, *wrong.split()))
+        assert not (out / "data").exists() and not checkpoints(out)
+    assert run_pretraining.main(flags(out, text)) == 0
