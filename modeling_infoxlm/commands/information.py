@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
 
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.readers import SkipBadLines, read_pairs
@@ -33,7 +32,7 @@ from modeling_infoxlm.evaluation.information.token_views import (
     load_language_model,
     token_bounds,
 )
-from modeling_infoxlm.evaluation.results import DatasetRecord, Estimate, TaskResult, write_result
+from modeling_infoxlm.evaluation.results import DatasetRecord, TaskResult, print_result, write_result
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.flags import flag
@@ -129,7 +128,9 @@ def run(argv: list[str]) -> None:
     files = [location for found in sources.values() for source in found for location in source.locations]
     result = _result(arguments, encoder, DatasetRecord.of_files("bitext", files), samples, sentences, tokens)
     path = write_result(arguments.output_dir, result, command=["infoxlm", TASK, *argv])
-    _print(result)
+    print_result(result, Console())
+    ceiling = result.settings["log_candidates"]
+    print(f"xlco: vectors of layer {result.settings['layer']}; the bound is never above {ceiling:.2f}.")
     print(path)
 
 
@@ -268,22 +269,3 @@ def _result(
 def best_layer(tables: Sequence[Mapping[int, Any]]) -> int:
     """The layer with the highest mean bound over all pairs, on the halves that are not measured."""
     return max(tables[0], key=lambda layer: float(np.mean([bounds[layer].tuned for bounds in tables])))
-
-
-def _print(result: TaskResult) -> None:
-    """One line for each language pair."""
-
-    def text(estimate: Estimate) -> str:
-        return f"{estimate.value:.2f} ± {(estimate.high - estimate.low) / 2:.2f}"
-
-    names = {"mlm": "MLM", "tlm": "TLM", "tlm_minus_mlm": "TLM - MLM", "xlco": "XlCo"}
-    metrics = [name for name in names if name in result.summary]
-    layer, ceiling = result.settings["layer"], result.settings["log_candidates"]
-    title = f"lower bounds of information, nats (XlCo: layer {layer}, at most {ceiling:.2f})"
-    columns = (Column(names[name], justify="right") for name in metrics)
-    table = Table("pair", *columns, title=title, caption="± half of the 95 % interval")
-    for pair, row in result.scores.items():
-        table.add_row(pair, *(text(row[name]) for name in metrics))
-    if len(result.scores) > 1:
-        table.add_row("mean", *(f"{result.summary[name]:.2f}" for name in metrics))
-    Console().print(table)

@@ -10,12 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
-from modeling_infoxlm.evaluation.results import write_result
+from modeling_infoxlm.evaluation.results import print_result, write_result
 from modeling_infoxlm.evaluation.retrieval.tatoeba import (
     TatoebaArguments,
     check_output,
     evaluate_retrieval,
-    print_result,
     write_figure,
 )
 from modeling_infoxlm.hub.push import push_model

@@ -187,14 +187,15 @@ def print_result(result: TaskResult, console: Console) -> None:
     table = Table(title=f"{result.task}, {result.dataset.name}, {result.unit}")
     for number, heading in enumerate(headings):
         table.add_column(heading.replace("_", " "), justify="right" if number else "left")
+    digits = 1 if result.unit == "percent" else 2
     for language, scores in result.scores.items():
         headline = scores[result.metric]
-        values = (f"{scores[name].value:.1f}" for name in others)
-        interval = f"{headline.low:.1f} - {headline.high:.1f}"
-        table.add_row(language, f"{headline.value:.1f}", interval, *values, f"{headline.count:,}")
+        values = (f"{scores[name].value:.{digits}f}" for name in others)
+        interval = f"{headline.low:.{digits}f} - {headline.high:.{digits}f}"
+        table.add_row(language, f"{headline.value:.{digits}f}", interval, *values, f"{headline.count:,}")
     table.add_section()
     for name, value in result.summary.items():
-        table.add_row(name.replace("_", " "), f"{value:.1f}")
+        table.add_row(name.replace("_", " "), f"{value:.{digits}f}")
     console.print(table)
 
 

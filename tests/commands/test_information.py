@@ -123,7 +123,9 @@ def test_the_command_writes_every_view(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["summary"]["tlm"] == scores["tlm"]["value"]
     assert list(result["dataset"]["files"]) == ["en-xx.tsv"]
     assert result["command"][:2] == ["infoxlm", "information"]
-    assert "TLM - MLM" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tlm minus mlm" in printed and f"{scores['tlm']['value']:.2f}" in printed
+    assert "never above 3.00" in printed
     for asked in (["2"], ["3", "1"]):
         again = run(tmp_path, model, "--seed", "3", "--layers", *asked)
         assert again["scores"]["en-xx"]["mlm"] == scores["mlm"]

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +25,6 @@ from modeling_infoxlm.evaluation.results import (
     estimate_share,
 )
 from modeling_infoxlm.evaluation.retrieval.bitext_sets import (
-    ENGLISH,
     PAPER_LANGUAGES,
     XTREME_LANGUAGES,
     BitextSet,
@@ -283,22 +280,3 @@ def write_figure(folder: str | Path, result: TaskResult) -> Path | None:
     with whole_file(path) as partial_path:
         plots.save_figure(figure, partial_path)
     return path
-
-
-def print_result(result: TaskResult, console: Console) -> None:
-    """Print a line for each language and for each mean."""
-    english = all(pair.endswith(f"-{ENGLISH}") for pair in result.details["pairs"].values())
-    source, target = ("xx", ENGLISH) if english else ("source", "target")
-    headings = ("sentences", f"{source} to {target}", f"{target} to {source}", "mean", "95 % interval")
-    title = f"{result.model.name_or_path}, layer {result.settings['layer']}, {result.dataset.name}"
-    table = Table("language", *(Column(heading, justify="right") for heading in headings), title=title)
-    for language, row in result.scores.items():
-        mean = row["accuracy"]
-        numbers = [f"{row[metric].value:.1f}" for metric in (*DIRECTIONS, "accuracy")]
-        table.add_row(language, f"{mean.count:,}", *numbers, f"{mean.low:.1f} to {mean.high:.1f}")
-    table.add_section()
-    for name in ("mean", *LANGUAGE_GROUPS):
-        if name in result.summary:
-            keys = [f"{name}_{direction}" for direction in DIRECTIONS]
-            table.add_row(name, "", *(f"{result.summary[key]:.1f}" for key in (*keys, name)), "")
-    console.print(table)
