@@ -36,10 +36,10 @@ from benchmarks.workload import synthetic_corpus
 from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
 from modeling_infoxlm.data.masking import mask_tokens
 from modeling_infoxlm.data.prepare import prepare
-from modeling_infoxlm.data.readers import read_pairs, read_sentences
+from modeling_infoxlm.data.readers import read_rows
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens
-from modeling_infoxlm.data.sources import BitextSource, MonoSource, parse_bitext_sources, parse_mono_sources
+from modeling_infoxlm.data.sources import Source, parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.runs.process import configure_process
 
@@ -62,7 +62,7 @@ def default_text() -> list[Path]:
     return sorted(EXAMPLES.glob("*.tsv.xz"))
 
 
-def parse_source(path: Path) -> BitextSource | MonoSource:
+def parse_source(path: Path) -> Source:
     """A file with .tsv in its name is bitext, any other monolingual."""
     parse = parse_bitext_sources if ".tsv" in path.suffixes else parse_mono_sources
     (source,) = parse([str(path)])
@@ -73,12 +73,8 @@ def copy_text(files: Sequence[Path], folder: Path, lines: int) -> list[Path]:
     """Write the first lines of each file uncompressed, bitext as .tsv and monolingual text as .txt."""
     copies: list[Path] = []
     for source in map(parse_source, files):
-        if isinstance(source, BitextSource):
-            name, texts = f"{source.pair}.tsv", ("\t".join(pair) for pair in read_pairs(source))
-        else:
-            name, texts = f"{source.language}.txt", (text for text in read_sentences(source))
-        copies.append(folder / f"{len(copies)}.{name}")
-        text = "".join(f"{text}\n" for text in itertools.islice(texts, lines))
+        copies.append(folder / f"{len(copies)}.{source.name}.{'tsv' if source.is_bitext else 'txt'}")
+        text = "".join("\t".join(row) + "\n" for row in itertools.islice(read_rows(source), lines))
         copies[-1].write_text(text, encoding="utf-8")
     return copies
 

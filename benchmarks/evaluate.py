@@ -49,7 +49,7 @@ from benchmarks.measure import (
 )
 from benchmarks.workload import GEOMETRIES, shape
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
-from modeling_infoxlm.data.readers import read_pairs
+from modeling_infoxlm.data.readers import read_rows
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
@@ -111,7 +111,7 @@ def example_texts(languages: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for source in parse_bitext_sources([str(EXAMPLES)]):
         chosen = [side for side, language in enumerate(source.languages) if language in languages]
-        found.update((pair[side], None) for pair in read_pairs(source) for side in chosen)
+        found.update((pair[side], None) for pair in read_rows(source) for side in chosen)
     texts = list(found)
     random.Random(0).shuffle(texts)
     return texts

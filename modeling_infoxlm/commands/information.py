@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from modeling_infoxlm.data.ragged import PackedRows
-from modeling_infoxlm.data.readers import SkipBadLines, read_pairs
-from modeling_infoxlm.data.sources import BitextSource, is_hub, parse_bitext_sources
+from modeling_infoxlm.data.readers import SkipBadLines, read_rows
+from modeling_infoxlm.data.sources import Source, parse_bitext_sources
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.encoding import Pooling
 from modeling_infoxlm.evaluation.information.sentence_view import SentenceBound, sentence_bound
@@ -134,32 +134,32 @@ def run(argv: list[str]) -> None:
     print(path)
 
 
-def _sources(specs: Sequence[str]) -> dict[str, list[BitextSource]]:
+def _sources(specs: Sequence[str]) -> dict[str, list[Source]]:
     """Files by language pair, in the order given."""
     if not specs:
         raise UsageError("no text: give --bitext_files, translated text that the model was not trained on.")
-    pairs: defaultdict[str, list[BitextSource]] = defaultdict(list)
+    pairs: defaultdict[str, list[Source]] = defaultdict(list)
     for source in parse_bitext_sources(specs):
-        if is_hub(source):
+        if source.is_hub:
             raise UsageError(f"{source.locations[0]} is on the Hub; give local files, which can be hashed.")
-        pairs[source.pair].append(source)
+        pairs[source.name].append(source)
     return dict(pairs)
 
 
-def _read(sources: Sequence[BitextSource], arguments: InformationArguments) -> PairSample:
+def _read(sources: Sequence[Source], arguments: InformationArguments) -> PairSample:
     sample = draw_pairs(sources, max_pairs=arguments.max_pairs, seed=arguments.seed)
     if len(sample.texts) < 2 * arguments.num_candidates:
         fewer = len(sample.texts) // 2
         files = ", ".join(str(path) for source in sources for path in source.locations)
         raise UsageError(
-            f"{sources[0].pair} has {len(sample.texts):,} pairs with text on both sides ({files}), expected "
+            f"{sources[0].name} has {len(sample.texts):,} pairs with text on both sides ({files}), expected "
             f"at least 2 x {arguments.num_candidates:,}; give more text"
             + (f", or for all pairs --num_candidates {fewer}." if fewer > 1 else ".")
         )
     return sample
 
 
-def draw_pairs(sources: Sequence[BitextSource], *, max_pairs: int, seed: int) -> PairSample:
+def draw_pairs(sources: Sequence[Source], *, max_pairs: int, seed: int) -> PairSample:
     """Draw pairs with text on both sides, all equally likely, in one pass over the files (a reservoir).
 
     Args:
@@ -174,16 +174,17 @@ def draw_pairs(sources: Sequence[BitextSource], *, max_pairs: int, seed: int) ->
     texts: list[tuple[str, str]] = []
     count = 0
     for source in sources:
-        for pair in read_pairs(source, on_bad_line=skipped):
-            if not all(map(str.strip, pair)):
+        for first, second in read_rows(source, on_bad_line=skipped):
+            if not (first.strip() and second.strip()):
                 continue
             count += 1
             if len(texts) < max_pairs:
-                texts.append(pair)
+                texts.append((first, second))
             elif (place := int(rng.integers(count))) < max_pairs:
-                texts[place] = pair
+                texts[place] = first, second
     order = rng.permutation(len(texts)).tolist()
-    return PairSample(sources[0].languages, [texts[i] for i in order], count, skipped.count)
+    first, second = sources[0].languages
+    return PairSample((first, second), [texts[i] for i in order], count, skipped.count)
 
 
 def _sentence_bounds(

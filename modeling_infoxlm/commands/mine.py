@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_infoxlm.data.readers import BadLineHandler, SkipBadLines, fail_on_bad_line, read_sentences
-from modeling_infoxlm.data.sources import MonoSource, parse_mono_sources
+from modeling_infoxlm.data.readers import BadLineHandler, SkipBadLines, fail_on_bad_line, read_rows
+from modeling_infoxlm.data.sources import Source, parse_mono_sources
 from modeling_infoxlm.evaluation.batching import PROGRESS_DELAY
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.encoding import Pooling
@@ -135,8 +135,8 @@ def read_distinct(spec: str, on_bad_line: Literal["fail", "skip"] = "fail") -> l
     """
     handler: BadLineHandler = fail_on_bad_line if on_bad_line == "fail" else SkipBadLines()
     # The language does not matter here, so a file's name need not carry it.
-    sources = [MonoSource("und", (spec,))] if Path(spec).is_file() else parse_mono_sources([spec])
-    texts = (text for source in sources for text in read_sentences(source, on_bad_line=handler))
+    sources = [Source(("und",), (spec,))] if Path(spec).is_file() else parse_mono_sources([spec])
+    texts = (text for source in sources for (text,) in read_rows(source, on_bad_line=handler))
     distinct = list(dict.fromkeys(text.strip().translate(_BREAKS) for text in texts))
     sentences = [text for text in distinct if text]
     if not sentences:

@@ -22,14 +22,7 @@ from modeling_infoxlm.data.heldout import HeldoutRule
 from modeling_infoxlm.data.ragged import SpecialTokens
 from modeling_infoxlm.data.readers import hub_revision
 from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, read_manifest
-from modeling_infoxlm.data.sources import (
-    HUB_PREFIX,
-    BitextSource,
-    MonoSource,
-    check_language,
-    describe,
-    is_hub,
-)
+from modeling_infoxlm.data.sources import HUB_PREFIX, Source, check_language
 from modeling_infoxlm.data.tokenise import special_tokens, tokenizer_json, tokenizer_sha256
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import file_sha256, make_folder, write_text
@@ -40,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Source = BitextSource | MonoSource
 OnBadLine = Literal["fail", "skip"]
 
 
@@ -150,14 +142,14 @@ class Unit:
     @property
     def size(self) -> int:
         """Bytes of its files; a Hub dataset, whose size is unknown, is taken to be large."""
-        if is_hub(self.source):
+        if self.source.is_hub:
             return 1 << 30
         return sum(file["size"] for file in self.record["files"])
 
     @property
     def revision(self) -> str | None:
         """Commit of a Hub dataset."""
-        return self.record["files"][0]["sha256"] if is_hub(self.source) else None
+        return self.record["files"][0]["sha256"] if self.source.is_hub else None
 
     def shard_name(self, key: str) -> str:
         """A readable name that no other content, tokenizer or settings share."""
@@ -264,13 +256,13 @@ def _units(sources: Sequence[Source], folder: Path, num_workers: int) -> list[Un
     units: dict[tuple[Any, ...], Unit] = {}
     for source in sources:
         record = {
-            "kind": "bitext" if isinstance(source, BitextSource) else "mono",
+            "kind": "bitext" if source.is_bitext else "mono",
             "languages": list(source.languages),
             "files": [files[location] for location in source.locations],
         }
         twin = units.setdefault(_content(record), Unit(source, record))
         if twin.source != source:
-            logger.warning("%s equals %s and is left out", describe(source), describe(twin.source))
+            logger.warning("%s equals %s and is left out", source, twin.source)
     return list(units.values())
 
 

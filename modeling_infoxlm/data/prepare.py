@@ -25,7 +25,6 @@ from modeling_infoxlm.data.decide import decide
 from modeling_infoxlm.data.plan import (
     Plan,
     PrepareSettings,
-    Source,
     is_complete,
     make_plan,
     require,
@@ -34,6 +33,7 @@ from modeling_infoxlm.data.plan import (
 from modeling_infoxlm.data.read_source import read_source
 from modeling_infoxlm.data.readers import warn_of_extra_columns
 from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, Corpus, read_manifest
+from modeling_infoxlm.data.sources import Source
 from modeling_infoxlm.data.work import DoneElsewhere, Step, Task, make_tasks, work_through
 from modeling_infoxlm.data.write_source import write_source
 from modeling_infoxlm.runs.errors import DataError

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from modeling_infoxlm.data.heldout import HeldoutScan
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.data.ragged import sums_of_runs
-from modeling_infoxlm.data.readers import SkipBadLines, fail_on_bad_line, read_pairs, read_sentences
+from modeling_infoxlm.data.readers import SkipBadLines, fail_on_bad_line, read_rows
 from modeling_infoxlm.data.shards import TokenStoreWriter
-from modeling_infoxlm.data.sources import BitextSource, MonoSource, describe
+from modeling_infoxlm.data.sources import Source
 from modeling_infoxlm.data.tokenise import RowHashes, TextEncoder, find_known
 from modeling_infoxlm.data.work import Sides, Task, drop, save
 from modeling_infoxlm.runs.errors import DataError
@@ -64,7 +64,7 @@ def read_source(task: Task) -> str | None:
             ids.append(hashes[kept])
             for writer, side in zip(writers, sides, strict=True):
                 writer.extend(side.take(kept))
-        if isinstance(source, BitextSource):
+        if source.is_bitext:
             _refuse_identical_sides(source, len(writers[0]), dropped)
     candidates = [] if scan is None else [astuple(candidate) for candidate in scan.candidates]
     save(
@@ -81,13 +81,9 @@ def _usable_texts(task: Task, dropped: Counter[str]) -> Iterator[list[Texts]]:
     """Batches of sentences or pairs with text on every side."""
     bad_lines = SkipBadLines()
     handler = bad_lines if task.settings.on_bad_line == "skip" else fail_on_bad_line
-    source, revision = task.unit.source, task.unit.revision
-    lines: Iterator[Texts]
-    if isinstance(source, MonoSource):
-        lines = ((text,) for text in read_sentences(source, revision=revision, on_bad_line=handler))
-    else:
-        columns = task.settings.columns
-        lines = read_pairs(source, columns=columns, revision=revision, on_bad_line=handler)
+    lines = read_rows(
+        task.unit.source, columns=task.settings.columns, revision=task.unit.revision, on_bad_line=handler
+    )
     # Only when files are prepared one after the other: bars of several processes would overwrite each other.
     rows = iter(tqdm(lines, task.name, unit=" lines", delay=2, leave=False, disable=not task.show_lines))
     while batch := list(islice(rows, _BATCH)):
@@ -111,7 +107,7 @@ class _Unknown:
     """What a tokenizer does not know of a source."""
 
     def __init__(self, task: Task) -> None:
-        self._name, self._unk = describe(task.unit.source), task.special.unk
+        self._name, self._unk = str(task.unit.source), task.special.unk
         self._known = _known_ids(task.encoder, task.special.all_ids)
         self._counts = np.zeros((2, len(task.languages)), dtype=np.int64)  # unknown tokens, all tokens
 
@@ -152,11 +148,11 @@ def _drop_unfit(
     return kept & drop({"length_ratio": kept & (longer > settings.max_length_ratio * shorter)}, dropped)
 
 
-def _refuse_identical_sides(source: BitextSource, num_kept: int, dropped: Counter[str]) -> None:
+def _refuse_identical_sides(source: Source, num_kept: int, dropped: Counter[str]) -> None:
     identical = dropped["identical_sides"]
     num_read = num_kept + sum(dropped.values()) - dropped["bad_line"]
     if identical > _IDENTICAL_LIMIT * num_read:
         raise DataError(
-            f"{describe(source)}: both sides are the same in {identical:,} of {num_read:,} pairs of "
-            f"{source.pair}; each side must be in its own language. One file given twice, or a wrong column?"
+            f"{source}: both sides are the same in {identical:,} of {num_read:,} pairs of "
+            f"{source.name}; each side must be in its own language. One file given twice, or a wrong column?"
         )

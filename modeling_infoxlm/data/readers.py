@@ -1,4 +1,4 @@
-"""Readers: `read_pairs` and `read_sentences` stream the pairs and sentences of a source, line by line."""
+"""Readers: `read_rows` streams the sentences or pairs of a source, line by line."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modeling_infoxlm.data.sources import (
-    BitextSource,
-    MonoSource,
-    describe,
-    format_of,
-    hub_parts,
-    is_hub,
-    take_apart,
-)
+from modeling_infoxlm.data.sources import Source, format_of, hub_parts, take_apart
 from modeling_infoxlm.data.text_files import decode, raw_lines
 from modeling_infoxlm.runs.errors import DataError
 
@@ -77,15 +68,16 @@ def _parse_lines(path: Path, parse: Callable[[str], T], on_bad_line: BadLineHand
 
 
 class _TsvFields:
-    """Splits TSV lines, all of which must have the wanted columns and as many of them as the first."""
+    """Takes columns of TSV lines, all of which must have them and as many as the first."""
 
     def __init__(self, columns: tuple[int, ...]) -> None:
+        self._columns = columns
         self._needed = max(column + 1 if column >= 0 else -column for column in columns)
         self._num_columns: int | None = None
 
-    def __call__(self, line: str) -> list[str]:
+    def __call__(self, line: str) -> tuple[str, ...]:
         if not line:
-            return [""] * self._needed
+            return ("",) * len(self._columns)
         fields = line.split("\t")
         if len(fields) < self._needed:
             raise ValueError(
@@ -94,7 +86,7 @@ class _TsvFields:
         self._num_columns = self._num_columns or len(fields)
         if len(fields) != self._num_columns:
             raise ValueError(f"{len(fields)} columns, but the lines before have {self._num_columns}")
-        return fields
+        return tuple([fields[column] for column in self._columns])
 
 
 def _field(record: Mapping[str, Any], name: str) -> str:
@@ -119,21 +111,17 @@ def _require_characters(value: str, name: str) -> None:
         raise ValueError(f"column {name!r} holds a null character")
 
 
-def _pair_fields(record: Any, languages: tuple[str, str]) -> tuple[str, str]:
-    """Both sides of `{"en": ..., "de": ...}` or of `{"translation": {"en": ..., "de": ...}}`."""
-    if isinstance(record, Mapping) and isinstance(record.get("translation"), Mapping):
+def _fields(record: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of `{"text": ...}`, `{"en": ..., "de": ...}` or `{"translation": {"en": ..., "de": ...}}`."""
+    if isinstance(record, Mapping) and len(names) == 2 and isinstance(record.get("translation"), Mapping):
         record = record["translation"]
     if not isinstance(record, Mapping):
-        raise ValueError(
-            f"found {type(record).__name__}, expected an object with the fields {', '.join(languages)}"
-        )
-    return _field(record, languages[0]), _field(record, languages[1])
+        raise ValueError(f"found {type(record).__name__}, expected an object with {', '.join(names)}")
+    return tuple([_field(record, name) for name in names])
 
 
-def _text_field(record: Any) -> str:
-    if not isinstance(record, Mapping):
-        raise ValueError(f"found {type(record).__name__}, expected an object with the field 'text'")
-    return _field(record, "text")
+def _json_fields(line: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return _fields(from_json(line), names) if line.strip() else ("",) * len(names)
 
 
 def from_json(line: str) -> Any:
@@ -244,9 +232,7 @@ def _parse_records(
 # --------------------------------------------------------------------------------------------------- reading
 
 
-def warn_of_extra_columns(
-    sources: Iterable[BitextSource | MonoSource], columns: tuple[int, int] | None
-) -> None:
+def warn_of_extra_columns(sources: Iterable[Source], columns: tuple[int, int] | None) -> None:
     """Log one warning if TSV bitext has more than two columns and none were chosen.
 
     Args:
@@ -261,26 +247,27 @@ def warn_of_extra_columns(
             "%d bitext file(s) have more than two columns (%s has %d); the last two are read as source and "
             "target, choose others with --bitext_columns",
             len(found),
-            describe(found[0][0]),
-            found[0][1],
+            *found[0],
         )
 
 
-def _num_tsv_columns(source: BitextSource | MonoSource) -> int:
+def _num_tsv_columns(source: Source) -> int:
     path = Path(source.locations[0])
-    if not isinstance(source, BitextSource) or is_hub(source) or take_apart(path).format != "tsv":
+    if not source.is_bitext or source.is_hub or take_apart(path).format != "tsv":
         return 0
     return next(raw_lines(path))[1].count(b"\t") + 1
 
 
-def read_pairs(
-    source: BitextSource,
+def read_rows(
+    source: Source,
     *,
     columns: tuple[int, int] | None = None,
     revision: str | None = None,
     on_bad_line: BadLineHandler = fail_on_bad_line,
-) -> Iterator[tuple[str, str]]:
-    """Stream the pairs of one source.
+) -> Iterator[tuple[str, ...]]:
+    """Stream the sentences or the pairs of one source.
+
+    Sentences are lines of text, the last column of TSV, or the lines of `text` fields.
 
     Args:
         source: Where they are.
@@ -289,43 +276,61 @@ def read_pairs(
         on_bad_line: What to do with a line that cannot be used: invalid UTF-8, missing columns, no JSON.
 
     Yields:
-        Source and target sentence; a side may be empty.
+        A sentence, or source and target sentence; a side may be empty.
 
     Raises:
         DataError: If the source is empty, damaged, or its two files differ in length.
     """
-    pairs: Iterator[tuple[str, str]]
-    if is_hub(source):
-        records = _hub_records(source.locations[0], revision)
-        pairs = _parse_records(records, lambda record: _pair_fields(record, source.languages), on_bad_line)
-    elif len(source.locations) == 2:
-        pairs = _read_two_files(source, on_bad_line)
+    if len(source.locations) == 2:
+        yield from _read_two_files(source, on_bad_line)
+        return
+    rows = _read_one(source, columns, revision, on_bad_line)
+    if source.is_bitext:
+        yield from rows
     else:
-        pairs = _read_pair_file(Path(source.locations[0]), source.languages, columns, on_bad_line)
-    yield from pairs
+        yield from ((line,) for (text,) in rows for line in text.split("\n"))
 
 
-def _read_pair_file(
-    path: Path, languages: tuple[str, str], columns: tuple[int, int] | None, on_bad_line: BadLineHandler
-) -> Iterator[tuple[str, str]]:
-    kind = format_of(path, None)
-    if kind == "tsv":
-        if columns is None:
-            _refuse_scores(path, at_least=3, advice="say which columns are text: --bitext_columns 0 1")
-        columns = columns or (-2, -1)
-        fields, take = _TsvFields(columns), itemgetter(*columns)
-        return _parse_lines(path, lambda line: take(fields(line)), on_bad_line)
+def _read_one(
+    source: Source, columns: tuple[int, int] | None, revision: str | None, on_bad_line: BadLineHandler
+) -> Iterator[tuple[str, ...]]:
+    location, path = source.locations[0], Path(source.locations[0])
+    names = source.languages if source.is_bitext else ("text",)
+    if source.is_hub:
+        records = _hub_records(location, revision)
+        return _parse_records(records, lambda record: _fields(record, names), on_bad_line)
+    kind = format_of(path, source.name)
+    if kind == "parquet":
+        records = parquet_records(path, ("translation", *names) if source.is_bitext else names)
+        return _parse_records(records, lambda record: _fields(record, names), on_bad_line)
     if kind == "jsonl":
-        return _parse_lines(
-            path,
-            lambda line: _pair_fields(from_json(line), languages) if line.strip() else ("", ""),
-            on_bad_line,
+        return _parse_lines(path, lambda line: _json_fields(line, names), on_bad_line)
+    if kind == "tsv":
+        return _parse_lines(path, _tsv_fields(path, source, columns), on_bad_line)
+    return _parse_lines(path, lambda line: (line,), on_bad_line)
+
+
+def _tsv_fields(path: Path, source: Source, columns: tuple[int, int] | None) -> _TsvFields:
+    if not source.is_bitext:
+        _refuse_scores(path, at_least=2, advice="leave that column out: cut -f1")
+        return _TsvFields((-1,))
+    if columns is None:
+        _refuse_scores(path, at_least=3, advice="say which columns are text: --bitext_columns 0 1")
+    return _TsvFields(columns or (-2, -1))
+
+
+def _refuse_scores(path: Path, *, at_least: int, advice: str) -> None:
+    """Refuse a file whose last column, which is read as text, holds only numbers in its first lines."""
+    rows = [line.split(b"\t") for _, line in islice(raw_lines(path), _SAMPLE)]
+    full = [row for row in rows if len(row) >= at_least]
+    if full and all(_NUMBER.fullmatch(row[-1]) for row in full):
+        raise DataError(
+            f"{path}: the last of {len(full[0])} columns, which is read as text, holds numbers only "
+            f"({full[0][-1].decode()}): {advice}"
         )
-    records = parquet_records(path, ("translation", *languages))
-    return _parse_records(records, lambda record: _pair_fields(record, languages), on_bad_line)
 
 
-def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterator[tuple[str, str]]:
+def _read_two_files(source: Source, on_bad_line: BadLineHandler) -> Iterator[tuple[str, ...]]:
     paths = [Path(location) for location in source.locations]
     lines = zip_longest(*(raw_lines(path) for path in paths))
     for first, second in lines:
@@ -344,62 +349,12 @@ def _read_two_files(source: BitextSource, on_bad_line: BadLineHandler) -> Iterat
                 on_bad_line(DataError(f"{path}, line {number:,}: {error}"))
                 break
         else:
-            yield texts[0], texts[1]
+            yield tuple(texts)
 
 
-def _refuse_scores(path: Path, *, at_least: int, advice: str) -> None:
-    """Refuse a file whose last column, which is read as text, holds only numbers in its first lines."""
-    rows = [line.split(b"\t") for _, line in islice(raw_lines(path), _SAMPLE)]
-    full = [row for row in rows if len(row) >= at_least]
-    if full and all(_NUMBER.fullmatch(row[-1]) for row in full):
-        raise DataError(
-            f"{path}: the last of {len(full[0])} columns, which is read as text, holds numbers only "
-            f"({full[0][-1].decode()}): {advice}"
-        )
-
-
-def _unequal_lines(source: BitextSource, counts: Sequence[int]) -> DataError:
+def _unequal_lines(source: Source, counts: Sequence[int]) -> DataError:
     return DataError(
-        f"bitext {source.pair} has {counts[0]:,} source lines ({source.locations[0]}) but {counts[1]:,} "
+        f"bitext {source.name} has {counts[0]:,} source lines ({source.locations[0]}) but {counts[1]:,} "
         f"target lines ({source.locations[1]}); line i of each file must be a translation of line i of the "
         "other."
     )
-
-
-def read_sentences(
-    source: MonoSource, *, revision: str | None = None, on_bad_line: BadLineHandler = fail_on_bad_line
-) -> Iterator[str]:
-    """Stream the sentences of one source: lines of text, the last column of TSV, the lines of `text` fields.
-
-    Args:
-        source: Where they are.
-        revision: Commit of a Hub dataset; None takes the newest.
-        on_bad_line: What to do with a line that cannot be used.
-
-    Yields:
-        Sentences; they may be empty.
-
-    Raises:
-        DataError: If the source is empty or damaged.
-    """
-    if is_hub(source):
-        texts = _parse_records(_hub_records(source.locations[0], revision), _text_field, on_bad_line)
-    else:
-        texts = _read_mono_file(Path(source.locations[0]), source.language, on_bad_line)
-    for text in texts:
-        yield from text.split("\n")
-
-
-def _read_mono_file(path: Path, language: str, on_bad_line: BadLineHandler) -> Iterator[str]:
-    kind = format_of(path, language)
-    if kind == "text":
-        return _parse_lines(path, str, on_bad_line)
-    if kind == "tsv":
-        _refuse_scores(path, at_least=2, advice="leave that column out: cut -f1")
-        fields = _TsvFields((-1,))
-        return _parse_lines(path, lambda line: fields(line)[-1], on_bad_line)
-    if kind == "jsonl":
-        return _parse_lines(
-            path, lambda line: _text_field(from_json(line)) if line.strip() else "", on_bad_line
-        )
-    return _parse_records(parquet_records(path, ("text",)), _text_field, on_bad_line)

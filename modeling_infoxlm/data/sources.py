@@ -91,65 +91,42 @@ def check_pair(pair: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class BitextSource:
-    """One origin of aligned sentences: a file with both sides, two aligned files, or a dataset on the Hub.
+class Source:
+    """One origin of text: a file, two aligned files, or a dataset on the Hub.
 
     Attributes:
-        source_language: Language of the first side.
-        target_language: Language of the second side.
+        languages: One, or source and target language of aligned sentences.
         locations: One path, two paths (one a side), or one `hub:NAME[:CONFIG[:SPLIT]]`.
     """
 
-    source_language: str
-    target_language: str
+    languages: tuple[str, ...]
     locations: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Check the languages, which become folder names."""
-        check_pair(self.pair)
+        if self.is_bitext:
+            check_pair(self.name)
+        elif check_language(self.name) != self.name:
+            raise DataError(f"language {self.name!r}: write {check_language(self.name)!r}.")
+
+    def __str__(self) -> str:
+        """The locations as they stand in messages."""
+        return " + ".join(self.locations)
 
     @property
-    def pair(self) -> str:
-        """Such as `en-de`."""
-        return f"{self.source_language}-{self.target_language}"
+    def name(self) -> str:
+        """A language, or a pair such as `en-de`."""
+        return "-".join(self.languages)
 
     @property
-    def languages(self) -> tuple[str, str]:
-        """Source and target language."""
-        return self.source_language, self.target_language
-
-
-@dataclass(frozen=True)
-class MonoSource:
-    """One origin of sentences of one language: a file, or a dataset on the Hub.
-
-    Attributes:
-        language: Its language.
-        locations: One path or one `hub:NAME[:CONFIG[:SPLIT]]`.
-    """
-
-    language: str
-    locations: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Check the language, which becomes a folder name."""
-        if check_language(self.language) != self.language:
-            raise DataError(f"language {self.language!r}: write {check_language(self.language)!r}.")
+    def is_bitext(self) -> bool:
+        """Whether it holds pairs."""
+        return len(self.languages) > 1
 
     @property
-    def languages(self) -> tuple[str, ...]:
-        """The one language."""
-        return (self.language,)
-
-
-def describe(source: BitextSource | MonoSource) -> str:
-    """The locations of a source as they stand in messages."""
-    return " + ".join(source.locations)
-
-
-def is_hub(source: BitextSource | MonoSource) -> bool:
-    """Whether the source is a dataset on the Hub and not a file."""
-    return source.locations[0].startswith(HUB_PREFIX)
+    def is_hub(self) -> bool:
+        """Whether it is a dataset on the Hub and no file."""
+        return self.locations[0].startswith(HUB_PREFIX)
 
 
 def hub_parts(location: str) -> tuple[str, str | None, str]:
@@ -161,7 +138,7 @@ def hub_parts(location: str) -> tuple[str, str | None, str]:
     return name, config or None, split or "train"
 
 
-def parse_bitext_sources(specs: Iterable[str]) -> list[BitextSource]:
+def parse_bitext_sources(specs: Iterable[str]) -> list[Source]:
     """Turn what was typed behind `--bitext_files` into sources.
 
     Each spec is `LOCATION` or `SOURCE-TARGET=LOCATION`. A location is a file (`en-de.tsv.xz`), two files
@@ -182,7 +159,7 @@ def parse_bitext_sources(specs: Iterable[str]) -> list[BitextSource]:
     return list(dict.fromkeys(sources))
 
 
-def parse_mono_sources(specs: Iterable[str]) -> list[MonoSource]:
+def parse_mono_sources(specs: Iterable[str]) -> list[Source]:
     """Turn what was typed behind `--mono_files` into sources.
 
     Each spec is `LOCATION` or `LANGUAGE=LOCATION`; a location is a file (`de.txt.xz`, `news.de.txt`), a
@@ -211,11 +188,11 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
     return languages, location
 
 
-def _parse_bitext(pair: str | None, location: str) -> list[BitextSource]:
+def _parse_bitext(pair: str | None, location: str) -> list[Source]:
     languages = check_pair(pair) if pair is not None else None
     if location.startswith(HUB_PREFIX):
         config = hub_parts(location)[1] or ""
-        return [BitextSource(*(languages or _required_pair(config, location)), (location,))]
+        return [Source(languages or _required_pair(config, location), (location,))]
     braces = re.fullmatch(r"(.*)\{([^{},]+),([^{},]+)\}(.*)", location)
     if braces and not Path(location).exists():
         before, first, second, after = braces.groups()
@@ -236,7 +213,7 @@ def _split_at_comma(location: str) -> tuple[str, str]:
     return (present or splits)[0]
 
 
-def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
+def _parse_mono(language: str | None, location: str) -> list[Source]:
     if language is not None:
         if _PAIR_IN_NAME.fullmatch(language):
             raise DataError(
@@ -245,7 +222,7 @@ def _parse_mono(language: str | None, location: str) -> list[MonoSource]:
         language = check_language(language)
     if location.startswith(HUB_PREFIX):
         config = hub_parts(location)[1] or ""
-        return [MonoSource(language or _required_language(config, location), (location,))]
+        return [Source((language or _required_language(config, location),), (location,))]
     paths = _expand(location, lambda path: _is_mono_file(path, language))
     return [_mono_file(path, language) for path in paths]
 
@@ -362,10 +339,10 @@ def _required_language(name: str, location: str) -> str:
 # ------------------------------------------------------------------------------------------- files to sources
 
 
-def _mono_file(path: Path, language: str | None) -> MonoSource:
+def _mono_file(path: Path, language: str | None) -> Source:
     language = language or _required_language(take_apart(path).stem, str(path))
     format_of(path, language)
-    return MonoSource(language, (str(path),))
+    return Source((language,), (str(path),))
 
 
 def _is_mono_file(path: Path, language: str | None) -> bool:
@@ -384,7 +361,7 @@ def _two_languages(first: str, second: str) -> tuple[str, str]:
     return check_pair("-".join(sides))
 
 
-def _two_files(first: str | Path, second: str | Path, languages: tuple[str, str]) -> BitextSource:
+def _two_files(first: str | Path, second: str | Path, languages: tuple[str, str]) -> Source:
     paths = [Path(location).expanduser() for location in (first, second)]
     pair = "-".join(languages)
     for path, language in zip(paths, languages, strict=True):
@@ -395,16 +372,16 @@ def _two_files(first: str | Path, second: str | Path, languages: tuple[str, str]
             raise DataError(f"{path}: the two files of {pair} must be plain text, a sentence a line.")
     if paths[0].samefile(paths[1]):
         raise DataError(f"both sides of {pair} are the same file {first}; give its translation too.")
-    return BitextSource(*languages, (str(paths[0]), str(paths[1])))
+    return Source(languages, (str(paths[0]), str(paths[1])))
 
 
-def _bitext_file(path: Path, languages: tuple[str, str] | None) -> BitextSource:
+def _bitext_file(path: Path, languages: tuple[str, str] | None) -> Source:
     languages = languages or _required_pair(take_apart(path).stem, str(path))
     if format_of(path, None) == "text":
         raise DataError(
             f"{path} is plain text and has one side only; give two files as in x.en,x.fr or a .tsv file."
         )
-    return BitextSource(*languages, (str(path),))
+    return Source(languages, (str(path),))
 
 
 def _is_bitext_file(path: Path, languages: tuple[str, str] | None) -> bool:

@@ -17,8 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import XLMRobertaTokenizer
 
-from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
-from modeling_infoxlm.data.sources import BitextSource, MonoSource
+from modeling_infoxlm.data.readers import SkipBadLines, read_rows, warn_of_extra_columns
+from modeling_infoxlm.data.sources import Source
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import fsync_file, make_folder, own_name, writing
 
@@ -31,7 +31,7 @@ _MOST_BYTES = 4192  # longer lines are left out, as SentencePiece does by defaul
 
 
 def train_tokenizer(
-    sources: Sequence[BitextSource | MonoSource],
+    sources: Sequence[Source],
     output_dir: str | Path,
     *,
     vocab_size: int,
@@ -127,7 +127,7 @@ class _Sample:
 
 
 def _collect(
-    sources: Iterable[BitextSource | MonoSource],
+    sources: Iterable[Source],
     columns: tuple[int, int] | None,
     *,
     max_sentences: int,
@@ -144,15 +144,12 @@ def _collect(
     return samples
 
 
-def _texts(source: BitextSource | MonoSource, columns: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
+def _texts(source: Source, columns: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
     """Language and text of every sentence."""
     # A few lines that cannot be read do not matter here; `prepare` is where they are refused or counted.
     bad_lines = SkipBadLines()
-    if isinstance(source, MonoSource):
-        yield from ((source.language, text) for text in read_sentences(source, on_bad_line=bad_lines))
-        return
-    for pair in read_pairs(source, columns=columns, on_bad_line=bad_lines):
-        yield from zip(source.languages, pair, strict=True)
+    for row in read_rows(source, columns=columns, on_bad_line=bad_lines):
+        yield from zip(source.languages, row, strict=True)
 
 
 def _balanced(samples: Mapping[str, _Sample], *, sampling_alpha: float, max_sentences: int) -> list[str]:

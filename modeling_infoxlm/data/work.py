@@ -57,7 +57,7 @@ class Task:
     @property
     def group(self) -> tuple[str, str]:
         """Kind and language or pair, as in the manifest."""
-        return self.unit.record["kind"], "-".join(self.languages)
+        return self.unit.record["kind"], self.unit.source.name
 
     @property
     def raw_stores(self) -> list[Path]:

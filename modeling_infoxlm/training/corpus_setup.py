@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_infoxlm.data.claims import make_once
 from modeling_infoxlm.data.plan import differences
-from modeling_infoxlm.data.prepare import Source, prepare
+from modeling_infoxlm.data.prepare import prepare
 from modeling_infoxlm.data.shards import MANIFEST_NAME, Corpus
-from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
+from modeling_infoxlm.data.sources import Source, parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.data.tokenise import tokenizer_sha256
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.runs.errors import DataError

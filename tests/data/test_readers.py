@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from modeling_infoxlm.data import readers
-from modeling_infoxlm.data.readers import SkipBadLines, read_pairs, read_sentences, warn_of_extra_columns
+from modeling_infoxlm.data.readers import SkipBadLines, read_rows, warn_of_extra_columns
 from modeling_infoxlm.data.sources import (
-    BitextSource,
-    MonoSource,
+    Source,
     check_language,
     parse_bitext_sources,
     parse_mono_sources,
@@ -31,15 +30,13 @@ PAIRS = [("one", "eins"), ("two", "zwei"), ("", "drei")]
 TSV = "".join(f"{a}\t{b}\n" for a, b in PAIRS).encode()
 
 
-def pairs_of(*specs: str | Path, **options: Any) -> list[tuple[str, str]]:
-    return [
-        pair for source in parse_bitext_sources(map(str, specs)) for pair in read_pairs(source, **options)
-    ]
+def pairs_of(*specs: str | Path, **options: Any) -> list[tuple[str, ...]]:
+    return [row for source in parse_bitext_sources(map(str, specs)) for row in read_rows(source, **options)]
 
 
 def sentences_of(*specs: str | Path, **options: Any) -> list[str]:
     sources = parse_mono_sources(map(str, specs))
-    return [sentence for source in sources for sentence in read_sentences(source, **options)]
+    return [sentence for source in sources for (sentence,) in read_rows(source, **options)]
 
 
 def zstd(data: bytes) -> bytes:
@@ -203,12 +200,12 @@ def test_hub_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (source,) = parse_bitext_sources(["hub:someone/books:en-de:test"])
-    assert source == BitextSource("en", "de", ("hub:someone/books:en-de:test",))
-    assert list(read_pairs(source, revision="abc")) == PAIRS
+    assert source == Source(("en", "de"), ("hub:someone/books:en-de:test",))
+    assert list(read_rows(source, revision="abc")) == PAIRS
     options = {"split": "test", "streaming": True, "revision": "abc"}
     assert calls == [("someone/books", "en-de", options)]
-    assert parse_mono_sources(["hub:cc100:de"]) == [MonoSource("de", ("hub:cc100:de",))]
-    assert parse_mono_sources(["sw=hub:someone/text"])[0].language == "sw"
+    assert parse_mono_sources(["hub:cc100:de"]) == [Source(("de",), ("hub:cc100:de",))]
+    assert parse_mono_sources(["sw=hub:someone/text"])[0].name == "sw"
     with pytest.raises(
         DataError, match="carries no language pair; write for example en-de=hub:someone/books"
     ):
@@ -246,8 +243,8 @@ def test_more_than_two_columns_take_the_last_two_with_one_warning(
     for name in ("en-de.tsv", "en-fr.tsv"):
         (tmp_path / name).write_text("bible\tone\teins\nbible\ttwo\tzwei\n")
     sources = parse_bitext_sources([str(tmp_path)])
-    assert list(read_pairs(sources[0])) == PAIRS[:2]
-    assert list(read_pairs(sources[0], columns=(2, 0))) == [("eins", "bible"), ("zwei", "bible")]
+    assert list(read_rows(sources[0])) == PAIRS[:2]
+    assert list(read_rows(sources[0], columns=(2, 0))) == [("eins", "bible"), ("zwei", "bible")]
     with caplog.at_level(logging.WARNING):
         warn_of_extra_columns(sources, (1, 2))
         assert not caplog.records
@@ -412,9 +409,9 @@ def test_language_codes(code: str) -> None:
 @pytest.mark.parametrize("code", ["", "d", "deutsch", "../de", "de/..", "de_", "d.e", "de\n", "de fr"])
 def test_what_is_no_language_code_never_becomes_a_folder(code: str) -> None:
     with pytest.raises(DataError):
-        MonoSource(code, ("x.txt",))
+        Source((code,), ("x.txt",))
     with pytest.raises(DataError):
-        BitextSource("en", code, ("x.tsv",))
+        Source(("en", code), ("x.tsv",))
 
 
 def test_languages_typed_wrongly(tmp_path: Path) -> None:
@@ -462,7 +459,7 @@ def test_pair_in_the_name(tmp_path: Path, name: str, pair: str | None) -> None:
         with pytest.raises(DataError, match="carries no language pair; write for example en-de="):
             parse_bitext_sources([str(tmp_path / name)])
     else:
-        assert parse_bitext_sources([str(tmp_path / name)])[0].pair == pair
+        assert parse_bitext_sources([str(tmp_path / name)])[0].name == pair
 
 
 @pytest.mark.parametrize(
@@ -487,15 +484,15 @@ def test_language_in_the_name(tmp_path: Path, name: str, language: str | None) -
         with pytest.raises(DataError, match="carries no language; write for example de="):
             parse_mono_sources([str(tmp_path / name)])
     else:
-        assert parse_mono_sources([str(tmp_path / name)])[0].language == language
+        assert parse_mono_sources([str(tmp_path / name)])[0].name == language
 
 
 def test_a_folder_says_aloud_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt", "README.md"):
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
-        assert [source.pair for source in parse_bitext_sources([str(tmp_path)])] == ["en-de"]
-        assert [source.language for source in parse_mono_sources([str(tmp_path)])] == ["de"]
+        assert [source.name for source in parse_bitext_sources([str(tmp_path)])] == ["en-de"]
+        assert [source.name for source in parse_mono_sources([str(tmp_path)])] == ["de"]
     passed_over = ["de.txt, en-pt-br.tsv, pt_br.txt not read", "en-de.tsv, en-pt-br.tsv, pt_br.txt not read"]
     for record, names in zip(caplog.records, passed_over, strict=True):
         assert (

@@ -9,7 +9,7 @@ import pytest
 from tiny_text import sentence_pairs, write_pairs
 from transformers import PreTrainedTokenizerBase
 
-from modeling_infoxlm.data.sources import BitextSource, MonoSource
+from modeling_infoxlm.data.sources import Source
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.training.arguments import DataArguments, ModelArguments
 from modeling_infoxlm.training.corpus_setup import find_tokenizer, open_or_prepare, parse_sources
@@ -33,7 +33,7 @@ def test_both_kinds_of_text_are_sources(text: Path) -> None:
     mono = text.parent / "de.txt"
     mono.write_text("ein Satz\n")
     found = parse_sources(arguments(bitext_files=[str(text)], mono_files=[str(mono)]))
-    assert found == [BitextSource("en", "xx", (str(text),)), MonoSource("de", (str(mono),))]
+    assert found == [Source(("en", "xx"), (str(text),)), Source(("de",), (str(mono),))]
 
 
 # ---------------------------------------------------------------------------- tokenizer

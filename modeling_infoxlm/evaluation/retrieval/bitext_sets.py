@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modeling_infoxlm.data.readers import hub_revision, read_pairs
-from modeling_infoxlm.data.sources import HUB_PREFIX, BitextSource, is_hub, parse_bitext_sources
+from modeling_infoxlm.data.readers import hub_revision, read_rows
+from modeling_infoxlm.data.sources import HUB_PREFIX, Source, parse_bitext_sources
 from modeling_infoxlm.evaluation.results import DatasetRecord
 from modeling_infoxlm.hub.benchmarks import LANGUAGES
 from modeling_infoxlm.runs.errors import DataError, UsageError
@@ -218,12 +218,12 @@ def _short_codes(source: str, target: str) -> tuple[str, str]:
     return short_code(source), short_code(target)
 
 
-def _aligned(codes: tuple[str, str], *paths: Path) -> BitextSource:
+def _aligned(codes: tuple[str, str], *paths: Path) -> Source:
     """Two files, line by line, whose sides are named by any codes."""
-    return BitextSource(*_short_codes(*codes), tuple(map(str, paths)))
+    return Source(_short_codes(*codes), tuple(map(str, paths)))
 
 
-def _tatoeba_files(folder: Path) -> list[BitextSource]:
+def _tatoeba_files(folder: Path) -> list[Source]:
     """`[prefix.]xx-yy.xx` and `[prefix.]xx-yy.yy` are the two sides of a set."""
     sides: dict[str, tuple[str, str]] = {}
     for path in folder.iterdir():
@@ -233,7 +233,7 @@ def _tatoeba_files(folder: Path) -> list[BitextSource]:
     return [_aligned(codes, *(folder / (stem + code) for code in codes)) for stem, codes in sides.items()]
 
 
-def _ntrex_files(folder: Path) -> list[BitextSource]:
+def _ntrex_files(folder: Path) -> list[Source]:
     """Translations of one English file."""
     matches = [match for path in folder.iterdir() if (match := _NTREX_FILE.fullmatch(path.name))]
     english = folder / _NTREX_SOURCE
@@ -242,7 +242,7 @@ def _ntrex_files(folder: Path) -> list[BitextSource]:
     return [_aligned((m[1], ENGLISH), folder / m[0], english) for m in others] if english.is_file() else []
 
 
-def _flores_files(folder: Path) -> list[BitextSource]:
+def _flores_files(folder: Path) -> list[Source]:
     """Files of all languages, English among them, of one split."""
     matches = [match for path in folder.iterdir() if (match := _FLORES_FILE.fullmatch(path.name))]
     splits = sorted({match[2] for match in matches})
@@ -258,18 +258,19 @@ def _flores_files(folder: Path) -> list[BitextSource]:
     ]
 
 
-def _candidate(source: BitextSource) -> _Candidate:
+def _candidate(source: Source) -> _Candidate:
     """A set in any form that is read for pre-training."""
-    on_hub = is_hub(source)
+    on_hub = source.is_hub
     commits = {location: hub_revision(location) for location in source.locations if on_hub}
     files = () if on_hub else tuple(Path(location) for location in source.locations)
 
     def read() -> Iterable[tuple[str, str]]:
         for path in files:
             if not path.is_file():
-                raise UsageError(f"{source.pair}: {path} is missing, one side of the set.")
+                raise UsageError(f"{source.name}: {path} is missing, one side of the set.")
         revision = next(iter(commits.values()), None)
-        return read_pairs(source, revision=revision, on_bad_line=refuse_bad_line)
+        rows = read_rows(source, revision=revision, on_bad_line=refuse_bad_line)
+        return ((first, second) for first, second in rows)
 
     return _Candidate(_short_codes(*source.languages), read, files, commits)
 
