@@ -53,7 +53,7 @@ from modeling_infoxlm.data.readers import read_rows
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
-from modeling_infoxlm.evaluation.retrieval.mining import nearest_neighbours, retrieval_accuracy
+from modeling_infoxlm.evaluation.retrieval.mining import retrieval_accuracy
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.training.throughput import encoder_flops
 
@@ -236,7 +236,6 @@ def plain_accuracy(source: Tensor, target: Tensor) -> float:
 RETRIEVAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "ours, both directions": lambda source, target: retrieval_accuracy(source, target).mean,
     "plain, both directions": plain_accuracy,
-    "ours, nearest neighbours": nearest_neighbours,
 }
 
 

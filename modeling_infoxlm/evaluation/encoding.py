@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm.backbones import max_sequence_length
-from modeling_infoxlm.data.ragged import PackedRows, join_pieces
-from modeling_infoxlm.data.shards import SpecialTokens
+from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.evaluation.batching import (
     check_finite,
     packed_ids,
@@ -117,7 +116,7 @@ def encode_layers(
         raise ValueError("texts must be a list of strings, found one string; write [text] for one text.")
     reader = _TextReader(tokenizer, longest_sequence(model.config, tokenizer))
     with progress_bar(len(texts), "encoding", " sentences", show=progress) as bar:
-        _encode(
+        encode_rows(
             model,
             lambda start, stop: reader.read(texts[start:stop]),
             out,
@@ -130,55 +129,37 @@ def encode_layers(
     return out
 
 
-def encode_sequences(
-    model: InfoXLMModel,
-    sequences: Sequence[np.ndarray],
-    special: SpecialTokens,
-    *,
-    layer: int,
-    **options: Unpack[EncodeOptions],
-) -> Tensor:
-    """Sentence vectors of `<s> ids </s>` for each of N sequences of bare ids, (N, D), on the model's device.
-
-    Args:
-        model: Encoder; it runs in eval mode, and its mode is restored.
-        sequences: Token ids without special tokens.
-        special: The tokenizer's special tokens.
-        layer: Layer of the vectors; 0 is the embedding output.
-        options: See `EncodeOptions`.
-
-    Raises:
-        ValueError: If a sequence is longer than the model's positions, the layer or the pooling does not
-            exist, or a vector is not finite.
-    """
-
-    def read(start: int, stop: int) -> PackedRows:
-        window = [sequences[i] for i in range(start, stop)]
-        bare = PackedRows(np.concatenate(window), np.array([len(ids) for ids in window]))
-        return join_pieces(bare, np.ones(len(bare), dtype=np.int64), special)
-
-    def show(number: int) -> str:
-        return f"number {number:,} of {len(sequences):,} sequences"
-
-    vectors = torch.empty(1, len(sequences), model.config.hidden_size, device=model.device)
-    _encode(model, read, vectors, layers=[layer], show=show, **options)
-    return vectors[0]
-
-
-def _encode(
+def encode_rows(
     model: PreTrainedModel,
     read: Callable[[int, int], PackedRows],
     out: Tensor,
     *,
     layers: Sequence[int],
     show: Callable[[int], str],
+    bar: Any = None,
     pooling: str = "mean",
     normalize: bool = False,
     bf16: bool = False,
     tokens_per_batch: int | None = None,
-    bar: Any = None,
 ) -> None:
-    """Encode whole sequences, of which `read(start, stop)` gives a range; `show` as in `check_finite`."""
+    """Write vectors of N whole token sequences at each of K layers to `out`, (K, N, D).
+
+    Args:
+        model: Encoder; it runs in eval mode, and its mode is restored.
+        read: Gives the sequences from one number up to another, special tokens and all.
+        out: Where the vectors shall lie.
+        layers: 0 is the embedding output.
+        show: What to call a sequence in an error, by its number.
+        bar: Progress in sequences.
+        pooling: This and the others: see `EncodeOptions`.
+        normalize: See there.
+        bf16: See there.
+        tokens_per_batch: See there.
+
+    Raises:
+        ValueError: If a sequence is longer than the model's positions, a layer or the pooling does not exist,
+            or a vector is not finite.
+    """
     for start in range(0, out.shape[1], SENTENCES_PER_WINDOW):
         window = read(start, min(start + SENTENCES_PER_WINDOW, out.shape[1]))
         found = out[:, start : start + len(window)]

@@ -1,18 +1,21 @@
 """Sentence vectors of many sentences: each one's own, whatever it is batched with."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from reference.retrieval import sentence_vectors
 from tiny_encoder import word_tokenizer
-from tiny_run import SPECIAL, tiny_model
+from tiny_run import tiny_model
 from transformers import BertConfig, PreTrainedTokenizerBase
 
 from modeling_infoxlm import InfoXLMModel
+from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.evaluation import encoding
-from modeling_infoxlm.evaluation.encoding import encode_sequences, encode_texts, longest_sequence
+from modeling_infoxlm.evaluation.encoding import encode_rows, encode_texts, longest_sequence
 
 TEXTS = ["w4 w5 w6 w7 w8", "w9", "", "w10 w11 w12", "w9", "w13 w14 w15 w16", "w17 w18"]
 
@@ -34,6 +37,19 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return word_tokenizer()
 
 
+def encode_sequences(
+    encoder: InfoXLMModel, sequences: Sequence[np.ndarray], *, layer: int, **options: Any
+) -> torch.Tensor:
+    """Vectors of `<s> ids </s>` of each sequence."""
+
+    def read(start: int, stop: int) -> PackedRows:
+        return PackedRows.from_lists([[0, *sequences[i].tolist(), 2] for i in range(start, stop)])
+
+    out = torch.empty(1, len(sequences), encoder.config.hidden_size)
+    encode_rows(encoder, read, out, layers=[layer], show=str, **options)
+    return out[0]
+
+
 def one_by_one(encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, pooling: str) -> torch.Tensor:
     rows = [[0, *ids.tolist(), 2] for ids in sequences]
     return torch.from_numpy(sentence_vectors(encoder, rows, layer, pooling)).float()
@@ -44,7 +60,7 @@ def one_by_one(encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, p
 def test_vectors_are_those_of_whole_sentences_in_the_order_asked(
     encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, pooling: str
 ) -> None:
-    vectors = encode_sequences(encoder, sequences, SPECIAL, layer=layer, pooling=pooling)
+    vectors = encode_sequences(encoder, sequences, layer=layer, pooling=pooling)
     assert vectors.shape == (9, 16) and vectors.dtype == torch.float32 and not vectors.requires_grad
     torch.testing.assert_close(vectors, one_by_one(encoder, sequences, layer, pooling), rtol=1e-5, atol=1e-6)
 
@@ -58,9 +74,9 @@ def test_the_size_of_batches_and_windows_changes_nothing(
     tokens_per_batch: int,
     window: int,
 ) -> None:
-    expected = encode_sequences(encoder, sequences, SPECIAL, layer=2)
+    expected = encode_sequences(encoder, sequences, layer=2)
     monkeypatch.setattr(encoding, "SENTENCES_PER_WINDOW", window)
-    found = encode_sequences(encoder, sequences, SPECIAL, layer=2, tokens_per_batch=tokens_per_batch)
+    found = encode_sequences(encoder, sequences, layer=2, tokens_per_batch=tokens_per_batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -80,7 +96,7 @@ def test_only_a_window_of_sentences_is_held_and_no_layer_above_the_asked_one_run
             reads.append((index, len(runs)))
             return super().__getitem__(index)
 
-    encode_sequences(encoder, Store([np.array([5])] * 5), SPECIAL, layer=1)
+    encode_sequences(encoder, Store([np.array([5])] * 5), layer=1)
     for hook in hooks:
         hook.remove()
     assert reads == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2)]  # which sentence, after how many batches
@@ -88,21 +104,21 @@ def test_only_a_window_of_sentences_is_held_and_no_layer_above_the_asked_one_run
 
 
 def test_bf16_is_close_and_gives_fp32(encoder: InfoXLMModel, sequences: list[np.ndarray]) -> None:
-    expected = encode_sequences(encoder, sequences, SPECIAL, layer=3)
-    found = encode_sequences(encoder, sequences, SPECIAL, layer=3, bf16=True)
+    expected = encode_sequences(encoder, sequences, layer=3)
+    found = encode_sequences(encoder, sequences, layer=3, bf16=True)
     assert found.dtype == torch.float32 and not torch.equal(found, expected)
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() < 0.02
 
 
 def test_no_sentence(encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert encode_sequences(encoder, [], SPECIAL, layer=1).shape == (0, 16)
+    assert encode_sequences(encoder, [], layer=1).shape == (0, 16)
     assert encode_texts(encoder, tokenizer, [], normalize=True).shape == (0, 16)
 
 
 def test_a_layer_that_does_not_exist_is_refused(encoder: InfoXLMModel, sequences: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="layer must be"):
-        encode_sequences(encoder, sequences, SPECIAL, layer=99)
+        encode_sequences(encoder, sequences, layer=99)
 
 
 # ---------------------------------------------------------------------------- texts

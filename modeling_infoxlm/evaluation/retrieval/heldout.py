@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
-from modeling_infoxlm.evaluation.encoding import encode_sequences
+from modeling_infoxlm.evaluation.encoding import encode_rows
 from modeling_infoxlm.evaluation.retrieval.mining import RetrievalAccuracy, retrieval_accuracy
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 
@@ -45,25 +46,27 @@ class HeldoutRetrieval:
         return {**scores, "retrieval/mean": sum(scores.values()) / len(scores)}
 
     def accuracies(self, encoder: InfoXLMModel) -> dict[str, RetrievalAccuracy]:
-        """Both directions of each pair."""
-        pairs = tqdm(self.corpus.heldout, "held-out retrieval", unit="pair", delay=2, leave=False)
-        return {pair: retrieval_accuracy(*self.vectors(encoder, pair)) for pair in pairs}
+        """Both directions of each pair, in eval mode."""
+        pairs = tqdm(self.corpus.heldout.items(), "held-out retrieval", unit="pair", delay=2, leave=False)
+        return {
+            name: retrieval_accuracy(self._vectors(encoder, pair.source), self._vectors(encoder, pair.target))
+            for name, pair in pairs
+        }
 
-    def vectors(self, encoder: InfoXLMModel, pair: str) -> tuple[Tensor, Tensor]:
-        """Sentence vectors of both sides of a pair, (N, D) each, computed in eval mode."""
-        store = self.corpus.heldout[pair]
+    def _vectors(self, encoder: InfoXLMModel, store: TokenStore) -> Tensor:
+        """Sentence vectors of the first sentences of a store, (N, D)."""
+        sentences = _WholeSentences(store, self.corpus.special)
         count = min(self.max_pairs, len(store))
-        sides = [
-            encode_sequences(
-                encoder,
-                [side[i] for i in range(count)],
-                self.corpus.special,
-                layer=self.layer,
-                pooling=self.pooling,
-            )
-            for side in (store.source, store.target)
-        ]
-        return sides[0], sides[1]
+        vectors = torch.empty(1, count, encoder.config.hidden_size, device=encoder.device)
+        encode_rows(
+            encoder,
+            lambda start, stop: PackedRows(*sentences.gather(np.arange(start, stop))),
+            vectors,
+            layers=[self.layer],
+            pooling=self.pooling,
+            show=lambda number: f"number {number:,} of {count:,} sentences",
+        )
+        return vectors[0]
 
 
 def with_start(end: Mapping[str, float], history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -64,23 +64,6 @@ class RetrievalAccuracy:
 # ------------------------------------------------------------------------------------------------- retrieval
 
 
-def nearest_neighbours(queries: Tensor, candidates: Tensor) -> Tensor:
-    """Index of the candidate with the highest cosine to each query; the first one of equals.
-
-    Args:
-        queries: (N, D).
-        candidates: (M, D), at least one.
-
-    Returns:
-        (N,).
-    """
-    queries, candidates = _scaled(queries, "cosine"), _scaled(candidates, "cosine")
-    nearest = _Nearest.of(queries, k=1)
-    for row, column, scores in _tiles(queries, candidates):
-        nearest.update(row, column, scores)
-    return nearest.index[:, 0]
-
-
 def retrieval_accuracy(source: Tensor, target: Tensor) -> RetrievalAccuracy:
     """Top-1 accuracy in both directions of line-aligned sentences (the Tatoeba protocol: cosine, no margin).
 

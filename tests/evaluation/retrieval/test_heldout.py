@@ -72,6 +72,10 @@ class _HalvedStore:
         ids = self.store[index]
         return ids[: max(1, len(ids) // 2)]
 
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = [self[i] for i in indices]
+        return np.concatenate(rows), np.array([len(ids) for ids in rows])
+
 
 def test_mean_is_over_pairs_however_large(corpus: TinyCorpus) -> None:
     pair = corpus.heldout["en-xx"]
@@ -86,7 +90,7 @@ def test_mean_is_over_pairs_however_large(corpus: TinyCorpus) -> None:
 def test_vectors_that_are_not_finite_are_no_accuracy(corpus: TinyCorpus) -> None:
     model = tiny_model()
     model.roberta.get_input_embeddings().weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"not finite, first for number 0 of \d+ sequences"):
+    with pytest.raises(ValueError, match=r"not finite, first for number 0 of \d+ sentences"):
         HeldoutRetrieval(corpus, layer=1)(model)
 
 
