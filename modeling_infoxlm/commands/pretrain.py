@@ -55,9 +55,8 @@ def run(argv: list[str]) -> None:
     """Prepare the data, build the model, train it, and write the run's record, results and final model."""
     types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
     flags = parse_args_with_config(types, argv, program="infoxlm pretrain", about=__doc__)
-    model_args, data_args, contrast_args, args = flags
+    model_args, data_args, _, args = flags
     configure_process(distributed=True)
-    folder = Path(args.output_dir)
 
     # All that can be refused is, before an earlier run is overwritten and before text is read for hours.
     check_plan(data_args, args)
@@ -67,37 +66,21 @@ def run(argv: list[str]) -> None:
     # Not the first of each machine: their disk may be shared, and one process is to prepare.
     with args.main_process_first(local=False, desc="preparing the data"):
         tokenizer, model = start or _start(flags)
-        corpus = open_or_prepare(data_args, tokenizer, folder)
+        corpus = open_or_prepare(data_args, tokenizer, run.folder)
         if run.checkpoint is not None:
             check_corpus(run, corpus)
     if run.finished:
-        print(f"{folder}: this run is finished; --overwrite_output_dir true starts it anew.")
+        print(f"{run.folder}: this run is finished; --overwrite_output_dir true starts it anew.")
         push_run(args)
         return
 
     check_lengths(model, corpus.max_length)
-
-    settings, batch = data_args.stream_settings(seed=args.seed), total_batch_size(args)
-    train_dataset = JointDataset(corpus, settings, args.max_steps * batch)
-    evaluator = _heldout_retrieval(corpus, model, args)
-    # The same items however the batch is cut: a resumed run is compared with its start.
-    eval_items = math.ceil(HELDOUT_ITEMS / batch) * batch
-    eval_dataset = JointDataset(heldout_corpus(corpus), settings, eval_items) if evaluator else None
     stop = StopOnSignal()
-    trainer = InfoXLMTrainer(
-        model,
-        args,
-        contrast=contrast_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        evaluator=evaluator,
-        matmul_peak=matmul_peak(args.device, args.product_dtype),
-        processing_class=tokenizer,
-        callbacks=[stop],
-    )
+    evaluator = _heldout_retrieval(corpus, model, args)
+    trainer = _make_trainer(flags, tokenizer, model, corpus, evaluator, callbacks=[stop])
     details = {
         "corpus": corpus.manifest,
-        "streams": train_dataset.describe(),
+        "streams": trainer.train_dataset.describe(),
         "num_parameters": model.num_parameters(),
         "base_model": model_args.hub_name,
         "heldout_vectors": evaluator and {"layer": evaluator.layer, "pooling": evaluator.pooling},
@@ -111,11 +94,7 @@ def run(argv: list[str]) -> None:
     trainer.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
-    if evaluator is not None:
-        results = with_start(trainer.evaluate_end(), trainer.state.log_history)
-        trainer.save_metrics("eval", results)
-        if args.should_log:
-            print(*describe_change(results, layer=evaluator.layer, pooling=evaluator.pooling), sep="\n")
+    _measure_end(trainer, evaluator)
     if args.should_save:
         run.write_record(**details, finished=True)
     push_run(args)
@@ -146,6 +125,42 @@ def _open_run(flags: tuple[Any, ...], argv: list[str], config: InfoXLMConfig | N
     # The same for all, whatever a disk shared by machines showed them: one that goes on alone waits for ever.
     shared: list[Run] = broadcast_object_list([run])
     return shared[0]
+
+
+def _make_trainer(
+    flags: tuple[Any, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    model: InfoXLMForPreTraining,
+    corpus: Corpus,
+    evaluator: HeldoutRetrieval | None,
+    callbacks: list[Any],
+) -> InfoXLMTrainer:
+    """The trainer, with what it trains on and what it measures on held-out pairs."""
+    _, data_args, contrast_args, args = flags
+    settings, batch = data_args.stream_settings(seed=args.seed), total_batch_size(args)
+    # The same items however the batch is cut: a resumed run is compared with its start.
+    eval_items = math.ceil(HELDOUT_ITEMS / batch) * batch
+    return InfoXLMTrainer(
+        model,
+        args,
+        contrast=contrast_args,
+        train_dataset=JointDataset(corpus, settings, args.max_steps * batch),
+        eval_dataset=JointDataset(heldout_corpus(corpus), settings, eval_items) if evaluator else None,
+        evaluator=evaluator,
+        matmul_peak=matmul_peak(args.device, args.product_dtype),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def _measure_end(trainer: InfoXLMTrainer, evaluator: HeldoutRetrieval | None) -> None:
+    """Write what the held-out pairs say at the end, beside what they said at the start."""
+    if evaluator is None:
+        return
+    results = with_start(trainer.evaluate_end(), trainer.state.log_history)
+    trainer.save_metrics("eval", results)
+    if trainer.args.should_log:
+        print(*describe_change(results, layer=evaluator.layer, pooling=evaluator.pooling), sep="\n")
 
 
 def _heldout_retrieval(
