@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import demo_figures as figures
 import numpy as np
 import torch
 from rich.console import Console
@@ -25,11 +26,11 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, XLMRobertaModel
 from transformers.utils import logging as transformers_logging
 
-from modeling_infoxlm import Corpus, InfoXLMForPreTraining, plots, save_as_xlm_roberta
+from modeling_infoxlm import Corpus, InfoXLMForPreTraining, save_as_xlm_roberta
 from modeling_infoxlm.commands import pretrain
-from modeling_infoxlm.data.shards import split_pair
 from modeling_infoxlm.evaluation.encoding import encode_texts
 from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
+from modeling_infoxlm.plots import save_figure
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.files import file_sha256, read_json, write_json
 from modeling_infoxlm.runs.process import configure_process, run_main
@@ -43,7 +44,7 @@ MADE_BY = "modeling_infoxlm.demo"  # tells a folder of the demo from any other
 RESULTS_NAME, TABLE_NAME = "results.json", "results.md"
 # All that the demo writes; --fresh removes these and the results, nothing else.
 OUTPUT_NAMES = "tokenizer data run run.log run_mlm_tlm run_mlm_tlm.log figures xlm-roberta".split()
-UNTRAINED, TRAINED, WITHOUT_CONTRAST = plots.UNTRAINED, "trained", "MLM+TLM only"
+UNTRAINED, TRAINED, WITHOUT_CONTRAST = figures.UNTRAINED, "trained", "MLM+TLM only"
 FIGURE_SENTENCES = 30
 SENTENCES = ["How are you?", "Das ist ein etwas längerer Satz.", "Où est la mer ?"]  # for the release
 LARGEST_DIFFERENCE = 1e-4  # of a number of a sentence vector in fp32, over packed and over padded rows
@@ -87,7 +88,6 @@ def run_demo(argv: list[str]) -> None:
         },
     }
     measure(stages, "retrieval, untrained", {UNTRAINED: start}, corpus)
-
     runs = {TRAINED: root / "run"}
     train(stages, "pre-training", runs[TRAINED], flags)
     if options.compare:
@@ -230,7 +230,7 @@ def percent(accuracy: Mapping[str, Any]) -> str:
 
 def translated_everywhere(corpus: Corpus) -> dict[str, list[str]]:
     """Sentences whose source is held out in every pair, by language: the source, then each target."""
-    known = {split_pair(pair): dict(corpus.heldout_text(pair)) for pair in corpus.heldout}
+    known = {pair.partition("-")[::2]: dict(corpus.heldout_text(pair)) for pair in corpus.heldout}
     (source, _), first = next(iter(known.items()))
     shared = [text for text in first if all(text in others for others in known.values())][:FIGURE_SENTENCES]
     return {source: shared, **{to: [found[text] for text in shared] for (_, to), found in known.items()}}
@@ -255,17 +255,17 @@ def draw_figures(
             vectors[label] = encoded.unflatten(0, (len(sentences), -1)).numpy()
         cosines = {label: source @ target.T for label, (source, target, *_) in vectors.items()}
         curves = {label: found["mean_by_layer"] for label, found in stages.results["retrieval"].items()}
-        figures = {
-            "losses": plots.losses_figure({label: read_history(path) for label, path in runs.items()}),
-            "retrieval_by_layer": plots.retrieval_by_layer_figure(curves, marked_layer=run["xlco_layer"]),
-            "similarity": plots.similarity_figure(cosines, pair="-".join(list(sentences)[:2])),
-            "sentence_map": plots.sentence_map_figure(vectors, languages=list(sentences)),
+        drawn = {
+            "losses": figures.losses_figure({label: read_history(path) for label, path in runs.items()}),
+            "retrieval_by_layer": figures.retrieval_by_layer_figure(curves, marked_layer=run["xlco_layer"]),
+            "similarity": figures.similarity_figure(cosines, pair="-".join(list(sentences)[:2])),
+            "sentence_map": figures.sentence_map_figure(vectors, languages=list(sentences)),
         }
         folder.mkdir(exist_ok=True)
-        for name, figure in figures.items():
-            plots.save_figure(figure, folder / f"{name}.png")
-        record["files"] = [f"{name}.png" for name in figures]
-        record["result"] = f"{len(figures)} in {folder}"
+        for name, figure in drawn.items():
+            save_figure(figure, folder / f"{name}.png")
+        record["files"] = [f"{name}.png" for name in drawn]
+        record["result"] = f"{len(drawn)} in {folder}"
 
 
 @torch.no_grad()

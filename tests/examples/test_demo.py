@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import demo
 import pytest
 from rich.console import Console
 from tiny_encoder import word_tokenizer
@@ -13,7 +14,6 @@ from tiny_run import tiny_model
 from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
 from transformers import AutoModel, XLMRobertaModel
 
-from examples import demo
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 
 RECIPE = [*TINY_MODEL, *TINY_DATA, *TINY_RUN, *"--max_steps 4 --mono_from_bitext true --eval_steps 4".split()]

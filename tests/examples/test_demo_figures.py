@@ -1,9 +1,8 @@
 """Figures: each curve, number and sign is the given one, and titles say what the numbers say."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import demo_figures as figures
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -16,9 +15,9 @@ def history(objectives: tuple[str, ...] = ("mlm", "tlm", "xlco"), end: float = 0
     """Three log entries and two evaluations of two pairs; losses fall from 7 to 5 nats, a guess has 9."""
     entries: list[dict[str, float]] = []
     for step, loss in ((10, 7.0), (20, 6.0), (30, 5.0)):
-        logged = {f"loss/{name}": loss for name in objectives}
+        guesses = {f"information/{name}": 9 - loss for name in objectives}
         entries.append(
-            {"step": step, "loss": 1.0, **logged, **{f"information/{name}": 9 - loss for name in objectives}}
+            {"step": step, "loss": 1.0, **{f"loss/{name}": loss for name in objectives}, **guesses}
         )
     for step, mean in ((0, 0.12), (30, end)):
         pairs = {"eval_retrieval/en-de": mean - 0.1, "eval_retrieval/en-fr": mean + 0.1}
@@ -40,7 +39,7 @@ def texts(figure: Figure, panel: int) -> list[str]:
 
 
 def test_losses_draws_training_heldout_and_guess_of_each_objective() -> None:
-    figure = plots.losses_figure({"trained": history()})
+    figure = figures.losses_figure({"trained": history()})
     assert titles(figure) == [
         "Masked LM: 5.0 nats, 4.0 below a guess",
         "Translation LM: 5.0 nats, 4.0 below a guess",
@@ -55,7 +54,7 @@ def test_losses_draws_training_heldout_and_guess_of_each_objective() -> None:
 
 def test_losses_of_two_runs_share_panels_and_name_the_runs() -> None:
     runs = {"trained": history(), "MLM+TLM only": history(("mlm", "tlm"), end=0.2)}
-    figure = plots.losses_figure(runs)
+    figure = figures.losses_figure(runs)
     # Two of training, two held out, one guess; only one run has the contrast; pairs are drawn of the first.
     assert [len(curves(figure, panel)) for panel in range(3)] == [5, 5, 3]
     assert texts(figure, 3) == ["80%", "20%"]
@@ -65,63 +64,38 @@ def test_losses_of_two_runs_share_panels_and_name_the_runs() -> None:
     assert [to_hex(line.get_color()) for line in figure.legends[0].get_lines()] == colors
 
 
-def test_losses_without_evaluation_has_no_retrieval_panel() -> None:
-    figure = plots.losses_figure({"trained": history(("mlm",))[:3]})
-    assert titles(figure) == ["Masked LM: 5.0 nats, 4.0 below a guess"]
-
-
-def test_title_says_so_when_a_loss_is_above_a_guess() -> None:
+def test_losses_without_evaluation_and_above_a_guess() -> None:
     entries = [{"step": 1, "loss": 1.0, "loss/mlm": 9.5, "information/mlm": -0.5}]
-    assert titles(plots.losses_figure({"run": entries})) == ["Masked LM: 9.5 nats, 0.5 above a guess"]
+    figure = figures.losses_figure({"run": entries})
+    assert titles(figure) == ["Masked LM: 9.5 nats, 0.5 above a guess"] and len(curves(figure, 0)) == 2
 
 
-@pytest.mark.parametrize(
-    ("end", "title"),
-    [
-        (0.8, "Held-out retrieval rises from 12% to 80%"),
-        (0.05, "Held-out retrieval falls from 12% to 5%"),
-        (0.123, "Held-out retrieval stays at 12%"),
-    ],
-)
-def test_retrieval_title_follows_the_numbers(end: float, title: str) -> None:
-    assert titles(plots.losses_figure({"run": history(end=end)}))[-1] == title
+@pytest.mark.parametrize(("end", "change"), [(0.05, "falls from 12% to 5%"), (0.123, "stays at 12%")])
+def test_retrieval_title_follows_the_numbers(end: float, change: str) -> None:
+    assert titles(figures.losses_figure({"run": history(end=end)}))[-1] == f"Held-out retrieval {change}"
 
 
 def test_retrieval_by_layer_names_each_curve_and_its_best_layer() -> None:
     shares = {"untrained": [0.13, 0.12, 0.1], "trained": [0.3, 0.8, 0.6], "MLM+TLM only": [0.1, 0.12, 0.11]}
-    figure = plots.retrieval_by_layer_figure(shares, marked_layer=1)
+    figure = figures.retrieval_by_layer_figure(shares, marked_layer=1)
     assert titles(figure) == [
         "Best layer: untrained 13% (layer 0), trained 80% (layer 1), MLM+TLM only 12% (layer 1)"
     ]
     *drawn, mark = curves(figure, 0)
     assert np.allclose(drawn, [[13, 12, 10], [30, 80, 60], [10, 12, 11]])
     assert list(figure.axes[0].lines[-1].get_xdata()) == [1, 1] and mark == [0, 1]
-    assert texts(figure, 0) == [*shares, "layer of the contrast"]
-
-
-def test_labels_of_close_curves_do_not_overlap() -> None:
-    shares = {"a": [0.10], "b": [0.11], "c": [0.105], "d": [0.5]}
-    figure = plots.retrieval_by_layer_figure(shares, marked_layer=0)
-    heights = dict(zip(shares, (text.xy[1] for text in figure.axes[0].texts[:-1]), strict=True))
-    assert heights["a"] < heights["c"] < heights["b"] < heights["d"]
-    assert np.diff(sorted(heights.values())).min() > 5
-
-
-def test_untrained_is_grey_and_no_other_run_is() -> None:
-    figure = plots.retrieval_by_layer_figure({"untrained": [0.1], "trained": [0.2]}, marked_layer=0)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == list(shares)
+    assert texts(figure, 0) == ["layer of the contrast"]
     grey, other = (to_hex(line.get_color()) for line in figure.axes[0].lines[:2])
-    assert grey[1:3] == grey[3:5] == grey[5:7]
-    assert other[1:3] != other[3:5]
+    assert grey[1:3] == grey[3:5] == grey[5:7] and other[1:3] != other[3:5]
+    assert figure.axes[0].lines[0].get_linewidth() == plots.STYLE["lines.linewidth"]
 
 
 def test_similarity_marks_nearest_and_counts_them_on_one_colour_scale() -> None:
     before = np.array([[0.1, 0.9, 0.0], [0.0, 0.8, 0.1], [0.7, 0.0, 0.1]])
-    after = np.eye(3) * 0.6
-    figure = plots.similarity_figure({"untrained": before, "trained": after}, pair="en-de")
-    assert titles(figure)[:2] == [
-        "untrained: 1 of 3 translations found",
-        "trained: 3 of 3 translations found",
-    ]
+    figure = figures.similarity_figure({"untrained": before, "trained": np.eye(3) * 0.6}, pair="en-de")
+    found = ["untrained: 1 of 3 translations found", "trained: 3 of 3 translations found"]
+    assert titles(figure)[:2] == found
     images = [axes.images[0] for axes in figure.axes[:2]]
     assert [image.get_clim() for image in images] == [(0.0, 0.9), (0.0, 0.9)]
     assert np.array_equal(images[0].get_array(), before)
@@ -138,9 +112,9 @@ def map_vectors(spread: float) -> np.ndarray:
     return np.eye(6, 12) + spread * random.normal(size=(len(LANGUAGES), 6, 12))
 
 
-def test_sentence_map_draws_every_sentence_and_joins_translations() -> None:
+def test_sentence_map_draws_every_sentence_and_joins_translations(tmp_path: Path) -> None:
     vectors = {"untrained": map_vectors(3.0), "trained": map_vectors(0.01)}
-    figure = plots.sentence_map_figure(vectors, languages=LANGUAGES)
+    figure = figures.sentence_map_figure(vectors, languages=LANGUAGES)
     for axes in figure.axes:
         assert [len(dots.get_offsets()) for dots in axes.collections] == [6] * len(LANGUAGES)
         assert len(axes.lines) == 9 * 6
@@ -155,6 +129,10 @@ def test_sentence_map_draws_every_sentence_and_joins_translations() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == LANGUAGES
     assert titles(figure)[1] == "trained: for 100% the nearest sentence\nof another language is a translation"
 
+    plots.save_figure(figure, tmp_path / "map.png")
+    content = (tmp_path / "map.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and int.from_bytes(content[16:20], "big") >= 1200
+
 
 def test_map_number_is_counted_among_other_languages_only() -> None:
     # (2 languages, 2 sentences): within a language both sentences are equal, so they must not be candidates.
@@ -162,14 +140,14 @@ def test_map_number_is_counted_among_other_languages_only() -> None:
     vectors = np.array([[[1.0, 0.1], [1.0, 0.0]], [[0.9, 0.3], [0.8, 0.4]]])
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     # en 0 -> de 0 right, en 1 -> de 0 wrong, de 0 -> en 0 right, de 1 -> en 0 wrong.
-    assert plots._translation_is_nearest(unit) == 0.5
+    assert figures.translation_is_nearest(unit) == 0.5
 
 
 def test_map_does_not_depend_on_the_length_of_vectors() -> None:
     vectors = map_vectors(0.3)
     scaled = vectors * np.linspace(1, 9, 6)[None, :, None]
     first, second = (
-        plots.sentence_map_figure({"run": given}, languages=LANGUAGES).axes[0].collections[3].get_offsets()
+        figures.sentence_map_figure({"run": given}, languages=LANGUAGES).axes[0].collections[3].get_offsets()
         for given in (vectors, scaled)
     )
     assert np.allclose(first, second, atol=1e-3)
@@ -177,21 +155,4 @@ def test_map_does_not_depend_on_the_length_of_vectors() -> None:
 
 def test_more_languages_than_colours_are_refused() -> None:
     with pytest.raises(ValueError, match="colours for 10 languages, found 11"):
-        plots.sentence_map_figure({"run": np.ones((11, 2, 3))}, languages=[*LANGUAGES, "sw"])
-
-
-FIGURES: Mapping[str, Any] = {
-    "losses": lambda: plots.losses_figure({"trained": history()}),
-    "layers": lambda: plots.retrieval_by_layer_figure({"trained": [0.1, 0.2]}, marked_layer=1),
-    "similarity": lambda: plots.similarity_figure({"trained": np.eye(40)}, pair="en-de"),
-    "map": lambda: plots.sentence_map_figure({"trained": map_vectors(0.5)}, languages=LANGUAGES),
-}
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_are_written_as_wide_png(name: str, tmp_path: Path) -> None:
-    path = tmp_path / f"{name}.png"
-    plots.save_figure(FIGURES[name](), path)
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000
-    assert int.from_bytes(content[16:20], "big") >= 1200
+        figures.sentence_map_figure({"run": np.ones((11, 2, 3))}, languages=[*LANGUAGES, "sw"])
