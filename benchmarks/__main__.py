@@ -17,9 +17,9 @@ from benchmarks.report import LONG_SET, SHORT_SET, write_report
 def run(name: str, results: Path) -> bool:
     """Run one benchmark; False if it failed, after saying so."""
     _, command = (SHORT_SET | LONG_SET)[name]
-    print(f"\n--- {name}: python -m {command}", flush=True)
+    print(f"\n--- {name}: python -m benchmarks.{command}", flush=True)
     output = ["--output", str(results / f"{name}.json")]
-    status = subprocess.run([sys.executable, "-m", *command.split(), *output]).returncode
+    status = subprocess.run([sys.executable, "-m", *f"benchmarks.{command}".split(), *output]).returncode
     if status:
         print(f"{name} failed with exit code {status}; its old result file, if any, stays.")
     return status == 0

@@ -8,7 +8,6 @@ that of our step: same losses, same gradients.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +21,8 @@ from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.objectives import IGNORE_INDEX
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 
+Batch = Mapping[str, dict[str, Tensor]]
+
 
 def synchronize() -> None:
     """Wait for what a GPU was asked to do."""
@@ -29,32 +30,24 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Sequences padded to the longest.
+def padded(part: Mapping[str, Any], pad: int) -> dict[str, Tensor]:
+    """Pad a packed part to its longest sequence.
 
-    Attributes:
-        input_ids: (B, L).
-        attention_mask: 1 for tokens, (B, L).
-        labels: True tokens at masked positions, `IGNORE_INDEX` elsewhere, (B, L); None without masks.
+    Returns:
+        `input_ids`, `attention_mask` (1 for tokens), and of a part with masks `labels`: true tokens at masked
+        positions, `IGNORE_INDEX` elsewhere. (B, L) each.
     """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor | None
-
-    @classmethod
-    def of(cls, part: Mapping[str, Any], pad: int) -> "Padded":
-        """Pad a packed part."""
-        tokens, lengths = part["input_ids"], list(part["lengths"])
+    tokens, lengths = part["input_ids"], list(part["lengths"])
+    rows = {"input_ids": (tokens, pad), "attention_mask": (torch.ones_like(tokens), 0)}
+    if "labels" in part:
         labels = torch.full_like(tokens, IGNORE_INDEX)
-        if "labels" in part:
-            labels[part["masked_rows"]] = part["labels"]
-        ids, labels, mask = (
-            nn.utils.rnn.pad_sequence(rows.split(lengths), batch_first=True, padding_value=value)
-            for rows, value in ((tokens, pad), (labels, IGNORE_INDEX), (torch.ones_like(tokens), 0))
-        )
-        return cls(ids, mask, labels if "labels" in part else None)
+        labels[part["masked_rows"]] = part["labels"]
+        rows["labels"] = (labels, IGNORE_INDEX)
+    pad_sequence = nn.utils.rnn.pad_sequence
+    return {
+        name: pad_sequence(values.split(lengths), batch_first=True, padding_value=padding)
+        for name, (values, padding) in rows.items()
+    }
 
 
 class PlainTransformers:
@@ -92,12 +85,9 @@ class PlainTransformers:
         self.key_encoder = copy.deepcopy(self.model.roberta).eval()
         self.key_projection = copy.deepcopy(self.projection)
         self.queue, self.cursor = queue.clone(), 0
-        self.optimizer = torch.optim.AdamW(
-            self._parameter_groups(),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-        )
+        how: dict[str, Any] = {"lr": args.learning_rate, "eps": args.adam_epsilon}
+        betas = (args.adam_beta1, args.adam_beta2)
+        self.optimizer = torch.optim.AdamW(self._parameter_groups(), betas=betas, **how)
         self.seconds: dict[str, float] = {}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -118,10 +108,10 @@ class PlainTransformers:
             parameters[f"objectives.xlco.projection.{name}"] = value
         return parameters
 
-    def pad(self, batch: Mapping[str, Any]) -> dict[str, Padded]:
+    def pad(self, batch: Mapping[str, Any]) -> Batch:
         """Pad a packed joint batch; not part of the step."""
         parts = {"mlm": batch["mlm"], "tlm": batch["tlm"], **batch["xlco"]}
-        return {name: Padded.of(part, self.config.pad_token_id) for name, part in parts.items()}
+        return {name: padded(part, self.config.pad_token_id) for name, part in parts.items()}
 
     def timed_step(self, batch: Mapping[str, Any]) -> tuple[float, dict[str, float], dict[str, float]]:
         """One whole optimiser step.
@@ -129,21 +119,21 @@ class PlainTransformers:
         Returns:
             Its seconds without padding the batch, those of each phase, and the mean losses in nats.
         """
-        padded = self.pad(batch)
+        given = self.pad(batch)
         synchronize()
         begun = perf_counter()
-        losses = self.backward(padded)
+        losses = self.backward(given)
         self.update()
         means = {name: float(loss) for name, loss in losses.items()}
         return perf_counter() - begun, dict(self.seconds), means
 
-    def backward(self, batch: Mapping[str, Padded]) -> dict[str, Tensor]:
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses and gradients, one objective after the other."""
         self.seconds = {}
         losses = {}
         for name in ("mlm", "tlm"):
             with self._timed(f"{name} forward"), self._precision():
-                losses[name] = self._masked_lm(batch[name])
+                losses[name] = self.model(**batch[name]).loss
             with self._timed(f"{name} backward"):
                 losses[name].backward()
         with self._timed("xlco key"), self._precision(), torch.no_grad():
@@ -169,12 +159,8 @@ class PlainTransformers:
         with self._timed("queue"):
             self._enqueue(self.new_keys)
 
-    def _masked_lm(self, batch: Padded) -> Any:
-        return self.model(batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
-
-    def _vectors(self, encoder: nn.Module, projection: nn.Module, batch: Padded) -> Any:
-        output = encoder(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
-        return projection(output.hidden_states[self.layer][:, 0])
+    def _vectors(self, encoder: nn.Module, projection: nn.Module, part: dict[str, Tensor]) -> Any:
+        return projection(encoder(**part, output_hidden_states=True).hidden_states[self.layer][:, 0])
 
     def _contrast(self, query: Tensor, key: Tensor) -> Tensor:
         """As in MoCo's public code: positive first, then the queue, which is cloned."""

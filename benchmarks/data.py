@@ -114,14 +114,7 @@ def measure_prepare(
 def measure_masking(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, batch_tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Tokens/s of `mask_tokens` and of transformers' collator on the same MLM sequences.
-
-    Args:
-        corpus: A synthetic one; its ids stay below the size of `tokenizer`.
-        tokenizer: What transformers' collator pads with and takes `<mask>` from.
-        batch_tokens: At least this many tokens.
-        repeats: Counted runs of each.
-    """
+    """Tokens/s of `mask_tokens` and of transformers' collator on the same synthetic sequences."""
     (store,) = corpus.mono.values()
     tokens, lengths = store.gather(np.arange(1 + batch_tokens // int(0.9 * corpus.max_length)) % len(store))
     keys = hash64("benchmark", np.arange(len(lengths)))

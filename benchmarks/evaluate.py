@@ -40,7 +40,6 @@ from benchmarks.measure import (
     DEVICE,
     DTYPES,
     Elsewhere,
-    Samples,
     exponent,
     make_parser,
     measured_peak,
@@ -131,16 +130,15 @@ class SentenceTransformers:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import modules
 
-        options: dict[str, Any] = {"model_kwargs": {"dtype": weights}, "max_seq_length": 512}
-        transformer = modules.Transformer(str(folder), config_kwargs={"num_hidden_layers": layers}, **options)
-        pooling = modules.Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
-        self._model = SentenceTransformer(modules=[transformer, pooling])
+        how: dict[str, Any] = {"model_kwargs": {"dtype": weights}, "max_seq_length": 512}
+        module = modules.Transformer(str(folder), config_kwargs={"num_hidden_layers": layers}, **how)
+        pooling = modules.Pooling(module.get_embedding_dimension(), pooling_mode="mean")
+        self._model = SentenceTransformer(modules=[module, pooling])
 
     def encode(self, texts: list[str]) -> Tensor:
         """Vectors (N, D)."""
         how: dict[str, Any] = {"batch_size": ST_BATCH, "convert_to_tensor": True, "show_progress_bar": False}
-        vectors: Tensor = self._model.encode(texts, **how)
-        return vectors.float()
+        return self._model.encode(texts, **how).float()
 
 
 def alternatives(sentences: Sentences, dtype: str, *, with_defaults: bool) -> dict[str, Encoder]:
@@ -160,24 +158,45 @@ def alternatives(sentences: Sentences, dtype: str, *, with_defaults: bool) -> di
     return found
 
 
-def measure_encoding(
-    sentences: Sentences, dtype: str, *, repeats: int, with_defaults: bool
-) -> dict[str, Any]:
+def measure_encoding(sentences: Sentences, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
     """Encode all sentences by each alternative in turn.
 
     Raises:
         RuntimeError: If the vectors of `st cut to the layer` are not ours.
     """
     vectors: dict[str, Tensor] = {}
-    encoders = alternatives(sentences, dtype, with_defaults=with_defaults)
+    encoders = alternatives(sentences, dtype, with_defaults=options.with_defaults)
 
     def keep(name: str) -> None:
         vectors[name] = encoders[name](sentences.texts)
 
     for encode in encoders.values():
         encode(sentences.texts[:64])  # a whole round of warm-up would double the time
-    samples = run_in_turn({name: partial(keep, name) for name in encoders}, repeats=repeats, warmup=0)
-    return {**_summarise(sentences, dtype, samples), "differences": differences(vectors, dtype)}
+    runs = {name: partial(keep, name) for name in encoders}
+    samples = run_in_turn(runs, repeats=options.repeats, warmup=0)
+    config, lengths, peak = sentences.model.config, sentences.lengths, measured_peak(dtype)
+    work = int(lengths.sum()), encoder_flops(config, lengths.tolist(), sentences.layer)  # without padding
+    medians = {name: side.median for name, side in samples.items()}
+    return {
+        "dtype": dtype,
+        "sentences": len(sentences.texts),
+        "tokens": work[0],
+        "layer": sentences.layer,
+        "layers_of_the_model": config.num_hidden_layers,
+        "tokens_st_computes_per_real_token": padded_share(sentences.texts, lengths),
+        "matmul_peak": peak,
+        "sides": {
+            name: {
+                **side.summary(),
+                "tokens_per_second": work[0] / side.median,
+                "share_of_peak": work[1] / side.median / peak,
+            }
+            for name, side in samples.items()
+        },
+        "judged": JUDGED,
+        "ratios": {name: value / medians["ours"] for name, value in medians.items() if name != "ours"},
+        "differences": differences(vectors, dtype),
+    }
 
 
 def differences(vectors: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
@@ -186,41 +205,13 @@ def differences(vectors: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
     Raises:
         RuntimeError: If it is too large for vectors that should be the same.
     """
-    ours = vectors["ours"].cpu()
-    cut = {name: other.cpu() for name, other in vectors.items() if name.startswith("st cut")}
-    found = {
-        name: float(((other - ours).norm(dim=1) / ours.norm(dim=1)).max()) for name, other in cut.items()
-    }
+    ours, found = vectors["ours"].cpu(), {}
+    for name in (name for name in vectors if name.startswith("st cut")):
+        found[name] = float(((vectors[name].cpu() - ours).norm(dim=1) / ours.norm(dim=1)).max())
     for name, difference in found.items():
         if not difference <= TOLERANCE[dtype]:
             raise RuntimeError(f"vectors of {name!r} differ from ours by {difference:.2g} of their norm.")
     return found
-
-
-def _summarise(sentences: Sentences, dtype: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
-    peak, tokens, ours = measured_peak(dtype), int(sentences.lengths.sum()), samples["ours"].median
-    config = sentences.model.config
-    flops = encoder_flops(config, sentences.lengths.tolist(), sentences.layer)  # without padding
-    sides = {
-        name: {
-            **side.summary(),
-            "tokens_per_second": tokens / side.median,
-            "share_of_peak": flops / side.median / peak,
-        }
-        for name, side in samples.items()
-    }
-    return {
-        "dtype": dtype,
-        "sentences": len(sentences.texts),
-        "tokens": tokens,
-        "layer": sentences.layer,
-        "layers_of_the_model": config.num_hidden_layers,
-        "tokens_st_computes_per_real_token": padded_share(sentences.texts, sentences.lengths),
-        "matmul_peak": peak,
-        "sides": sides,
-        "judged": JUDGED,
-        "ratios": {name: side.median / ours for name, side in samples.items() if name != "ours"},
-    }
 
 
 # --- retrieval ----------------------------------------------------------------------------------------------
@@ -249,14 +240,10 @@ def noisy_pairs(count: int, width: int = 768) -> tuple[Tensor, Tensor]:
 def measure_retrieval(sizes: Sequence[int], *, repeats: int) -> dict[str, Any]:
     """Seconds and memory of each alternative for each number of pairs, and the exponents of their growth."""
     rows = [retrieval_row(size, repeats) for size in sizes]
-    memory = Elsewhere(Memory).call("of_retrieval", sizes)
-    exponents = {
-        name: {
-            "seconds": exponent(sizes, [row[name]["median_s"] for row in rows]),
-            "memory": exponent(sizes, memory[name]),
-        }
-        for name in RETRIEVAL
-    }
+    memory, exponents = Elsewhere(Memory).call("of_retrieval", sizes), {}
+    for name in RETRIEVAL:
+        seconds = exponent(sizes, [row[name]["median_s"] for row in rows])
+        exponents[name] = {"seconds": seconds, "memory": exponent(sizes, memory[name])}
     return {"rows": rows, "memory_mib": memory, "exponents": exponents}
 
 
@@ -325,11 +312,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "encoding" in options.parts:
         if importlib.util.find_spec("sentence_transformers") is None:
             result["missing"] = MISSING
-        how = {"repeats": options.repeats, "with_defaults": options.with_defaults}
         with tempfile.TemporaryDirectory() as folder:
             chosen = (options.geometry, options.languages, options.sentences)
             sentences = Sentences.make(Path(folder), *chosen)
-            result["encoding"] = [measure_encoding(sentences, dtype, **how) for dtype in options.dtypes]
+            result["encoding"] = [measure_encoding(sentences, dtype, options) for dtype in options.dtypes]
     if "memory" in options.parts:
         sizes, width = list(options.memory_sentences), GEOMETRIES[options.geometry][1]
         peaks = [Elsewhere(Memory).call("of_encoding", size, options.geometry) for size in sizes]

@@ -79,12 +79,7 @@ def peak_memory() -> float:
 
 
 class Elsewhere:
-    """An object in a process of its own, where torch and the allocator are as they come.
-
-    Args:
-        make: Makes it there; its methods are then called by name.
-        arguments: Of `make`.
-    """
+    """What `make(*arguments)` makes, in a process where torch and the allocator are as they come."""
 
     _there: Any = None  # in the other process
 

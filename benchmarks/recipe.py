@@ -27,8 +27,7 @@ def measure(options: argparse.Namespace, training_flags: list[str]) -> dict[str,
     start = ["--model_name_or_path", options.model_name_or_path]
     text = ["--bitext_files", *options.bitext_files, "--output_dir", str(run)]
     _program("run_pretraining.py", "--config", str(options.recipe), *start, *text, *training_flags)
-    record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-    config = InfoXLMConfig.from_pretrained(run)
+    record, config = _read(run / RUN_FILE), InfoXLMConfig.from_pretrained(run)
     contrast = {"layer": config.resolved_xlco_layer(), "pooling": config.xlco_pooling}
     vectors = [contrast, *(other for other in [record["heldout_vectors"]] if other and other != contrast)]
     models = {"before": options.model_name_or_path, "after": str(run)}
@@ -36,7 +35,7 @@ def measure(options: argparse.Namespace, training_flags: list[str]) -> dict[str,
         "recipe": options.recipe.name,
         "training_flags": training_flags,
         "identity": record["identity"],
-        "heldout": json.loads((run / "eval_results.json").read_text(encoding="utf-8")),
+        "heldout": _read(run / "eval_results.json"),
         "retrieval": [
             {**where, **{when: _retrieval(options, name, when, **where) for when, name in models.items()}}
             for where in vectors
@@ -54,16 +53,17 @@ def _retrieval(
         *("--languages", *options.languages, "--layer", str(layer), "--pooling", pooling),
         *("--output_dir", str(folder), "--overwrite_output_dir", "true", "--bf16", "true"),
     )
-    result = json.loads((folder / "tatoeba_results.json").read_text(encoding="utf-8"))
-    scores = {language: entry["accuracy"]["value"] for language, entry in result["scores"].items()}
-    return {
-        **{language: scores[language] for language in options.languages},
-        "mean": result["summary"]["mean"],
-    }
+    result = _read(folder / "tatoeba_results.json")
+    scores = {language: result["scores"][language]["accuracy"]["value"] for language in options.languages}
+    return {**scores, "mean": result["summary"]["mean"]}
 
 
 def _program(script: str, *arguments: str) -> None:
     subprocess.run([sys.executable, str(Path(__file__).parents[1] / script), *arguments], check=True)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def show(result: dict[str, Any]) -> str:
@@ -79,9 +79,8 @@ def show(result: dict[str, Any]) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Our flags, and those that are handed to the training."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--model_name_or_path", required=True, help="encoder to start from")
     parser.add_argument("--bitext_files", nargs="+", required=True, help="as of run_pretraining.py")

@@ -51,13 +51,7 @@ SIZES = ("vocab_size", "queue_size", "batch_size", "max_length", "warmup", "step
 
 @dataclass
 class Run:
-    """What was measured of one side.
-
-    Attributes:
-        samples: Seconds of each counted step.
-        phases: Seconds of each phase of each counted step.
-        losses: Mean losses in nats of every step, warm-up included.
-    """
+    """Of one side: seconds of each counted step and of its phases, and mean losses of every step, in nats."""
 
     samples: Samples = field(default_factory=Samples)
     phases: list[dict[str, float]] = field(default_factory=list)
@@ -196,14 +190,14 @@ def run_ours(workload: Workload, folder: Path, dtype: str, baseline: Step | None
     return turns
 
 
-def run_baseline_alone(workload: Workload, folder: Path, dtype: str) -> Run:
+def run_baseline_alone(workload: Workload, folder: Path, dtype: str) -> dict[str, Any]:
     """N1 without the trainer, for its memory."""
     dataset, collate = workload.dataset(folder), PretrainingCollator()
     baseline, run, size = make_baseline(workload, folder, dtype), Run(), workload.batch_size
     for step in range(workload.warmup + workload.steps):
         batch = collate(dataset.__getitems__(range(step * size, (step + 1) * size)))
         run.add(*baseline.timed_step(batch), step >= workload.warmup)
-    return run
+    return {"baseline": run.summary(), "losses": {"baseline": run.losses}}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -214,8 +208,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.only == "baseline":
-            run = run_baseline_alone(workload, folder, options.baseline_dtype)
-            alone = {"baseline": run.samples.summary(), "losses": {"baseline": run.losses}}
+            alone = run_baseline_alone(workload, folder, options.baseline_dtype)
             return {"peak_memory_gib": peak_memory(), **alone}
         if options.only == "ours":
             turns, memory = run_ours(workload, folder, options.dtype), peak_memory()
@@ -266,25 +259,23 @@ def largest_difference(ours: list[dict[str, float]], theirs: list[dict[str, floa
 
 def print_result(console: Console, result: Mapping[str, Any]) -> None:
     """Print phases, losses side by side, and the ratio."""
-    sides = [side for side in ("ours", "baseline") if side in result]
-    if "ours" in result:
-        phases = Table("phase", *(f"{side}, s" for side in sides))
-        for name in dict.fromkeys(name for side in sides for name in result[side]["phases_s"]):
-            cells = [result[side]["phases_s"].get(name) for side in sides]
-            phases.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
-        phases.add_section()
-        phases.add_row("step (median)", *(f"{result[side]['median_s']:.3f}" for side in sides))
-        samples = (" ".join(f"{value:.2f}" for value in result[side]["samples_s"]) for side in sides)
-        phases.add_row("samples", *samples)
-        console.print(phases)
     losses = result["losses"]
-    table = Table("step", *(f"{name} {side}" for name in OBJECTIVES for side in losses))
+    sides = {side: result[side] for side in losses}
+    phases = Table("phase", *(f"{side}, s" for side in sides))
+    for name in dict.fromkeys(name for side in sides.values() for name in side["phases_s"]):
+        cells = [side["phases_s"].get(name) for side in sides.values()]
+        phases.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
+    phases.add_section()
+    phases.add_row("step (median)", *(f"{side['median_s']:.3f}" for side in sides.values()))
+    samples = (" ".join(f"{value:.2f}" for value in side["samples_s"]) for side in sides.values())
+    phases.add_row("samples", *samples)
+    table = Table("step", *(f"{name} {side}" for name in OBJECTIVES for side in sides))
     for number, step in enumerate(zip(*losses.values(), strict=True), 1):
         table.add_row(str(number), *(f"{side[name]:.6f}" for name in OBJECTIVES for side in step))
-    console.print(table)
+    console.print(phases, table)
     if "ratio" in result:
         console.print(f"ratio {result['ratio']:.2f}x", style="bold")
-    if "ours" in result:
+    if "mfu" in result:
         console.print(
             f"{result['tokens']:.0f} tokens a step, {result['tokens_per_second']:.0f} tokens/s; "
             f"{result['useful_flops'] / 1e9:.0f} useful GFLOP, peak {result['matmul_peak'] / 1e12:.3f} "
@@ -305,7 +296,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     defaults_help = "N1 with torch's and the allocator's defaults"
     parser.add_argument("--baseline_defaults", action="store_true", help=defaults_help)
     parser.add_argument("--only", choices=("ours", "baseline"), help="run one alone, for its peak memory")
-    allocator_help = "leave the allocator as it is, for peak memory: keeping memory trades some for speed"
+    allocator_help = "leave the allocator as it is, for peak memory"
     parser.add_argument("--default_allocator", action="store_true", help=allocator_help)
     parser.add_argument("--flag", action="append", default=[], metavar="NAME=VALUE", dest="flags")
     return parser.parse_args(argv)
@@ -314,13 +305,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run what the flags ask for, print it and write it."""
     options = parse_arguments()
-
-    def configure() -> None:
-        if options.default_allocator:
-            torch.set_float32_matmul_precision("medium")
-        else:
-            configure_process()
-
+    # Keeping memory trades some for speed: not where the peak is asked for.
+    as_it_is = partial(torch.set_float32_matmul_precision, "medium")
+    configure = as_it_is if options.default_allocator else configure_process
     run_benchmark(options, measure, print_result, configure=configure)
 
 
