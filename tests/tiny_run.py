@@ -23,7 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.batches import JointDataset, StreamSettings
-from modeling_infoxlm.data.shards import PairStore, SpecialTokens, TokenStore, TokenStoreWriter
+from modeling_infoxlm.data.ragged import SpecialTokens
+from modeling_infoxlm.data.shards import PairStore, TokenStore, TokenStoreWriter
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.process import leave_process_group
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import Dataset
 
 from modeling_infoxlm.data.masking import mask_tokens
-from modeling_infoxlm.data.ragged import PackedRows, join_pieces
+from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens, join_pieces
 from modeling_infoxlm.data.sampling import ExampleSampler, hash64, uniform
-from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
+from modeling_infoxlm.data.shards import Corpus, TokenStore
 from modeling_infoxlm.runs.errors import DataError
 
 Objective = Literal["mlm", "tlm", "xlco"]

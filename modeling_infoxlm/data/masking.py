@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modeling_infoxlm.data.ragged import sums_of_runs
+from modeling_infoxlm.data.ragged import SpecialTokens, sums_of_runs
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
-from modeling_infoxlm.data.shards import SpecialTokens
 
 MAX_SEQUENCE_LENGTH = 1 << 20
 """Positions are drawn with 32 random bits; for longer sequences they would no longer be equally likely."""

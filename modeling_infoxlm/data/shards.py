@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens
+from modeling_infoxlm.data.sources import check_pair
 from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import Each, check_shape, read_json, whole_file
 
-FORMAT_VERSION = (
-    2  # 1: sentences were told apart by text, so held-out ones were trained on in other spellings
-)
+# 1: sentences were told apart by text, so held-out ones were trained on in other spellings.
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 _TOKEN_DTYPE = np.dtype("<u4")
 _OFFSET_DTYPE = np.dtype("<i8")
+_PREPARE_AGAIN = "delete the prepared folder and prepare it again."
 _BUFFER_BYTES = 1 << 20  # of ids are held before they are written
 
 
@@ -96,23 +97,22 @@ def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     tokens_path, offsets_path = shard_files(prefix)
     for path in (tokens_path, offsets_path):
         if not path.is_file():
-            raise DataError(f"shard file {path} is missing; delete the prepared folder and prepare it again.")
+            raise DataError(f"shard file {path} is missing; {_PREPARE_AGAIN}")
     size = offsets_path.stat().st_size
     if not size or size % _OFFSET_DTYPE.itemsize:
         raise DataError(
             f"shard {offsets_path} has {size:,} bytes, no whole number of offsets; it was cut short. "
-            "Delete the prepared folder and prepare it again."
+            f"{_PREPARE_AGAIN.capitalize()}"
         )
     offsets = _map(offsets_path, _OFFSET_DTYPE)
     num_found = tokens_path.stat().st_size // _TOKEN_DTYPE.itemsize
     if num_found != offsets[-1]:
         raise DataError(
             f"shard {tokens_path} holds {num_found:,} tokens but its offsets say {int(offsets[-1]):,}; "
-            "it was cut short. Delete the prepared folder and prepare it again."
+            f"it was cut short. {_PREPARE_AGAIN.capitalize()}"
         )
-    if num_found == 0:  # an empty file cannot be memory-mapped
-        return np.empty(0, dtype=_TOKEN_DTYPE), offsets
-    return _map(tokens_path, _TOKEN_DTYPE), offsets
+    # An empty file cannot be memory-mapped.
+    return _map(tokens_path, _TOKEN_DTYPE) if num_found else np.empty(0, dtype=_TOKEN_DTYPE), offsets
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
@@ -153,13 +153,7 @@ class TokenStore:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """One sequence.
-
-        Args:
-            index: Number of the sequence; negative numbers count from the end.
-
-        Returns:
-            Its token ids, (L,) uint32, a read-only view of the file.
+        """The token ids of one sequence, (L,) uint32; negative numbers count from the end.
 
         Raises:
             IndexError: If there is no such sequence.
@@ -167,11 +161,7 @@ class TokenStore:
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"sequence {index} of a store of {size:,} sequences")
-        index %= size
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        local = index - int(self._starts[shard])
-        first, last = self._offsets[shard][local : local + 2]
-        return self._tokens[shard][first:last]
+        return self.gather(np.array([index % size]))[0]
 
     def _bounds(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shard number, first token in that shard and length of each sequence, each (n,) int64."""
@@ -245,12 +235,6 @@ class PairStore:
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.source)
-
-
-def split_pair(pair: str) -> tuple[str, str]:
-    """The two languages of a pair: `"zh_Hans-en"` -> `("zh_Hans", "en")`."""
-    source, _, target = pair.partition("-")
-    return source, target
 
 
 @dataclass(frozen=True)
@@ -329,13 +313,13 @@ def _open_pairs(folder: Path, entries: Mapping[str, Any]) -> dict[str, PairStore
 
 def _open_pair(folder: Path, pair: str, shards: Iterable[str]) -> PairStore:
     prefixes = [folder / shard for shard in shards]
-    source_language, target_language = split_pair(pair)
+    source_language, target_language = check_pair(pair)
     source = TokenStore([prefix.with_name(prefix.name + ".source") for prefix in prefixes])
     target = TokenStore([prefix.with_name(prefix.name + ".target") for prefix in prefixes])
     if len(source) != len(target):
         raise DataError(
             f"prepared pair {pair} in {folder} has {len(source):,} source but {len(target):,} target "
-            "sentences; delete the prepared folder and prepare it again."
+            f"sentences; {_PREPARE_AGAIN}"
         )
     return PairStore(source, target, source_language, target_language)
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from modeling_infoxlm.data import masking
 from modeling_infoxlm.data.masking import MAX_SEQUENCE_LENGTH, Masked, mask_tokens
-from modeling_infoxlm.data.ragged import concatenate_ranges
+from modeling_infoxlm.data.ragged import SpecialTokens, concatenate_ranges
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
-from modeling_infoxlm.data.shards import SpecialTokens
 
 # <mask> stands in the middle here and not only at the end, so that drawing around it is tested too.
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=9, vocab_size=20, all_ids=(0, 1, 2, 3, 9))

@@ -23,9 +23,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from modeling_infoxlm.backbones import backbone_of
 from modeling_infoxlm.data.masking import mask_tokens
-from modeling_infoxlm.data.ragged import PackedRows, join_pieces
+from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens, join_pieces
 from modeling_infoxlm.data.sampling import hash64
-from modeling_infoxlm.data.shards import SpecialTokens
 from modeling_infoxlm.data.tokenise import special_tokens
 from modeling_infoxlm.evaluation.batching import (
     check_finite,

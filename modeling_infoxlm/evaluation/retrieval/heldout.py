@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_infoxlm.data.ragged import PackedRows, join_pieces
-from modeling_infoxlm.data.shards import Corpus, SpecialTokens, TokenStore
+from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens, join_pieces
+from modeling_infoxlm.data.shards import Corpus, TokenStore
 from modeling_infoxlm.evaluation.encoding import encode_rows
 from modeling_infoxlm.evaluation.retrieval.mining import RetrievalAccuracy, retrieval_accuracy
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
