@@ -50,13 +50,15 @@ class ModelArguments:
     model_revision: str = flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
     # repr=False: a printed or logged instance must not show the secret.
     token: str | None = flag(None, "Hub access token. Unset: the one stored by `hf auth login`.", repr=False)
-    # Of a model from scratch; unset fields are the configuration's.
-    num_hidden_layers: int | None = flag(None, "Layers of a model from scratch. Unset: 12, of base.")
-    hidden_size: int | None = flag(None, "Width of a model from scratch. Unset: 768, of base.")
-    num_attention_heads: int | None = flag(None, "Heads of a model from scratch. Unset: 12, of base.")
-    intermediate_size: int | None = flag(None, "Feed-forward width from scratch. Unset: 3072, of base.")
+    # Of a model from scratch.
+    num_hidden_layers: int | None = flag(None, "Layers, from scratch. Unset: the configuration's (base: 12).")
+    hidden_size: int | None = flag(None, "Width, from scratch. Unset: the configuration's (base: 768).")
+    num_attention_heads: int | None = flag(
+        None, "Heads, from scratch. Unset: the configuration's (base: 12)."
+    )
+    intermediate_size: int | None = flag(None, "Feed-forward width. Unset: the configuration's (base: 3072).")
     max_position_embeddings: int | None = flag(
-        None, "Positions of a model from scratch, two more than its longest sequence. Unset: 514, of base."
+        None, "Positions, from scratch: two more than the longest sequence. Unset: the configuration's (514)."
     )
     hidden_dropout_prob: float = flag(0.0, "Dropout of hidden states while training (README: 0).")
     attention_probs_dropout_prob: float = flag(0.0, "Dropout of attention weights in training (README: 0).")
