@@ -7,6 +7,7 @@ from typing import Any
 from modeling_infoxlm.configuration_infoxlm import XLCO_LAYER_BY_DEPTH, InfoXLMConfig
 from modeling_infoxlm.fairseq.weights import Checkpoint
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.flags import check_number
 
 _HEAD_SIZE = 64  # of every published RoBERTa and XLM-R
 _FIRST_POSITION = 2  # positions are numbered behind the padding's id, which is 1
@@ -17,16 +18,16 @@ _SIZES = {
     "encoder_layers": ("num_hidden_layers", 0),
     "max_positions": ("max_position_embeddings", _FIRST_POSITION),
 }
-# fairseq's flag, our field, and whether a value of it can be used.
-_NUMBERS = (
-    ("xlco_softmax_tau", "xlco_temperature", lambda value: value > 0),
-    ("dropout", "hidden_dropout_prob", lambda value: 0 <= value < 1),
-    ("attention_dropout", "attention_probs_dropout_prob", lambda value: 0 <= value < 1),
-)
+# fairseq's flags and our fields.
+_NUMBERS = {
+    "xlco_softmax_tau": "xlco_temperature",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
 # Flags that a record of the conversion keeps; the others say how fairseq trained, and where its files lay.
 _RECORDED = (
     *_SIZES,
-    *(flag for flag, _, _ in _NUMBERS),
+    *_NUMBERS,
     *("activation_fn", "arch", "encoder_attention_heads", "use_proj"),
     *("xlco_lambda", "xlco_layer", "xlco_momentum", "xlco_queue_size"),
 )
@@ -98,10 +99,10 @@ def _check_flags(checkpoint: Checkpoint, path: Path) -> None:
         raise UsageError(f"{path}: its flags say use_proj, but it has no proj_matrix_fast; it is incomplete.")
 
 
-def _contrast_layer(depth: int, settings: Mapping[str, Any], asked: int | None, path: Path) -> int:
+def _contrast_layer(depth: int, settings: Mapping[str, Any], asked: int | None, path: Path) -> Any:
     known = (asked, settings.get("xlco_layer"), XLCO_LAYER_BY_DEPTH.get(depth))
-    layer = next((value for value in known if value is not None), None)
-    if not isinstance(layer, int) or isinstance(layer, bool) or not 1 <= layer <= depth:
+    layer: Any = next((value for value in known if value is not None), None)
+    if not _is_whole(layer) or not 1 <= layer <= depth:
         raise UsageError(
             f"{path}: the layer of the contrast is {layer!r}; give --xlco_layer, from 1 to {depth}."
         )
@@ -109,13 +110,17 @@ def _contrast_layer(depth: int, settings: Mapping[str, Any], asked: int | None, 
 
 
 def _numbers(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for flag, name, is_usable in _NUMBERS:
+    fields = {}
+    for flag, name in _NUMBERS.items():
         value = settings.get(flag)
         if value is None:
             continue
-        if not (isinstance(value, float) or _is_whole(value)) or not is_usable(value):
-            raise UsageError(f"{path}: its flag {flag} is {value!r}, which is not a usable number.")
+        try:
+            if not isinstance(value, float) and not _is_whole(value):
+                raise ValueError("must be a number")
+            check_number(name, value)
+        except ValueError as error:
+            raise UsageError(f"{path}: its flag {flag} is {value!r}; it {error}") from error
         fields[name] = float(value)
     return fields
 

@@ -146,8 +146,6 @@ def card_data(
 def _index_entries(result: Record) -> list[EvalResult]:
     """One entry for each language; results of a part, or of a dev set, stand in the tables only."""
     metric, benchmark = result["metric"], BENCHMARKS.get(result["task"])
-    if benchmark is None:
-        return []
     return [
         EvalResult(
             task_type=benchmark.task_type,
@@ -160,6 +158,7 @@ def _index_entries(result: Record) -> list[EvalResult]:
             metric_value=round(result["scores"][language][metric]["value"], 2),
         )
         for language in comparable_sets(result)
+        if benchmark is not None
     ]
 
 

@@ -247,20 +247,18 @@ def _write_leaderboard(result: Mapping[str, Any], path: Path) -> None:
 def leaderboard_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A result in the Hub's `.eval_results` form, of whole test sets that are measured the same way there."""
     metric, benchmark = result["metric"], BENCHMARKS.get(result["task"])
-    if benchmark is None:
-        return []
-    return eval_result_entries_to_yaml(
-        [
-            EvalResultEntry(
-                dataset_id=benchmark.repo_id,
-                task_id=benchmark.config.format(language),
-                value=result["scores"][language][metric]["value"],
-                dataset_revision=result["dataset"]["revision"],
-                notes=f"{metric} in percent; {RESULTS_FOLDER}/{result['task']}_results.json",
-            )
-            for language in comparable_sets(result)
-        ]
-    )
+    entries = [
+        EvalResultEntry(
+            dataset_id=benchmark.repo_id,
+            task_id=benchmark.config.format(language),
+            value=result["scores"][language][metric]["value"],
+            dataset_revision=result["dataset"]["revision"],
+            notes=f"{metric} in percent; {RESULTS_FOLDER}/{result['task']}_results.json",
+        )
+        for language in comparable_sets(result)
+        if benchmark is not None
+    ]
+    return eval_result_entries_to_yaml(entries)
 
 
 def refuse_outside(path: Path, folder: Path) -> None:

@@ -10,30 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-    XLMRobertaForMultipleChoice,
-    XLMRobertaForQuestionAnswering,
-    XLMRobertaForSequenceClassification,
-    XLMRobertaForTokenClassification,
-    XLMRobertaModel,
-)
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaModel
 
+from modeling_infoxlm import modeling_infoxlm
 from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
-from modeling_infoxlm.modeling_infoxlm import (
-    InfoXLMForMaskedLM,
-    InfoXLMForMultipleChoice,
-    InfoXLMForPreTraining,
-    InfoXLMForQuestionAnswering,
-    InfoXLMForSequenceClassification,
-    InfoXLMForTokenClassification,
-    InfoXLMModel,
-    InfoXLMPreTrainedModel,
-)
+from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel, InfoXLMPreTrainedModel
 from modeling_infoxlm.runs.errors import UsageError
 
 Pooling = Literal["cls", "mean"]
@@ -44,13 +27,14 @@ DEFAULT_POOLING: Pooling = "mean"  # the paper's retrieval (Tatoeba), and held-o
 
 # What each of our classes becomes: the same parameters by the same names, less what only our objectives use.
 PLAIN_CLASSES: dict[type[InfoXLMPreTrainedModel], type[PreTrainedModel]] = {
-    InfoXLMModel: XLMRobertaModel,
-    InfoXLMForPreTraining: XLMRobertaForMaskedLM,
-    InfoXLMForMaskedLM: XLMRobertaForMaskedLM,
-    InfoXLMForSequenceClassification: XLMRobertaForSequenceClassification,
-    InfoXLMForTokenClassification: XLMRobertaForTokenClassification,
-    InfoXLMForQuestionAnswering: XLMRobertaForQuestionAnswering,
-    InfoXLMForMultipleChoice: XLMRobertaForMultipleChoice,
+    **{
+        getattr(modeling_infoxlm, f"InfoXLM{name}"): getattr(transformers, f"XLMRoberta{name}")
+        for name in (
+            "Model ForMaskedLM ForSequenceClassification ForTokenClassification ForQuestionAnswering "
+            "ForMultipleChoice"
+        ).split()
+    },
+    InfoXLMForPreTraining: transformers.XLMRobertaForMaskedLM,
 }
 
 # Fields that the saving model writes anew.
@@ -128,14 +112,14 @@ def save_as_sentence_transformer(
 
     Args:
         model: Trained model; not changed.
-        folder: Where to write; made if missing.
+        folder: See `save_as_xlm_roberta`, as of `dtype` and `max_shard_size`.
         tokenizer: Written beside the weights.
         layer: Layer of the vectors, 0 is the embedding output. None is that of the contrast,
             `config.resolved_xlco_layer()`.
         pooling: `"mean"` over all tokens, `<s>` and `</s>` included, or `"cls"`, the vector of `<s>`.
         normalize: Add a module that scales each vector to length 1.
-        dtype: Type of the stored weights; None keeps the model's.
-        max_shard_size: Weights that take more are stored in several files, each smaller than this.
+        dtype: Type of the stored weights.
+        max_shard_size: Of one file of weights.
 
     Returns:
         The encoder that was written.

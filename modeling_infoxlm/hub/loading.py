@@ -39,15 +39,17 @@ def load(loader: Callable[..., Result], name_or_path: str | Path, *, part: Part,
         UsageError: If there is no such folder, a file of it is not what it should be, or the loader fails.
     """
     check_name(name_or_path)
-    if Path(name_or_path).is_dir():
-        check_folder(Path(name_or_path), part)
+    what = f"the tokenizer of {name_or_path}" if part == "tokenizer" else str(name_or_path)
+    problems = file_problems(Path(name_or_path), part) if Path(name_or_path).is_dir() else []
+    if problems:
+        raise UsageError(f"{what} cannot be loaded: {some(problems)}.")
     try:
         return loader(name_or_path, **options)
     except (UsageError, MemoryError):
         raise
     # Any other error is the files' fault: each reader has kinds of its own for a damaged one.
     except Exception as error:
-        raise UsageError(f"{_named(name_or_path, part)} cannot be loaded: {explain(error)}") from error
+        raise UsageError(f"{what} cannot be loaded: {explain(error)}") from error
 
 
 def load_whole_model(
@@ -163,21 +165,6 @@ def _nearest(path: Path) -> str:
     rest = path.relative_to(known).parts[0]
     found = difflib.get_close_matches(rest, [entry.name for entry in known.iterdir() if entry.is_dir()], n=1)
     return f" (did you mean {known / found[0]}?)" if found else f" ({known} holds no {rest})"
-
-
-def check_folder(folder: Path, part: Part) -> None:
-    """Refuse a folder in which a file of a part is missing or not what it is called.
-
-    Raises:
-        UsageError: With the file, what it is, and what to do.
-    """
-    problems = file_problems(folder, part)
-    if problems:
-        raise UsageError(f"{_named(folder, part)} cannot be loaded: {some(problems)}.")
-
-
-def _named(name_or_path: str | Path, part: Part) -> str:
-    return f"the tokenizer of {name_or_path}" if part == "tokenizer" else str(name_or_path)
 
 
 def check_state_file(path: Path) -> None:

@@ -143,11 +143,13 @@ def test_a_base_model_is_named_if_it_is_one_of_the_hub(run: Path, tmp_path: Path
     build_release(run, tmp_path / "release", repo_id=REPO)
     path = tmp_path / "release" / "training.json"
     training = json.loads(path.read_text())
+    training["recipe"]["objectives"] = "mlm,word_alignment"  # one from outside the package
     path.write_text(json.dumps({**training, "base_model": "org/base", "starts_from": "base"}))
     card = build_card(tmp_path / "release", REPO)
     metadata = yaml.safe_load(card.data.to_yaml())
     assert (metadata["base_model"], metadata["base_model_relation"]) == ("org/base", "finetune")
     assert "started from `org/base` and further pre-trained on 10 languages" in card.text
+    assert "by masked words (MLM) and word_alignment." in card.text
 
 
 # ---------------------------------------------------------------------------- what is shipped

@@ -43,21 +43,17 @@ def test_results_figures_and_the_training_come_along(run: Path, release: Path, t
         "figures/xnli.png",
     }
     assert (release / "results/xnli_results.json").read_bytes() == result.read_bytes()
-
-
-def test_the_hub_reads_the_leaderboard_file(run: Path, release: Path, tmp_path: Path) -> None:
-    result = write_result_file(tmp_path / "xnli_results.json", run)
-    add_evidence(run, release, results=[result])
     entries = parse_eval_result_entries(yaml.safe_load((release / ".eval_results/xnli.yaml").read_text()))
     found = [(entry.dataset_id, entry.task_id, entry.value) for entry in entries]
     assert found == [("facebook/xnli", "en", 84.25), ("facebook/xnli", "sw", 61.5)]
 
 
-_OF_FILES = {"name": "xnli", "files": {"x": "f" * 64}, "revision": None, "sha256": "d" * 64}
-
-
 def _score(metric: str = "accuracy", count: int = 5010) -> dict[str, dict[str, float]]:
     return {metric: {"value": 84.0, "low": 83.0, "high": 85.0, "count": count}}
+
+
+def _dataset(**changes: object) -> dict[str, object]:
+    return {"name": "xnli", "files": {}, "revision": None, "sha256": None, **changes}
 
 
 @pytest.mark.parametrize(
@@ -65,33 +61,17 @@ def _score(metric: str = "accuracy", count: int = 5010) -> dict[str, dict[str, f
     [
         {"scores": {"en": _score(count=2490)}},
         {"scores": {"en-sw": _score()}},
-        {"dataset": _OF_FILES},  # of the right name and size, but of unknown content
-        {
-            "dataset": {
-                "name": "xnli",
-                "files": {},
-                "revision": "c" * 40,
-                "sha256": None,
-                "repo_id": "me/xnli",
-            }
-        },
-        {
-            "dataset": {
-                "name": "xnli",
-                "files": {},
-                "revision": None,
-                "sha256": None,
-                "repo_id": "facebook/xnli",
-            }
-        },
+        # Of the right name and size, but of unknown content; of another dataset; of no commit.
+        {"dataset": _dataset(files={"x": "f" * 64}, sha256="d" * 64)},
+        {"dataset": _dataset(revision="c" * 40, repo_id="me/xnli")},
+        {"dataset": _dataset(repo_id="facebook/xnli")},
     ],
 )
 def test_only_whole_test_sets_go_to_a_leaderboard(
     run: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    whole = read_result(write_result_file(tmp_path / "whole.json", run))
-    assert leaderboard_entries(whole)
-    assert leaderboard_entries(read_result(write_result_file(tmp_path / "part.json", run, **changes))) == []
+    part = read_result(write_result_file(tmp_path / "part.json", run, **changes))
+    assert leaderboard_entries(part) == []
 
 
 def _qa(task: str, rules: str | None, count: int, files: dict[str, str]) -> dict[str, Any]:
@@ -157,19 +137,28 @@ def test_retrieval_stands_in_the_card_with_its_measure_and_on_no_leaderboard(
     assert ("Not a whole public test set" not in card) is is_known
 
 
-def test_results_of_another_model_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
+def test_results_that_are_not_this_models_own_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
     other = {"name_or_path": "other", "revision": None, "sha256": "0" * 64}
-    path = write_result_file(tmp_path / "xnli_results.json", run, model=other)
-    with pytest.raises(UsageError, match="measured on 'other'"):
-        add_evidence(run, release, results=[path])
-
-
-def test_results_of_earlier_weights_in_the_folder_are_refused_too(run: Path, release: Path) -> None:
-    other = {"name_or_path": "out", "revision": None, "sha256": "0" * 64}
-    path = write_result_file(run / "tatoeba_results.json", run, model=other)
-    with pytest.raises(UsageError, match=r"tatoeba_results\.json was measured on 'out'"):
-        add_evidence(run, release)
-    path.unlink()
+    given, own = tmp_path / "given" / "xnli_results.json", run / "tatoeba_results.json"
+    for path in (given, own):  # the one in the folder is of earlier weights
+        write_result_file(path, run, model=other)
+        with pytest.raises(UsageError, match=f"{path.name} was measured on 'other'"):
+            add_evidence(run, release, results=[] if path == own else [path])
+    own.unlink()
+    for content, message in (("{}", "no result file"), ("no json", "no JSON file")):
+        given.write_text(content)
+        with pytest.raises(UsageError, match=message):
+            add_evidence(run, release, results=[given])
+    with pytest.raises(UsageError, match="there is no"):
+        add_evidence(run, release, results=[tmp_path / "none.json"])
+    twice = [write_result_file(tmp_path / name / "xnli_results.json", run) for name in ("a", "b")]
+    with pytest.raises(UsageError, match="one of two result files of the task 'xnli'"):
+        add_evidence(run, release, results=twice)
+    given.unlink()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "given" / "x.png").symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match="a link to a file outside"):
+        add_evidence(run, release, results=[tmp_path / "given"])
 
 
 @pytest.mark.parametrize("sha256", [True, None], ids=["folder", "Hub"])
@@ -190,44 +179,6 @@ def test_a_fine_tuning_names_its_encoder_in_its_own_results_only(
     other = path.rename(tmp_path / "xnli_results.json")  # as if it were of the encoder, or of another run
     with pytest.raises(UsageError, match="weights are not those"):
         add_evidence(tuned, release, results=[other])
-
-
-def test_results_of_a_deeper_layer_are_refused_by_a_release_that_is_cut(run: Path, tmp_path: Path) -> None:
-    export(run, tmp_path / "cut", format="sentence-transformers", layer=1)
-    for layer, fits in ((1, True), (3, False)):
-        result = write_result_file(tmp_path / f"{layer}_results.json", run, settings={"layer": layer})
-        (tmp_path / str(layer)).mkdir()
-        if fits:
-            add_evidence(tmp_path / "cut", tmp_path / str(layer), results=[result])
-        else:
-            with pytest.raises(UsageError, match="is of layer 3, but the release ends at layer 1"):
-                add_evidence(tmp_path / "cut", tmp_path / str(layer), results=[result])
-
-
-def test_figures_are_no_way_out_of_a_folder(run: Path, release: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("secret")
-    (tmp_path / "given").mkdir()
-    (tmp_path / "given" / "x.png").symlink_to(tmp_path / "secret")
-    with pytest.raises(UsageError, match="a link to a file outside"):
-        add_evidence(run, release, results=[tmp_path / "given"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("{}", "no result file"), ("no json", "no JSON file"), (None, "there is no")]
-)
-def test_what_is_no_result_is_refused(
-    run: Path, release: Path, tmp_path: Path, content: str | None, message: str
-) -> None:
-    if content is not None:
-        (tmp_path / "x_results.json").write_text(content)
-    with pytest.raises(UsageError, match=message):
-        add_evidence(run, release, results=[tmp_path / "x_results.json"])
-
-
-def test_two_results_of_a_task_are_refused(run: Path, release: Path, tmp_path: Path) -> None:
-    paths = [write_result_file(tmp_path / name / "xnli_results.json", run) for name in ("a", "b")]
-    with pytest.raises(UsageError, match="one of two result files of the task 'xnli'"):
-        add_evidence(run, release, results=paths)
 
 
 def test_no_path_of_the_machine_is_told(run: Path) -> None:
@@ -278,7 +229,7 @@ def test_sources_on_the_hub_keep_their_names(run: Path, tmp_path: Path) -> None:
     assert [source["name"] for source in training["sources"]][:2] == ["hub:org/pairs:de-en", "en-el.tsv.xz"]
 
 
-def test_a_checkpoint_is_told_apart_from_the_end(run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_told_apart_from_the_end(run: Path) -> None:
     checkpoint = run / "checkpoint-120"
     checkpoint.mkdir(exist_ok=True)
     state = {"global_step": 120, "num_input_tokens_seen": 7, "total_flos": 9.0, "log_history": []}

@@ -23,6 +23,7 @@ from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import run_main
 
 REPO = "org/model"
+Push = Callable[..., PushRecord]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,15 @@ def release(source: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def sharded(source: Path) -> Path:
+    folder = source.parent / "sharded"
+    build_release(source, folder, repo_id=REPO, max_shard_size="20KB")
+    return folder
+
+
 @pytest.fixture
-def push(hub: LoopbackHub, release: Path) -> Callable[..., PushRecord]:
+def push(hub: LoopbackHub, release: Path) -> Push:
     waits: list[float] = []
 
     def run(folder: Path = release, **options: object) -> PushRecord:
@@ -68,9 +76,7 @@ def on_hub(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
 # ---------------------------------------------------------------------------- one commit, then a tag
 
 
-def test_a_push_is_one_commit_and_a_tag(
-    hub: LoopbackHub, push: Callable[..., PushRecord], release: Path
-) -> None:
+def test_a_push_is_one_commit_and_a_tag(hub: LoopbackHub, push: Push, release: Path) -> None:
     before = contents(release)
     record = push()
     assert on_hub(hub) == before == contents(release)
@@ -82,7 +88,7 @@ def test_a_push_is_one_commit_and_a_tag(
     assert len(hub.commits(REPO)) == 2 and set(hub.tags(REPO)) == {"v1"}
 
 
-def test_a_missing_tag_is_made_up_for(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_a_missing_tag_is_made_up_for(hub: LoopbackHub, push: Push) -> None:
     hub.inject(Fault(method="POST", path="/tag/", kind="status", status=500, times=5))
     with pytest.raises(HubError, match="could not make the tag"):
         push()
@@ -91,10 +97,8 @@ def test_a_missing_tag_is_made_up_for(hub: LoopbackHub, push: Callable[..., Push
 
 
 def test_files_of_the_last_release_go_with_it_and_others_stay(
-    hub: LoopbackHub, push: Callable[..., PushRecord], source: Path, tmp_path: Path
+    hub: LoopbackHub, push: Push, sharded: Path
 ) -> None:
-    sharded = tmp_path / "sharded"
-    build_release(source, sharded, repo_id=REPO, max_shard_size="20KB")
     push(sharded)
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.upload_file(path_or_fileobj=b"notes", path_in_repo="notes.txt", repo_id=REPO)
@@ -105,19 +109,17 @@ def test_files_of_the_last_release_go_with_it_and_others_stay(
 
 
 def test_weights_that_others_left_there_do_not_hide_the_new_ones(
-    hub: LoopbackHub, push: Callable[..., PushRecord], source: Path, tmp_path: Path
+    hub: LoopbackHub, push: Push, sharded: Path
 ) -> None:
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.create_repo(REPO)
     for name in ("model.safetensors", "pytorch_model.bin", "notes.txt"):
         api.upload_file(path_or_fileobj=b"old", path_in_repo=name, repo_id=REPO)
-    sharded = tmp_path / "sharded"
-    build_release(source, sharded, repo_id=REPO, max_shard_size="20KB")
     push(sharded)
     assert on_hub(hub) == {**contents(sharded), "notes.txt": b"old"}
 
 
-def test_a_card_that_was_edited_on_the_hub_is_kept(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub: LoopbackHub, push: Push) -> None:
     push()
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine.", path_in_repo="README.md", repo_id=REPO)
@@ -125,13 +127,13 @@ def test_a_card_that_was_edited_on_the_hub_is_kept(hub: LoopbackHub, push: Calla
     assert on_hub(hub)["README.md"].endswith(b"Mine.")
 
 
-def test_a_branch_is_made_and_gets_no_tag(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_a_branch_is_made_and_gets_no_tag(hub: LoopbackHub, push: Push) -> None:
     record = push(revision="trial")
     assert record.tag is None and hub.branches(REPO)["trial"] == record.oid
     assert on_hub(hub) == {} and "README.md" in on_hub(hub, "trial")
 
 
-def test_a_pull_request_leaves_main_alone(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_a_pull_request_leaves_main_alone(hub: LoopbackHub, push: Push) -> None:
     push(tag="none")
     head = hub.branches(REPO)["main"]
     record = push(create_pr=True, message="again")
@@ -140,9 +142,7 @@ def test_a_pull_request_leaves_main_alone(hub: LoopbackHub, push: Callable[..., 
         push(create_pr=True, revision="trial")
 
 
-def test_a_tag_can_be_named_once(
-    hub: LoopbackHub, push: Callable[..., PushRecord], source: Path, tmp_path: Path
-) -> None:
+def test_a_tag_can_be_named_once(hub: LoopbackHub, push: Push, source: Path, tmp_path: Path) -> None:
     assert push(tag="paper").tag == "paper"
     again = push(tag="paper")
     assert not again.changed and again.tag is None
@@ -154,7 +154,7 @@ def test_a_tag_can_be_named_once(
         push(tag="paper")
 
 
-def test_private_means_private(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_private_means_private(hub: LoopbackHub, push: Push) -> None:
     push(private=True)
     assert hub.is_private(REPO)
     HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("org/open", private=False)
@@ -176,7 +176,7 @@ def test_private_means_private(hub: LoopbackHub, push: Callable[..., PushRecord]
 @pytest.mark.parametrize("kind", ["status", "drop"])
 def test_trouble_that_passes_is_outlasted(
     hub: LoopbackHub,
-    push: Callable[..., PushRecord],
+    push: Push,
     release: Path,
     request_kind: str,
     kind: Literal["status", "drop"],
@@ -190,7 +190,7 @@ def test_trouble_that_passes_is_outlasted(
 
 @pytest.mark.parametrize(("kind", "status"), [("status", 500), ("drop", 0)])
 def test_trouble_that_stays_is_one_line_and_no_commit(
-    hub: LoopbackHub, push: Callable[..., PushRecord], release: Path, kind: str, status: int
+    hub: LoopbackHub, push: Push, release: Path, kind: str, status: int
 ) -> None:
     before = contents(release)
     hub.inject(Fault(method="POST", path="/commit/", kind=kind, status=status, times=1000))  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def test_trouble_that_stays_is_one_line_and_no_commit(
     assert push.waits == sorted(push.waits) or len(push.waits) == 4  # type: ignore[attr-defined]
 
 
-def test_a_push_goes_on_where_the_last_one_stopped(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_a_push_goes_on_where_the_last_one_stopped(hub: LoopbackHub, push: Push) -> None:
     fault = Fault(method="POST", path="/commit/", kind="status", status=503, times=5)
     hub.inject(fault)
     with pytest.raises(HubError):
@@ -211,11 +211,7 @@ def test_a_push_goes_on_where_the_last_one_stopped(hub: LoopbackHub, push: Calla
     assert not any(line.startswith("PUT") for line in hub.requests)  # the weights were there already
 
 
-def test_a_lost_answer_to_a_commit_that_removed_files(
-    hub: LoopbackHub, push: Callable[..., PushRecord], source: Path, tmp_path: Path
-) -> None:
-    sharded = tmp_path / "sharded"
-    build_release(source, sharded, repo_id=REPO, max_shard_size="20KB")
+def test_a_lost_answer_to_a_commit_that_removed_files(hub: LoopbackHub, push: Push, sharded: Path) -> None:
     push(sharded)
     hub.inject(Fault(method="POST", path="/commit/", kind="after"))
     push()
@@ -223,9 +219,7 @@ def test_a_lost_answer_to_a_commit_that_removed_files(
     assert not any(name.startswith("model-0") for name in on_hub(hub))
 
 
-def test_a_damaged_upload_is_sent_again(
-    hub: LoopbackHub, push: Callable[..., PushRecord], release: Path
-) -> None:
+def test_a_damaged_upload_is_sent_again(hub: LoopbackHub, push: Push, release: Path) -> None:
     hub.inject(Fault(method="PUT", path=".", kind="corrupt"))
     push()
     assert hub.pending_faults == 0
@@ -235,7 +229,7 @@ def test_a_damaged_upload_is_sent_again(
     )
 
 
-def test_the_server_says_how_long_to_wait(hub: LoopbackHub, push: Callable[..., PushRecord]) -> None:
+def test_the_server_says_how_long_to_wait(hub: LoopbackHub, push: Push) -> None:
     hub.inject(Fault(method="POST", path="/create", kind="status", status=429, retry_after=7))
     push()
     assert push.waits == [7.0]  # type: ignore[attr-defined]

@@ -32,16 +32,27 @@ def environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
     return hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
 
 
+def run(
+    command: list[str], hub: LoopbackHub, tmp_path: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    given = environment(hub, tmp_path) | variables
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=240)
+
+
 def commits_of_models(hub: LoopbackHub) -> Iterator[dict[str, bytes]]:
     """Files of each commit but the Hub's own first one."""
     if hub.exists(REPO):
         yield from (commit.files for commit in hub.commits(REPO)[:-1])
 
 
-def check_release(files: dict[str, bytes], folder: Path) -> None:
+def write_files(files: dict[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+def check_release(files: dict[str, bytes], folder: Path) -> None:
+    write_files(files, folder)
     model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     assert type(model).__name__ == "XLMRobertaForMaskedLM" and not report["missing_keys"]
     assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
@@ -67,14 +78,7 @@ def test_a_run_killed_after_its_second_save_leaves_a_model_on_the_hub(
         check_release(files, tmp_path / str(number))
     assert b"a checkpoint of a training that had not ended" in hub.files(REPO)["README.md"]
 
-    result = subprocess.run(
-        [*command, "--max_steps", "20", "--overwrite_output_dir", "true"],
-        cwd=ROOT,
-        env=environment(hub, tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    result = run([*command, "--max_steps", "20", "--overwrite_output_dir", "true"], hub, tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     check_release(hub.files(REPO), tmp_path / "last")
     assert hub.tags(REPO) == {"v1": hub.branches(REPO)["main"]}
@@ -89,14 +93,7 @@ def test_with_the_checkpoint_strategy_all_that_resumption_needs_is_there(
     hub: LoopbackHub, command: list[str], tmp_path: Path
 ) -> None:
     own = ["--max_steps", "20", "--hub_strategy", "checkpoint", "--hub_format", "infoxlm"]
-    result = subprocess.run(
-        [*command, *own],
-        cwd=ROOT,
-        env=environment(hub, tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    result = run([*command, *own], hub, tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     saved = {path.name: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-20").iterdir()}
     pushed = next(files for files in commits_of_models(hub) if "last-checkpoint/config.json" in files)
@@ -106,19 +103,14 @@ def test_with_the_checkpoint_strategy_all_that_resumption_needs_is_there(
         if name.startswith("last-checkpoint/")
     }
     assert beside == saved and "momentum_state.safetensors" in saved
-    for name, content in hub.files(REPO).items():
-        (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "got" / name).write_bytes(content)
+    write_files(hub.files(REPO), tmp_path / "got")
     assert type(AutoModel.from_pretrained(tmp_path / "got")).__name__ == "InfoXLMModel"
 
 
 def test_a_hub_that_refuses_is_told_before_the_first_step(
     hub: LoopbackHub, command: list[str], tmp_path: Path
 ) -> None:
-    read_only = environment(hub, tmp_path) | {"HF_TOKEN": hub.read_token}
-    result = subprocess.run(
-        [*command, "--max_steps", "20"], cwd=ROOT, env=read_only, capture_output=True, text=True, timeout=240
-    )
+    result = run([*command, "--max_steps", "20"], hub, tmp_path, HF_TOKEN=hub.read_token)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out" / "checkpoint-20").exists()
@@ -154,13 +146,7 @@ print(first, later.result())
 
 def test_a_trainer_pushes_when_it_is_told_to(hub: LoopbackHub, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    result = subprocess.run(
-        [sys.executable, "-c", BY_HAND, str(tmp_path)],
-        env=environment(hub, tmp_path) | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    result = run([sys.executable, "-c", BY_HAND, str(tmp_path)], hub, tmp_path, PYTHONPATH=paths)
     assert result.returncode == 0, result.stderr[-2000:]
     (commit,) = hub.commits(REPO)[:-1]  # nothing had changed the second time
     assert commit.message == "by hand" and hub.tags(REPO) == {"v1": commit.oid}
