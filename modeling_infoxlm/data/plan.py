@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, read_man
 from modeling_infoxlm.data.sources import HUB_PREFIX, Source, check_language
 from modeling_infoxlm.data.tokenise import special_tokens, tokenizer_json, tokenizer_sha256
 from modeling_infoxlm.runs.errors import DataError
-from modeling_infoxlm.runs.files import file_sha256, make_folder, write_text
+from modeling_infoxlm.runs.files import file_sha256, make_folder, text_sha256, write_text
 from modeling_infoxlm.runs.flags import check_numbers, flag
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ class Plan:
 
 def digest(*parts: Any) -> str:
     """A SHA-256 in hexadecimal of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return text_sha256(json.dumps(parts, sort_keys=True))
 
 
 def _content(record: Mapping[str, Any]) -> tuple[Any, ...]:

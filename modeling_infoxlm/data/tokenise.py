@@ -9,7 +9,6 @@ Shape letters: n texts, T tokens of all of them, V ids of the vocabulary.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import threading
 import unicodedata
@@ -24,6 +23,7 @@ from tokenizers import Tokenizer
 from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens, concatenate_ranges, sums_of_runs
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.files import text_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a manifest remembers a tokenizer by: the hash of its JSON."""
-    return hashlib.sha256(tokenizer_json(tokenizer).encode()).hexdigest()
+    return text_sha256(tokenizer_json(tokenizer))
 
 
 def plain_text_encoder(tokenizer_json: str) -> str:

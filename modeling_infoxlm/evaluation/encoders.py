@@ -3,7 +3,6 @@
 Shapes: N sentences, K layers, D hidden.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from modeling_infoxlm.hub.loading import check_encoder, load, load_whole_model
 from modeling_infoxlm.hub.source import hub_commit
 from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.files import check_shape, read_json
+from modeling_infoxlm.runs.files import check_shape, read_json, text_sha256
 from modeling_infoxlm.runs.flags import flag
 from modeling_infoxlm.runs.provenance import hash_weights
 
@@ -243,7 +242,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
             "tokenizer.json)."
         )
     text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.model_input_names)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return text_sha256(text)
 
 
 def _describe(
@@ -265,6 +264,6 @@ def _describe(
         sha256=hash_weights(folder) if is_folder else None,
         model_type=model_type,
         num_parameters=model.num_parameters(),
-        config_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        config_sha256=text_sha256(text),
         tokenizer_sha256=tokenizer_hash(tokenizer) if tokenizer.is_fast else None,
     )

@@ -11,7 +11,6 @@
  "command": [...], "commit": ..., "python": ..., "machine": ..., "versions": {...}}
 """
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from modeling_infoxlm.runs.files import file_sha256, write_json
+from modeling_infoxlm.runs.files import file_sha256, text_sha256, write_json
 from modeling_infoxlm.runs.provenance import RESULT_SCHEMA, describe_program
 from modeling_infoxlm.runs.record import identity_of_result
 
@@ -91,7 +90,7 @@ class DatasetRecord:
         if not self.files:
             return None
         text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(self.files.items()))
-        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+        return text_sha256(text)
 
 
 def _shortest_name(path: Path, among: Sequence[Path]) -> str:

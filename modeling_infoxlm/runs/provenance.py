@@ -1,6 +1,5 @@
 """Where a number came from: command, commit, versions, machine, hash of weights; reading result files."""
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from modeling_infoxlm.runs.files import Each, check_shape, file_sha256, read_json
+from modeling_infoxlm.runs.files import Each, check_shape, file_sha256, read_json, text_sha256
 from modeling_infoxlm.runs.secrets import blot_command
 
 PACKAGES = (
@@ -49,7 +48,7 @@ def hash_weights(folder: Path) -> str | None:
     digests = [file_sha256(path) for path in files]
     if len(digests) == 1:
         return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else None
+    return text_sha256("".join(digests)) if digests else None
 
 
 def is_result(path: Path) -> bool:

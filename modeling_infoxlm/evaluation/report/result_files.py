@@ -1,6 +1,5 @@
 """Result files of a report: found, told apart, grouped to the runs of one experiment, and named."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.files import read_json
+from modeling_infoxlm.runs.files import read_json, text_sha256
 from modeling_infoxlm.runs.provenance import read_result
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class ResultFile:
         identity = self.content.get("identity", {})
         computed = {name: value for name, value in identity.items() if name not in _NO_OTHER_EXPERIMENT}
         if "files" in identity:
-            computed["files"] = hashlib.sha256("".join(identity["files"]).encode()).hexdigest()[:_HASH_SHOWN]
+            computed["files"] = text_sha256("".join(identity["files"]))[:_HASH_SHOWN]
         model = self.content["model"]
         # Of files that were written before these were recorded it is not known whether they are the same.
         hashes = {name: model.get(f"{name}_sha256") for name in ("config", "tokenizer")}
