@@ -11,7 +11,7 @@ from datasets import Dataset
 from modeling_infoxlm.data.prepare import remove_prepared
 from modeling_infoxlm.evaluation.finetuning.arguments import FineTuningArguments
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel
-from modeling_infoxlm.evaluation.finetuning.trainer import Selection, TrainingRecord, fine_tune
+from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner, Score, TrainingRecord
 from modeling_infoxlm.evaluation.results import ModelRecord, TaskResult
 from modeling_infoxlm.hub.push import push_run
 from modeling_infoxlm.runs.errors import UsageError
@@ -53,7 +53,7 @@ class HeadRun(ABC):
     def training_rows(self) -> Dataset:
         """Rows to learn from, from `cached_rows`."""
 
-    def selection(self) -> Selection | None:
+    def dev_score(self) -> Score | None:
         """What the best step is chosen by; None takes the last one."""
         return None
 
@@ -79,15 +79,14 @@ class HeadRun(ABC):
         Returns:
             How it went.
         """
-        record = fine_tune(
+        trainer = FineTuner(
             self.head,
             self.args,
             rows=self.training_rows(),
             label_names=self.label_names,
-            selection=self.selection(),
-            checkpoint=checkpoint,
+            score=self.dev_score(),
         )
-        return self.describe_training(record)
+        return self.describe_training(trainer.fine_tune(checkpoint))
 
     def training_settings(self) -> dict[str, Any]:
         """Of the training, for the result file; empty if there is none."""

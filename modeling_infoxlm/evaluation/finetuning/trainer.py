@@ -6,7 +6,6 @@ Shapes: B rows of a batch, T tokens of the longest, K labels of a row.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerState
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_infoxlm.evaluation.finetuning.arguments import FineTuningArguments
@@ -24,6 +23,8 @@ from modeling_infoxlm.evaluation.finetuning.rows import LENGTH, LengthBuckets, c
 from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.runs.record import TRAINER_STATE
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
+
+Score = Callable[[], dict[str, float]]
 
 
 def batch_loss(
@@ -57,20 +58,6 @@ def batch_loss(
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What the best checkpoint is chosen by.
-
-    Attributes:
-        rows: The dev set.
-        score: Takes the model and the rows to metrics by name; one of them is
-            `args.metric_for_best_model`, the higher the better.
-    """
-
-    rows: Dataset
-    score: Callable[[PreTrainedModel, Dataset], dict[str, float]]
-
-
-@dataclass(frozen=True)
 class TrainingRecord:
     """How fine-tuning went.
 
@@ -93,8 +80,8 @@ class FineTuner(SafeTrainer):
         args: Training arguments.
         rows: Training set, from `cached_rows`.
         label_names: Columns of the rows that the model takes as labels.
-        selection: What the best checkpoint is chosen by; None takes the last one.
-        kwargs: Further arguments of `transformers.Trainer`.
+        score: Scores the model on the dev set: metrics by name, one of which is `metric_for_best_model`, the
+            higher the better. None takes the last step.
     """
 
     loss_is_scaled_for_ga = True
@@ -109,18 +96,17 @@ class FineTuner(SafeTrainer):
         *,
         rows: Dataset,
         label_names: Sequence[str],
-        selection: Selection | None,
-        **kwargs: Any,
+        score: Score | None,
     ) -> None:
-        self.selection = selection
+        self.score, self.stop = score, StopOnSignal()
         super().__init__(
             head.model,
             args,
             train_dataset=rows,
-            eval_dataset=None if selection is None else selection.rows,
+            eval_dataset=None if score is None else rows,  # the Trainer asks for one, `evaluate` does not
             data_collator=partial(collate, tokenizer=head.tokenizer, label_names=label_names),
             processing_class=head.tokenizer,
-            **kwargs,
+            callbacks=[self.stop],
         )
         self.model_accepts_loss_kwargs = True  # so that the labels of all micro-batches are counted
 
@@ -162,10 +148,9 @@ class FineTuner(SafeTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the dev set; the metrics are logged with `eval_` before their names."""
-        if self.selection is None:
-            raise ValueError("there is no dev set to score; give a selection.")
-        metrics = self.selection.score(self.model, self.selection.rows)
-        metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        if self.score is None:
+            raise ValueError("there is no dev set to score; give a score.")
+        metrics = {f"eval_{name}": value for name, value in self.score().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -182,54 +167,28 @@ class FineTuner(SafeTrainer):
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         return best or self.state.global_step
 
-    def restore(self, state: TrainerState) -> None:
-        """Take over the state of a completed training, and the weights that it selected."""
-        self.state = state
-        self._load_from_checkpoint(f"{self.args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{self.selected_step}")
+    def fine_tune(self, checkpoint: str | None) -> TrainingRecord:
+        """Train, and save the chosen weights in `args.output_dir`; they are in the model afterwards.
 
+        Args:
+            checkpoint: To go on from; None starts anew.
 
-def fine_tune(
-    head: HeadModel,
-    args: FineTuningArguments,
-    *,
-    rows: Dataset,
-    label_names: Sequence[str],
-    selection: Selection | None,
-    checkpoint: str | None,
-) -> TrainingRecord:
-    """Fine-tune, and save the chosen weights in `args.output_dir`; they are in `head.model` afterwards.
-
-    Args:
-        head: Model to train, and its tokenizer.
-        args: Training arguments.
-        rows: Training set, from `cached_rows`.
-        label_names: Columns of the rows that the model takes as labels.
-        selection: What the best checkpoint is chosen by; None takes the last one.
-        checkpoint: To go on from; None starts anew.
-
-    Raises:
-        Interrupted: If a signal came; a checkpoint is saved.
-    """
-    stop = StopOnSignal()
-    trainer = FineTuner(head, args, rows=rows, label_names=label_names, selection=selection, callbacks=[stop])
-    completed = None if checkpoint is None else _completed_state(Path(checkpoint))
-    if completed is None:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    else:  # the Trainer would do one more step
-        trainer.restore(completed)
-    state = trainer.state
-    stop.raise_if_stopped(state)
-    trainer.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
-    trainer.save_state()
-    history = [
-        {"step": entry["step"]} | {name[5:]: entry[name] for name in entry if name.startswith("eval_")}
-        for entry in state.log_history
-        if any(name.startswith("eval_") for name in entry)
-    ]
-    return TrainingRecord(state.global_step, trainer.selected_step, history)
-
-
-def _completed_state(checkpoint: Path) -> TrainerState | None:
-    """State of a checkpoint of the last step, None of an earlier one."""
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-    return state if state.global_step >= state.max_steps else None
+        Raises:
+            Interrupted: If a signal came; a checkpoint is saved.
+        """
+        found = None if checkpoint is None else TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE}")
+        if found is None or found.global_step < found.max_steps:
+            self.train(resume_from_checkpoint=checkpoint)
+        else:  # training is complete: the Trainer would do one more step
+            self.state = found
+            step = f"{PREFIX_CHECKPOINT_DIR}-{self.selected_step}"
+            self._load_from_checkpoint(f"{self.args.output_dir}/{step}")
+        self.stop.raise_if_stopped(self.state)
+        self.save_model(_internal_call=True)  # what is pushed is the whole run, at its end
+        self.save_state()
+        history = [
+            {"step": entry["step"]} | {name[5:]: entry[name] for name in entry if name.startswith("eval_")}
+            for entry in self.state.log_history
+            if any(name.startswith("eval_") for name in entry)
+        ]
+        return TrainingRecord(self.state.global_step, self.selected_step, history)

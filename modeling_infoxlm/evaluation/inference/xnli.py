@@ -21,7 +21,7 @@ from modeling_infoxlm.evaluation.encoders import tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel, forward_batches
 from modeling_infoxlm.evaluation.finetuning.rows import SAMPLES, TEXTS_PER_CALL, cached_rows
 from modeling_infoxlm.evaluation.finetuning.run import HeadRun
-from modeling_infoxlm.evaluation.finetuning.trainer import Selection
+from modeling_infoxlm.evaluation.finetuning.trainer import Score
 from modeling_infoxlm.evaluation.inference.nli_files import LABELS
 from modeling_infoxlm.evaluation.inference.xnli_data import LIMITS, XNLIData, draw_rows
 from modeling_infoxlm.evaluation.metrics import XNLIAccuracy
@@ -127,25 +127,22 @@ class XNLIRun(HeadRun):
         """Rows of all languages that are trained on."""
         return self._tokenise(_joined(self.data.train))
 
-    def selection(self) -> Selection | None:
-        """The dev sets of all languages, if the best step is chosen by them."""
+    def dev_score(self) -> Score | None:
+        """Mean accuracy over the dev languages, which decides, and that of each, in percent."""
         if not self.data.dev:
             return None
         dev = _joined(self.data.dev)
-        return Selection(self._tokenise(dev), lambda model, rows: self._dev_accuracy(model, rows, dev))
+        rows, languages = self._tokenise(dev), dev.index.get_level_values("language").tolist()
 
-    def _dev_accuracy(self, model: PreTrainedModel, rows: Dataset, dev: pd.DataFrame) -> dict[str, float]:
-        """Mean accuracy over the dev languages, which decides, and that of each, in percent."""
-        probabilities = predict_probabilities(
-            model, rows, self.head.tokenizer, bf16=self.args.bf16, description="dev"
-        )
-        found = XNLIAccuracy(keep_in_memory=True).compute(
-            predictions=probabilities.argmax(axis=1),
-            references=dev.label.to_numpy(),
-            languages=dev.index.get_level_values("language").tolist(),
-        )
-        accuracy = {f"accuracy/{one}": 100 * found[f"accuracy_{one}"] for one in self.data.dev}
-        return {"accuracy": 100 * found["mean"], **accuracy}
+        def score() -> dict[str, float]:
+            predicted = self._predict(rows, "dev").argmax(axis=1)
+            found = XNLIAccuracy(keep_in_memory=True).compute(
+                predictions=predicted, references=dev.label.to_numpy(), languages=languages
+            )
+            accuracy = {f"accuracy/{one}": 100 * found[f"accuracy_{one}"] for one in self.data.dev}
+            return {"accuracy": 100 * found["mean"], **accuracy}
+
+        return score
 
     def predict(self) -> pd.DataFrame:
         """Test rows of all languages, batched together, with the number and the probability of each label.
@@ -154,7 +151,7 @@ class XNLIRun(HeadRun):
             `predicted` and the columns of `LABELS` beside those of the rows, indexed by language and row.
         """
         rows = _joined(self.data.test)
-        probabilities = self._predict(rows)
+        probabilities = self._predict(self._tokenise(rows))
         return rows.assign(
             predicted=probabilities.argmax(axis=1), **dict(zip(LABELS, probabilities.T, strict=True))
         )
@@ -165,7 +162,7 @@ class XNLIRun(HeadRun):
         correct = []
         for language, rows in test.items():
             mixed = {other: rows.assign(hypothesis=test[other].hypothesis) for other in test}
-            probabilities = self._predict(_joined(mixed), f"premises in {language}")
+            probabilities = self._predict(self._tokenise(_joined(mixed)), f"premises in {language}")
             predicted = probabilities.argmax(axis=1).reshape(len(test), len(rows))
             correct.append(predicted == rows.label.to_numpy())
         return np.stack(correct)
@@ -235,14 +232,9 @@ class XNLIRun(HeadRun):
         length = self.task.max_seq_length
         return tokenise(rows, self.head.tokenizer, max_length=length, cache_dir=self.cache_dir)
 
-    def _predict(self, rows: pd.DataFrame, description: str = "predicting") -> np.ndarray:
-        return predict_probabilities(
-            self.head.model,
-            self._tokenise(rows),
-            self.head.tokenizer,
-            bf16=self.args.bf16,
-            description=description,
-        )
+    def _predict(self, rows: Dataset, description: str = "predicting") -> np.ndarray:
+        model, tokenizer = self.head.model, self.head.tokenizer
+        return predict_probabilities(model, rows, tokenizer, bf16=self.args.bf16, description=description)
 
 
 def _joined(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

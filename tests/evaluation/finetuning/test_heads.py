@@ -94,19 +94,6 @@ def test_what_cannot_be_loaded_is_a_usage_error(folders: dict[str, Path], tmp_pa
         load_head_model(arguments, AutoModelForSequenceClassification, seed=1)
 
 
-def test_a_head_of_another_size_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    two = load_head_model(
-        HeadModelArguments(model_name_or_path=str(folders["bert"])),
-        AutoModelForSequenceClassification,
-        seed=1,
-        num_labels=2,
-    )
-    two.model.save_pretrained(tmp_path)
-    two.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="cannot be loaded"):
-        load_head(tmp_path)
-
-
 def test_lengths_and_heads_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
     head = load_head(folders["bert"])
     head.check(max_seq_length=40, trained=False)

@@ -12,7 +12,7 @@ from tiny_tuning import arguments, load_head, random_rows
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, TrainerState
 
 from modeling_infoxlm.evaluation.finetuning.rows import cached_rows
-from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner, Selection, fine_tune
+from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(
             max_grad_norm=1e9,
             eval_strategy="no",
         )
-        trainer = FineTuner(head, args, rows=dataset, label_names=label_names, selection=None)
+        trainer = FineTuner(head, args, rows=dataset, label_names=label_names, score=None)
         trainer.train()
         return trainer.model.state_dict(), trainer.state.log_history[0]["loss"]
 
@@ -84,12 +84,11 @@ def test_the_step_that_is_taken_does_not_depend_on_what_is_saved(
     )
     weights, scores = [], iter([1.0, 3.0, 2.0, 0.0])
 
-    def score(model: Any, rows: Dataset) -> dict[str, float]:
-        weights.append(model.classifier.out_proj.weight.detach().clone())
+    def score() -> dict[str, float]:
+        weights.append(head.model.classifier.out_proj.weight.detach().clone())
         return {"accuracy": next(scores)}
 
-    selection = Selection(rows, score)
-    record = fine_tune(head, args, rows=rows, label_names=("labels",), selection=selection, checkpoint=None)
+    record = FineTuner(head, args, rows=rows, label_names=("labels",), score=score).fine_tune(None)
     assert record.selected_step == 2 and len(weights) == 4
     assert torch.equal(head.model.classifier.out_proj.weight, weights[1])
     kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
@@ -108,9 +107,7 @@ def test_a_failure_while_saving_leaves_no_checkpoint(
 
     monkeypatch.setattr(FineTuner, "_save_rng_state", full_disk)
     args = arguments(tmp_path / "out", max_steps=1, eval_strategy="no")
-    trainer = FineTuner(
-        load_head(folders["infoxlm"]), args, rows=rows, label_names=("labels",), selection=None
-    )
+    trainer = FineTuner(load_head(folders["infoxlm"]), args, rows=rows, label_names=("labels",), score=None)
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert list((tmp_path / "out").glob("checkpoint-*")) == []
@@ -131,14 +128,8 @@ def test_an_adapter_is_tuned_with_its_head_and_found_again(
             save_steps=2,
             max_steps=2,
         )
-        fine_tune(
-            replace(head, model=model),
-            args,
-            rows=rows,
-            label_names=["labels"],
-            selection=None,
-            checkpoint=None if checkpoint is None else str(checkpoint),
-        )
+        tuner = FineTuner(replace(head, model=model), args, rows=rows, label_names=["labels"], score=None)
+        tuner.fine_tune(None if checkpoint is None else str(checkpoint))
         return model.state_dict()
 
     trained, start = tuned(None), load_head(folders["infoxlm"]).model.state_dict()
