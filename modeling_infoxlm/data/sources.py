@@ -44,7 +44,7 @@ _BEGIN = r"(?<![^._-])(?<!^[A-Za-z]{2}[_-])(?<![._-][A-Za-z]{2}[_-])"
 _NO_PAIR = rf"(?!(?:zh-(?:cn|hk|mo|sg|tw)|pt-br|en-(?:gb|us)|es-mx|[a-z]{{3}}-[a-z]{{3}}){_END})"
 _SIDE = rf"((?!(?:dev|val|trn|tst)(?![a-z]))[a-z]{{2,3}}{_SUBTAG}?)"
 _PAIR_IN_NAME = re.compile(f"{_BEGIN}{_NO_PAIR}{_SIDE}-{_SIDE}{_END}")
-_IS_NOTICE = re.compile("[A-Z]{3}")  # README, LICENSE, SOURCE: no text is missed in them
+_IS_NOTICE = re.compile("README|LICEN[CS]E|COPYING|NOTICE|SOURCE|CHANGELOG")  # no text is missed in them
 _LANGUAGE_IN_NAME = re.compile(f"{_BEGIN}(?:{_GUESSED})$")
 
 

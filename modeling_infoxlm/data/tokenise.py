@@ -118,8 +118,16 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Encode with `tokenizer`, in which special tokens have names that no text contains."""
         self.tokenizer = tokenizer
-        self._is_by_words = _cuts_at_spaces_first(json.loads(tokenizer.to_str()))
-        self._odd_spaces = self._find_odd_spaces()
+        first, second, both, *spaced = (
+            encoding.ids
+            for encoding in tokenizer.encode_batch_fast(
+                ["a", "b", "a b", *(f"a{space}b" for space in _SPACES)], add_special_tokens=False
+            )
+        )
+        cuts_first = _cuts_at_spaces_first(json.loads(tokenizer.to_str()))
+        self._is_by_words = cuts_first and first + second == both
+        # At these characters `str.split` splits and the tokenizer does not.
+        self._odd_spaces = [space for space, ids in zip(_SPACES, spaced, strict=True) if ids != both]
         self._lock = threading.Lock()  # jobs may be threads, which learn words together
         self._forget()
 
@@ -169,14 +177,6 @@ class TextEncoder:
         self._words = PackedRows.join([self._words, self._encode_whole(words)])
         odd = np.fromiter((_joins_the_space(word[0]) for word in words), bool, len(words))
         self._is_odd = np.concatenate([self._is_odd, odd])
-
-    def _find_odd_spaces(self) -> list[str]:
-        """Characters at which `str.split` splits and the tokenizer does not."""
-        encodings = self.tokenizer.encode_batch_fast(
-            [f"a{space}b" for space in [" ", *_SPACES]], add_special_tokens=False
-        )
-        expected, *found = (encoding.ids for encoding in encodings)
-        return [space for space, ids in zip(_SPACES, found, strict=True) if ids != expected]
 
     def _have_odd_spaces(self, texts: Sequence[str]) -> np.ndarray:
         odd = np.zeros(len(texts), dtype=bool)

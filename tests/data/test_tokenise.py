@@ -164,7 +164,10 @@ def test_tokenizers_of_other_kinds(tokenizer: Tokenizer) -> None:
         models.BPE({piece: i for i, piece in enumerate(pre_tokenizers.ByteLevel.alphabet())}, [])
     )
     bytes_of_text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    prefixed = json.loads(tokenizer.to_str())
+    prefixed["normalizer"] = {"type": "Prepend", "prepend": "c"}  # to a text, not to each of its words
     for kind, is_by_words in (
+        (Tokenizer.from_str(json.dumps(prefixed)), False),
         (bert, True),
         (Tokenizer.from_str(json.dumps(with_word)), False),
         (bytes_of_text, False),
