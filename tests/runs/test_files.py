@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from disk_limit import file_size_limit
 
+from modeling_infoxlm.runs import files
 from modeling_infoxlm.runs.errors import DiskFullError, UsageError
-from modeling_infoxlm.runs.files import whole_folder, write_json, writing
+from modeling_infoxlm.runs.files import whole_file, whole_folder, write_json, writing
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,31 @@ def test_a_file_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
     with file_size_limit(1000), pytest.raises(DiskFullError, match=r"a\.json cannot be written"):
         write_json(tmp_path / "a.json", {"x": "y" * 5000})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut can leave the name without the content."""
+    events, replace = [], Path.replace
+    monkeypatch.setattr(files, "fsync_file", lambda path: events.append(path.name))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: events.append("rename") or replace(self, target)
+    )
+    write_json(tmp_path / "a.json", {})
+    partial, *then = events
+    assert partial.startswith("a.json.") and then == ["rename", tmp_path.name]
+    events.clear()
+    write(tmp_path / "out", "1")
+    assert events[0] == "mark" and events[2:] == ["rename", tmp_path.name]
+
+
+def test_a_file_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("2")
+        raise RuntimeError("in the middle")
+    assert (tmp_path / "a.txt").read_text() == "1" and names(tmp_path) == ["a.txt"]
 
 
 # ------------------------------ folders
