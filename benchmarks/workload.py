@@ -35,7 +35,7 @@ SHORTEST_BLOCK = 0.9  # sentences are not split, so that MLM blocks are 90-100 %
 def shape(geometry: str) -> dict[str, int]:
     """Fields of a configuration."""
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    return {**dict(zip(names, GEOMETRIES[geometry], strict=True)), "pad_token_id": 1}
+    return dict(zip(names, GEOMETRIES[geometry], strict=True), pad_token_id=1)
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,7 @@ class Stages:
     def __init__(self, results: dict[str, Any], root: Path, *, count: int) -> None:
         """Write the results, so that a folder left in the first stage is known as a demo's."""
         self.results, self.root, self.count = results, root, count
-        # Not whatever stdout is later: while training it is a log file.
-        self.console = Console(file=sys.stdout, highlight=False)
+        self.console = Console(file=sys.stdout, highlight=False)  # while training stdout is a log file
         write_json(root / RESULTS_NAME, results)
 
     @contextmanager
@@ -170,7 +169,8 @@ class Stages:
         record["seconds"] = time.perf_counter() - start
         self.results["stages"][name] = record
         write_json(self.root / RESULTS_NAME, self.results)
-        self.console.print(f"    {record['result']} [dim]({duration(record['seconds'])})[/]")
+        note = f"[dim]({duration(record['seconds'])})[/]"
+        self.console.print(f"    {record['result']} {note}", soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -190,8 +190,8 @@ def train(stages: Stages, name: str, folder: Path, flags: Sequence[str]) -> None
             with redirect_stderr(sys.stderr if shows_bars else log):
                 pretrain.run([*flags, "--disable_tqdm", str(not shows_bars)])
         record["command"] = ["python", "run_pretraining.py", *flags]
-        metrics = read_json(folder / "train_results.json")
-        record["training_seconds"] = metrics["train_runtime"]  # of all starts, if it was interrupted
+        metrics = read_json(folder / "train_results.json")  # of all starts
+        record["training_seconds"] = metrics["train_runtime"]
         record["result"] = f"{stages.results['run']['steps']} steps; nats: {last_losses(folder)}"
 
 

@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 import shlex
-import string
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from demo import markdown_table
+from tiny_tokenizers import letter_tokenizer
 from transformers import (
     AutoModel,
     HfArgumentParser,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
     XLMRobertaModel,
-    XLMRobertaTokenizer,
 )
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli
@@ -197,16 +196,10 @@ def test_every_file_named_exists(page: Path) -> None:
 # ----------------------------------------------------------------------------------------------- python code
 
 
-def letter_tokenizer() -> XLMRobertaTokenizer:
-    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
-    pieces += [(piece, -1.0 - 0.01 * rank) for rank, piece in enumerate(["▁", *string.ascii_letters])]
-    return XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=64)
-
-
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder in which the names that README loads are small random models of the right kind."""
-    tokenizer = letter_tokenizer()
+    tokenizer = letter_tokenizer(max_length=64)
     shape = {**SHAPE, "vocab_size": len(tokenizer), "max_position_embeddings": 66, "type_vocab_size": 1}
     plain = XLMRobertaForMaskedLM(XLMRobertaConfig(**shape))
     ours = InfoXLMForPreTraining(InfoXLMConfig(**shape))

@@ -55,12 +55,10 @@ def test_numbers_follow_from_each_other_and_are_written(
 def test_text_and_tokenizer_of_the_data_folder_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("INFOXLM_DATA", raising=False)
-    assert data.parse_arguments([]).tokenizer is None
-    assert FILES[0] in data.parse_arguments([]).text
     for folder in ("parallel", "mono", "tokenizer_xlmr"):
         (tmp_path / folder).mkdir()
-    monkeypatch.setenv("INFOXLM_DATA", str(tmp_path))
-    options = data.parse_arguments([])
-    assert options.tokenizer == tmp_path / "tokenizer_xlmr"
-    assert tmp_path / "mono" / "de.txt.xz" in options.text and FILES[0] not in options.text
+    for place in ("", str(tmp_path)):
+        monkeypatch.setenv("INFOXLM_DATA", place)
+        options = data.parse_arguments([])
+        assert options.tokenizer == (tmp_path / "tokenizer_xlmr" if place else None)
+        assert (tmp_path / "mono" / "de.txt.xz" in options.text) == bool(place) != (FILES[0] in options.text)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_run import sharp_model
 from tiny_text import sentence_pairs, write_pairs
+from tiny_tokenizers import letter_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -21,7 +22,6 @@ from transformers import (
     DistilBertForMaskedLM,
     XLMRobertaForMaskedLM,
     XLMRobertaModel,
-    XLMRobertaTokenizer,
 )
 
 from modeling_infoxlm.commands import information
@@ -60,17 +60,9 @@ def test_draws_are_uniform_and_in_random_order(tmp_path: Path) -> None:
     assert np.unique(first, return_counts=True)[1] == pytest.approx(np.full(12, 400 / 12), abs=25)
 
 
-def letter_tokenizer() -> XLMRobertaTokenizer:
-    """A token for each letter, 60 in all, as many as the tiny model has."""
-    pieces = ["▁", *string.ascii_letters, "."]
-    vocabulary = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
-    vocabulary += [(piece, -1.0 - 0.01 * rank) for rank, piece in enumerate(pieces)]
-    return XLMRobertaTokenizer(vocab=[*vocabulary, ("<mask>", 0.0)], model_max_length=512)
-
-
 def save(kind: str, folder: Path) -> str:
     """A folder of a tiny model: our checkpoint, our plain export, an encoder alone, or a BERT."""
-    tokenizer: Any = letter_tokenizer()
+    tokenizer: Any = letter_tokenizer(".")
     model = sharp_model()
     if kind == "checkpoint":
         model.save_pretrained(folder)

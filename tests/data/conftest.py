@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import tiny_tokenizers
 from transformers import XLMRobertaTokenizer
 
 
 @pytest.fixture(scope="session")
 def letter_tokenizer() -> XLMRobertaTokenizer:
     """A tokenizer that makes a token of `▁` and of every letter, digit and mark: lengths can be counted."""
-    pieces = ["▁", *string.ascii_letters, *string.digits, *"äöüßéà.,!?-<>/"]
-    vocabulary = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
-    vocabulary += [(piece, -1.0 - 0.01 * rank) for rank, piece in enumerate(pieces)]
-    return XLMRobertaTokenizer(vocab=[*vocabulary, ("<mask>", 0.0)], model_max_length=512)
+    return tiny_tokenizers.letter_tokenizer("0123456789äöüßéà.,!?-<>/")
 
 
 @pytest.fixture

@@ -64,15 +64,12 @@ def test_losses_of_two_runs_share_panels_and_name_the_runs() -> None:
     assert [to_hex(line.get_color()) for line in figure.legends[0].get_lines()] == colors
 
 
-def test_losses_without_evaluation_and_above_a_guess() -> None:
+def test_titles_follow_the_numbers() -> None:
     entries = [{"step": 1, "loss": 1.0, "loss/mlm": 9.5, "information/mlm": -0.5}]
     figure = figures.losses_figure({"run": entries})
     assert titles(figure) == ["Masked LM: 9.5 nats, 0.5 above a guess"] and len(curves(figure, 0)) == 2
-
-
-@pytest.mark.parametrize(("end", "change"), [(0.05, "falls from 12% to 5%"), (0.123, "stays at 12%")])
-def test_retrieval_title_follows_the_numbers(end: float, change: str) -> None:
-    assert titles(figures.losses_figure({"run": history(end=end)}))[-1] == f"Held-out retrieval {change}"
+    for end, change in ((0.05, "falls from 12% to 5%"), (0.123, "stays at 12%")):
+        assert titles(figures.losses_figure({"run": history(end=end)}))[-1] == f"Held-out retrieval {change}"
 
 
 def test_retrieval_by_layer_names_each_curve_and_its_best_layer() -> None:
