@@ -96,9 +96,7 @@ def test_help_names_each_flag_once_and_the_trainers_on_request(capsys: pytest.Ca
     assert "--torch_empty_cache_steps" in set(long) - set(short)
 
 
-def test_every_command_lists_its_flags_and_those_of_the_examples(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_command_lists_its_flags_and_those_of_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
     examples = [line.split() for line in str(cli.__doc__).splitlines() if line.startswith("infoxlm ")]
     assert {command for _, command, *_ in examples} == set(cli.COMMANDS)
     for _, command, *arguments in examples:

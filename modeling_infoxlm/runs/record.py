@@ -218,10 +218,7 @@ def _trained_tokenizer(identity: Mapping[str, Any]) -> bool:
 
 
 def _remove_run(
-    folder: Path,
-    new: Mapping[str, Any],
-    outputs: Sequence[str],
-    remove_corpus: Callable[[Path], None] | None,
+    folder: Path, new: Mapping[str, Any], outputs: Sequence[str], remove_corpus: Callable[[Path], None] | None
 ) -> None:
     """Remove what an earlier run wrote; its checkpoints would else be taken for the new one's."""
     if not folder.is_dir():

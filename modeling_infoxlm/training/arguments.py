@@ -204,8 +204,7 @@ class ContrastArguments:
         None, "Score of two vectors. Unset: the checkpoint's, else dot, the product (released code)."
     )
     xlco_temperature: float | None = flag(
-        None,
-        "Divides the scores. Unset: the checkpoint's, else 0.25 (released code; the paper has none).",
+        None, "Divides the scores. Unset: the checkpoint's, else 0.25 (released code; the paper has none)."
     )
     xlco_use_projection: bool | None = flag(
         None,

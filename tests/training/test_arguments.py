@@ -189,11 +189,7 @@ def test_token_is_not_shown():
         (DataArguments, {"objectives": ""}, "objectives must name one or more"),
         (DataArguments, {"mlm_examples": 0}, "mlm_examples must be at least 1"),
         (DataArguments, {"mask_probability": 1.5}, "mask_probability must be at most 1"),
-        (
-            DataArguments,
-            {"heldout_fraction": 1.0},
-            "heldout_fraction must be at least 0 and below 1",
-        ),
+        (DataArguments, {"heldout_fraction": 1.0}, "heldout_fraction must be at least 0 and below 1"),
         (DataArguments, {"max_seq_length": 4}, "max_seq_length must be at least 5, found 4."),
         (DataArguments, {"preprocessing_num_workers": 0}, "preprocessing_num_workers must be at least 1"),
         (DataArguments, {"bitext_columns": [1]}, "bitext_columns is [1]; expected two"),
@@ -204,11 +200,7 @@ def test_token_is_not_shown():
             {"model_name_or_path": "x/y", "hidden_size": 64},
             "hidden_size describe a model from scratch, but model_name_or_path is x/y",
         ),
-        (
-            ModelArguments,
-            {"hidden_size": 10, "num_attention_heads": 3},
-            "hidden_size is 10 and num_atten",
-        ),
+        (ModelArguments, {"hidden_size": 10, "num_attention_heads": 3}, "hidden_size is 10 and num_atten"),
     ],
 )
 def test_bad_value_is_named(kind, values, message):

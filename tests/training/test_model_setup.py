@@ -158,8 +158,7 @@ def test_no_tokenizer_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "unfit, missing",
-    [(ByT5Tokenizer, "bos_token_id, mask_token_id"), (CanineTokenizer, "a fast version")],
+    "unfit, missing", [(ByT5Tokenizer, "bos_token_id, mask_token_id"), (CanineTokenizer, "a fast version")]
 )
 def test_tokenizers_that_do_not_serve(
     unfit: type[PreTrainedTokenizerBase], missing: str, tmp_path: Path
