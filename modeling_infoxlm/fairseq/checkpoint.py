@@ -26,12 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.fairseq.config import make_config, recorded_settings
-from modeling_infoxlm.fairseq.vocabulary import (
-    check_order,
-    check_table,
-    open_tokenizer,
-    read_dictionary,
-)
+from modeling_infoxlm.fairseq.vocabulary import check_order, check_table, open_tokenizer, read_dictionary
 from modeling_infoxlm.fairseq.weights import (
     Checkpoint,
     Encoder,

@@ -69,8 +69,7 @@ class FormatOptions:
     normalize: bool = flag(False, "Scale vectors to length 1, for sentence-transformers.")
     dtype: Dtype = flag("float32", "Type of the stored weights; onnx: float32.")
     max_shard_size: str = flag(
-        MAX_SHARD_SIZE,
-        "Larger weights are stored in several files: a number and KB, MB, GB or TB.",
+        MAX_SHARD_SIZE, "Larger weights are stored in several files: a number and KB, MB, GB or TB."
     )
 
     def format_options(self) -> dict[str, Any]:

@@ -283,10 +283,7 @@ DAMAGES = {
         _remove(f"{SLOW}sentence_encoder.layers.0.fc1.bias"),
         "model_slow has no layers.0.fc1.bias",
     ),
-    "a missing layer": (
-        _remove(f"{FAST}sentence_encoder.layers.5."),
-        "are not numbered from 0",
-    ),
+    "a missing layer": (_remove(f"{FAST}sentence_encoder.layers.5."), "are not numbered from 0"),
     "another depth": (
         _set(f"{SLOW}sentence_encoder.layers.12.fc1.bias", torch.zeros(96)),
         "belong to no encoder known here: model_slow.decoder.sentence_encoder.layers.12.fc1.bias",

@@ -175,11 +175,7 @@ def test_private_means_private(hub: LoopbackHub, push: Push) -> None:
 )
 @pytest.mark.parametrize("kind", ["status", "drop"])
 def test_trouble_that_passes_is_outlasted(
-    hub: LoopbackHub,
-    push: Push,
-    release: Path,
-    request_kind: str,
-    kind: Literal["status", "drop"],
+    hub: LoopbackHub, push: Push, release: Path, request_kind: str, kind: Literal["status", "drop"]
 ) -> None:
     method, path = request_kind.split()
     hub.inject(Fault(method=method, path=path, times=2, kind=kind))
