@@ -190,7 +190,7 @@ def load_checkpoint(
         )
     model_type = config.model_type  # plain XLM-R may be loaded as InfoXLM
     if ours is not None and model_type in OUR_TYPES:  # it makes a configuration of its own of XLM-R's
-        model, report = load_whole_model(ours, name, dtype=torch.float32, **options)
+        model, report = load_whole_model(ours, name, dtype=torch.float32, **overrides, **options)
     else:
         model, report = load_whole_model(auto_class, name, dtype=torch.float32, config=config, **options)
     missing = tuple(sorted(report["missing_keys"]))

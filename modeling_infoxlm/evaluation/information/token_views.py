@@ -34,10 +34,9 @@ from modeling_infoxlm.evaluation.batching import (
     run_batches,
     runs_packed,
 )
-from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, transformer_folder
+from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_checkpoint
 from modeling_infoxlm.evaluation.results import Estimate, bootstrap
 from modeling_infoxlm.fused_loss import linear_cross_entropy
-from modeling_infoxlm.hub.loading import load_whole_model
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel
 from modeling_infoxlm.packed import EncodeRequest, encode
 
@@ -213,21 +212,18 @@ def load_language_model(arguments: EncoderArguments, encoder: Encoder) -> Langua
     Raises:
         NoLanguageModel: If the checkpoint has no such head, or the tokenizer no mask.
     """
-    name = transformer_folder(encoder.record.name_or_path)
-    model_class: Any = AutoModelForMaskedLM
-    options = arguments.hub_options()
-    if isinstance(encoder.model, InfoXLMModel):
-        # The contrast is not used here, and for odd depths has no default layer.
-        model_class, options = InfoXLMForPreTraining, {**options, "xlco_layer": encoder.num_layers}
+    # The contrast is not used here, and for odd depths has no default layer.
+    overrides = {"xlco_layer": encoder.num_layers} if isinstance(encoder.model, InfoXLMModel) else {}
     try:
         special = special_tokens(encoder.tokenizer)
-        model, info = load_whole_model(model_class, name, dtype=torch.float32, **options)
+        loaded = load_checkpoint(arguments, AutoModelForMaskedLM, ours=InfoXLMForPreTraining, **overrides)
     except ValueError as error:  # of the tokenizer, or of a configuration that has no masked language model
         raise NoLanguageModel(str(error).split("\n")[0]) from error
+    model: Any = loaded.model
     known = (f"{model.base_model_prefix}.", "objectives.")
-    missing = [key for key in info["missing_keys"] if not key.startswith(known)]
+    missing = [name for name in loaded.new_weights if not name.startswith(known)]
     if missing:
-        raise NoLanguageModel(f"it has no language model head ({sorted(missing)[0]} is missing)")
+        raise NoLanguageModel(f"it has no language model head ({missing[0]} is missing)")
     return LanguageModel(model.to(encoder.model.device).eval(), encoder.tokenizer, special, encoder.bf16)
 
 
