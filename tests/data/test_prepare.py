@@ -33,6 +33,7 @@ from modeling_infoxlm.runs.errors import DataError, DiskFullError
 WriteLines = Callable[[str, Iterable[str]], Path]
 Run = Callable[..., Corpus]
 Letters = XLMRobertaTokenizer
+Texts = Callable[[shards.TokenStore], list[str]]
 
 
 @pytest.fixture
@@ -59,8 +60,10 @@ def run(tmp_path: Path, letter_tokenizer: Letters) -> Run:
     return run
 
 
-def texts(store: shards.TokenStore, tokenizer: XLMRobertaTokenizer) -> list[str]:
-    return [str(tokenizer.decode(store[index].tolist())) for index in range(len(store))]
+@pytest.fixture
+def texts(letter_tokenizer: Letters) -> Texts:
+    """The text of each sequence of a store."""
+    return lambda store: [str(letter_tokenizer.decode(store[i].tolist())) for i in range(len(store))]
 
 
 def vocabulary(tokenizer: XLMRobertaTokenizer) -> list[tuple[str, float]]:
@@ -80,13 +83,11 @@ def numbered(prefix: str, count: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- content
 
 
-def test_pairs_are_bare_ids_in_file_order(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters
-) -> None:
+def test_pairs_are_bare_ids_in_file_order(run: Run, write_lines: WriteLines, texts: Texts) -> None:
     corpus = run([write_lines("en-de.tsv", ["one\teins", " two \tzwei", "x\ty"])])
     store = corpus.bitext["en-de"]
-    assert texts(store.source, letter_tokenizer) == ["one", "two", "x"]
-    assert texts(store.target, letter_tokenizer) == ["eins", "zwei", "y"]
+    assert texts(store.source) == ["one", "two", "x"]
+    assert texts(store.target) == ["eins", "zwei", "y"]
     assert not set(corpus.special.all_ids) & set(store.source.gather(np.arange(3))[0].tolist())
     entry = corpus.manifest["bitext"]["en-de"]
     # each letter is a token, and so is the space before a word
@@ -103,12 +104,12 @@ def test_pairs_are_bare_ids_in_file_order(
 
 
 def test_blocks_are_filled_and_never_split_a_sentence(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters
+    run: Run, write_lines: WriteLines, texts: Texts
 ) -> None:
     # with the space before a word and </s>, a sentence of n letters takes n + 2 places of a block of 12 - 1
     lines = ["abc", "defg", "h", "ijklmnopq", "rstuvwxyzA", "B", "CDEFGHI"]
     corpus = run(mono=[write_lines("de.txt", lines)], max_seq_length=12)
-    assert texts(corpus.mono["de"], letter_tokenizer) == [
+    assert texts(corpus.mono["de"]) == [
         "<s> abc</s> defg</s>",
         "<s> h</s>",
         "<s> ijklmnopq</s>",
@@ -139,25 +140,20 @@ def test_every_reason_to_drop_is_counted(run: Run, write_lines: WriteLines) -> N
     dropped = {"duplicate": 1, "empty": 2, "identical_sides": 1, "length_ratio": 1, "too_long": 1}
     assert corpus.manifest["bitext"]["en-de"]["dropped"] == dropped
     assert len(corpus.bitext["en-de"]) == 2
-
-
-def test_short_sentences_and_duplicates_are_settings(run: Run, write_lines: WriteLines) -> None:
-    path = write_lines("de.txt", ["abc", "a", "abc"])
-    corpus = run(mono=[path], min_length=3, deduplicate=False)
+    path, other = write_lines("de.txt", ["abc", "a", "abc"]), corpus.folder.with_name("other")
+    corpus = run(mono=[path], min_length=3, deduplicate=False, output_dir=other)
     assert corpus.manifest["mono"]["de"]["dropped"] == {"too_short": 1}
     assert corpus.manifest["mono"]["de"]["num_sentences"] == 2
 
 
-def test_special_tokens_in_the_text_are_text(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters
-) -> None:
+def test_special_tokens_in_the_text_are_text(run: Run, write_lines: WriteLines, texts: Texts) -> None:
     line = "press <s> now\tdas </s> <mask> Feld"
     corpus = run([write_lines("en-de.tsv", [line])])
     store = corpus.bitext["en-de"]
     for side in (store.source, store.target):
         assert not set(side[0].tolist()) & set(corpus.special.all_ids)
         assert 3 not in side[0]
-    assert texts(store.source, letter_tokenizer) == ["press <s> now"]
+    assert texts(store.source) == ["press <s> now"]
 
 
 @pytest.mark.parametrize("model", ["bpe", "wordpiece"])
@@ -186,19 +182,14 @@ def test_other_kinds_of_fast_tokenizers(run: Run, write_lines: WriteLines, model
 
 
 def test_sides_of_pairs_become_blocks_each_sentence_once(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters
+    run: Run, write_lines: WriteLines, texts: Texts
 ) -> None:
     bitext = write_lines("en-de.tsv", ["one\teins", "one\tein", "same\tsame", "two\tzwei"])
     mono = write_lines("de.txt", ["drei"])
     corpus = run([bitext], [mono], mono_from_bitext=True)
-    assert texts(corpus.mono["en"], letter_tokenizer) == ["<s> one</s> two</s>"]
-    assert texts(corpus.mono["de"], letter_tokenizer) == ["<s> eins</s> ein</s> zwei</s>", "<s> drei</s>"]
+    assert texts(corpus.mono["en"]) == ["<s> one</s> two</s>"]
+    assert texts(corpus.mono["de"]) == ["<s> eins</s> ein</s> zwei</s>", "<s> drei</s>"]
     assert corpus.manifest["mono"]["de"]["num_sentences"] == 4
-
-
-def test_other_column_order(run: Run, write_lines: WriteLines, letter_tokenizer: Letters) -> None:
-    corpus = run([write_lines("en-de.tsv", ["eins\tx\tone"])], bitext_columns=[2, 0])
-    assert texts(corpus.bitext["en-de"].source, letter_tokenizer) == ["one"]
 
 
 def test_truncation_left_in_the_tokenizer_does_not_matter(
@@ -228,7 +219,7 @@ def multiway(write_lines: WriteLines) -> list[Path]:
 
 
 def test_nothing_held_out_is_trained_on(
-    run: Run, write_lines: WriteLines, multiway: list[Path], letter_tokenizer: Letters
+    run: Run, write_lines: WriteLines, multiway: list[Path], texts: Texts
 ) -> None:
     mono = [
         write_lines(f"mono.{language}.txt", numbered(f"{language} word", 200)) for language in ("de", "sw")
@@ -242,18 +233,18 @@ def test_nothing_held_out_is_trained_on(
         assert {source for source, _ in corpus.heldout_text(pair)} == selected
     secret = {text for pair in corpus.heldout for texts in corpus.heldout_text(pair) for text in texts}
     for pair, store in corpus.bitext.items():
-        trained = {*texts(store.source, letter_tokenizer), *texts(store.target, letter_tokenizer)}
+        trained = {*texts(store.source), *texts(store.target)}
         assert trained and not trained & secret
         entry = corpus.manifest["bitext"][pair]
         assert entry["num_examples"] + entry["dropped"]["heldout"] == 200
     lowered = {text.lower() for text in secret}
     for blocks in corpus.mono.values():
-        sentences = {s.strip().lower() for t in texts(blocks, letter_tokenizer) for s in t[3:].split("</s>")}
+        sentences = {s.strip().lower() for t in texts(blocks) for s in t[3:].split("</s>")}
         assert len(sentences) > 50 and not sentences & lowered
     assert corpus.manifest["mono"]["en"]["dropped"]["heldout"] == len(selected)
     # fr-de has no English side: its French side decides, and what it selects is kept out of en-fr too
     assert not {source for source, _ in corpus.heldout_text("fr-de")} & set(
-        texts(corpus.bitext["en-fr"].target, letter_tokenizer)
+        texts(corpus.bitext["en-fr"].target)
     )
 
 
@@ -271,7 +262,7 @@ SAME_TO_THE_MODEL = {
 
 @pytest.mark.parametrize("kind", SAME_TO_THE_MODEL)
 def test_what_is_held_out_is_not_trained_on_in_another_spelling(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters, kind: str
+    run: Run, write_lines: WriteLines, kind: str
 ) -> None:
     change = SAME_TO_THE_MODEL[kind]
     english = [f"{text} \u0e02" if kind == "an unknown letter" else text for text in numbered("word", 100)]
@@ -323,14 +314,12 @@ def test_a_file_whose_name_is_no_text(run: Run, tmp_path: Path) -> None:
     assert len(run([path]).bitext["en-de"]) == 1
 
 
-def test_heldout_ids_and_text_agree_and_are_limited(
-    run: Run, multiway: list[Path], letter_tokenizer: Letters
-) -> None:
+def test_heldout_ids_and_text_agree_and_are_limited(run: Run, multiway: list[Path], texts: Texts) -> None:
     corpus = run(multiway, heldout_fraction=0.2, heldout_max_pairs=7)
     everything = run(multiway, heldout_fraction=0.2, output_dir=corpus.folder.with_name("all"))
     for pair, store in corpus.heldout.items():
         assert len(store) == 7
-        sides = zip(texts(store.source, letter_tokenizer), texts(store.target, letter_tokenizer), strict=True)
+        sides = zip(texts(store.source), texts(store.target), strict=True)
         assert list(sides) == corpus.heldout_text(pair)
         assert corpus.heldout_text(pair) == everything.heldout_text(pair)[:7]
         # the limit is one of evaluation only: what was selected beyond it is not trained on either
@@ -603,21 +592,15 @@ def test_differences_are_refused_by_name(
     assert contents(multiway[0].parent / "out") == before
 
 
-def test_the_same_text_twice_counts_once(
-    run: Run, write_lines: WriteLines, caplog: pytest.LogCaptureFixture
+def test_files_of_one_pair_are_joined_in_the_order_given_each_text_once(
+    run: Run, write_lines: WriteLines, texts: Texts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = [write_lines(name, ["one\teins"]) for name in ("en-de.tsv", "copy.en-de.tsv")]
-    assert len(run(paths).bitext["en-de"]) == 1
-    assert "copy.en-de.tsv equals" in caplog.text and "is left out" in caplog.text
-
-
-def test_files_of_one_pair_are_joined_in_the_order_given(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters
-) -> None:
-    paths = [write_lines("b.en-de.tsv", ["two\tzwei"]), write_lines("a.en-de.tsv", ["one\teins"])]
-    corpus = run(paths)
-    assert texts(corpus.bitext["en-de"].source, letter_tokenizer) == ["two", "one"]
+    paths = [write_lines("b.en-de.tsv", ["zwei\tx\ttwo"]), write_lines("a.en-de.tsv", ["eins\tx\tone"])]
+    paths.append(write_lines("copy.en-de.tsv", ["zwei\tx\ttwo"]))
+    corpus = run(paths, bitext_columns=[2, 0])
+    assert texts(corpus.bitext["en-de"].source) == ["two", "one"]
     assert corpus.manifest["bitext"]["en-de"]["num_examples"] == 2
+    assert "copy.en-de.tsv equals" in caplog.text and "is left out" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------- bad input
