@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from disk_limit import file_size_limit
+from reference.retrieval import margin_matches, similarities
 from tiny_encoder import save_tiny_encoder
 
 from modeling_infoxlm.commands import mine as mine_module
@@ -58,19 +59,10 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
 def slow_pairs(encoder: Encoder, *, margin: str, k: int, one_to_one: bool) -> list[tuple[float, str, str]]:
     """Every sentence's best candidate in both directions, one score at a time; then greedily, if asked."""
     sides = sentences()
-    vectors = [encoder.encode(texts, layer=3).double() for texts in sides]
-    table = torch.nn.functional.cosine_similarity(vectors[0][:, None], vectors[1][None], dim=-1).numpy()
-    means = [np.sort(one, axis=1)[:, -k:].mean(axis=1) for one in (table, table.T)]
-    scores = {}
-    for turned, one in ((False, table), (True, table.T)):
-        for i, row in enumerate(one):
-            found = []
-            for j in np.argsort(-row, kind="stable")[:k]:
-                usual = (means[turned][i] + means[not turned][j]) / 2
-                score = {"none": row[j], "ratio": row[j] / usual, "distance": row[j] - usual}[margin]
-                found.append((-score, int(j)))
-            score, j = min(found)
-            scores[(j, i) if turned else (i, j)] = -score
+    table = similarities(*(encoder.encode(texts, layer=3).numpy() for texts in sides))
+    (forth, there), (back, here) = (margin_matches(scores, margin, k) for scores in (table, table.T))
+    scores = {(i, j): score for i, (j, score) in enumerate(zip(forth, there, strict=True))}
+    scores |= {(i, j): score for j, (i, score) in enumerate(zip(back, here, strict=True))}
     rows = sorted((-score, i, j) for (i, j), score in scores.items())
     kept: list[tuple[float, int, int]] = []
     for row in rows:

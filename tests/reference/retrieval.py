@@ -31,3 +31,25 @@ def accuracies(source: np.ndarray, target: np.ndarray, similarity: str = "cosine
     """Share of sentences, 0..1, whose highest similarity is to their translation: forth and back."""
     table = similarities(source, target, similarity)
     return [float(np.mean(scores.argmax(axis=1) == np.arange(len(scores)))) for scores in (table, table.T)]
+
+
+def nearest(table: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k highest of each row, of equals the first."""
+    return np.argsort(-table, axis=1, kind="stable")[:, :k]
+
+
+def margin_matches(table: np.ndarray, margin: str, k: int) -> tuple[list[int], list[float]]:
+    """For each row the candidate among its k nearest with the highest margin, and the margin: loops."""
+    forth, back = nearest(table, k), nearest(table.T, k)
+    indices, scores = [], []
+    for i, row in enumerate(forth):
+        best = (-np.inf, 0)
+        for j in sorted(row.tolist()):
+            usual = sum(table[i, n] for n in row) / (2 * len(row))
+            usual += sum(table[n, j] for n in back[j]) / (2 * len(back[j]))
+            score = {"none": table[i, j], "ratio": table[i, j] / usual, "distance": table[i, j] - usual}
+            if score[margin] > best[0]:
+                best = (score[margin], j)
+        scores.append(best[0])
+        indices.append(best[1])
+    return indices, scores

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from reference.retrieval import accuracies, similarities
+from reference.retrieval import accuracies, margin_matches, nearest, similarities
 
 from modeling_infoxlm.evaluation.retrieval import mining
 from modeling_infoxlm.evaluation.retrieval.mining import (
@@ -88,28 +88,6 @@ def test_not_one_translation_for_each_sentence(rows: tuple[int, int]) -> None:
 # ----------------------------------------------------------------------------------- k neighbours and margins
 
 
-def slow_nearest(table: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k highest of each row, of equals the first."""
-    return np.argsort(-table, axis=1, kind="stable")[:, :k]
-
-
-def slow_margin_matches(table: np.ndarray, margin: str, k: int) -> tuple[list[int], list[float]]:
-    """For each row the candidate among its k nearest with the highest margin, and the margin: loops."""
-    forth, back = slow_nearest(table, k), slow_nearest(table.T, k)
-    indices, scores = [], []
-    for i, row in enumerate(forth):
-        best = (-np.inf, 0)
-        for j in sorted(row.tolist()):
-            usual = sum(table[i, n] for n in row) / (2 * len(row))
-            usual += sum(table[n, j] for n in back[j]) / (2 * len(back[j]))
-            score = {"none": table[i, j], "ratio": table[i, j] / usual, "distance": table[i, j] - usual}
-            if score[margin] > best[0]:
-                best = (score[margin], j)
-        scores.append(best[0])
-        indices.append(best[1])
-    return indices, scores
-
-
 def corner_vectors(count: int, seed: int) -> torch.Tensor:
     """Corners of a cube, which fp32 multiplies exactly: many equal vectors and equal cosines."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +103,7 @@ def test_k_neighbours_in_both_directions_with_ties(
     table = similarities(source.numpy(), target.numpy(), similarity)
     found = find_neighbours(source, target, k=k, similarity=similarity)
     for neighbours, scores in zip(found, (table, table.T), strict=True):
-        expected = slow_nearest(scores, k)
+        expected = nearest(scores, k)
         assert neighbours.index.tolist() == expected.tolist()
         assert neighbours.score.tolist() == np.take_along_axis(scores, expected, axis=1).tolist()
 
@@ -164,7 +142,7 @@ def test_margins_are_those_of_a_slow_loop(
     forth, back = find_neighbours(source, target, k=k, similarity=similarity)
     found = translations_found(source, target, similarity=similarity, margin=margin)
     for there, here, scores, hits in zip((forth, back), (back, forth), (table, table.T), found, strict=True):
-        index, score = slow_margin_matches(scores, margin, k)
+        index, score = margin_matches(scores, margin, k)
         matches = best_matches(there, here, margin)
         assert matches.index.tolist() == index
         assert matches.score.tolist() == pytest.approx(score, rel=1e-5, abs=1e-6)
