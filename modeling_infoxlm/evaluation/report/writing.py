@@ -198,7 +198,6 @@ def to_csv(sections: Sequence[Section]) -> str:
 
 def _matrix_lines(section: Section, matrix: Matrix) -> pd.DataFrame:
     first, second = matrix.values.index.name, matrix.values.columns.name
-    pairs = matrix.values.stack()
     return lines_of(
         {
             "metric": f"{section.metric}-{first}-{second}",
@@ -208,5 +207,6 @@ def _matrix_lines(section: Section, matrix: Matrix) -> pd.DataFrame:
             "runs": matrix.runs,
             "source": matrix.source,
         }
-        for (one, other), value in pairs.dropna().items()
+        for one, row in matrix.values.iterrows()
+        for other, value in row.dropna().items()
     )
