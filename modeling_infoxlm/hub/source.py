@@ -137,9 +137,13 @@ def _new_parameters(
 ) -> tuple[str, ...]:
     """What is new; `UsageError` if the weights are not those of the architecture."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if model_class is InfoXLMModel and any(name.startswith("lm_head.") for name in unexpected):
-        logger.warning("%s: config.json says it is an encoder, so its lm_head is left out.", name_or_path)
-        unexpected = [name for name in unexpected if not name.startswith("lm_head.")]
+    # Heads of objectives from outside the package, and of pre-training where only the encoder is wanted.
+    extra = ("objectives.", "lm_head.") if model_class is InfoXLMModel else ("objectives.",)
+    left_out = [name for name in unexpected if name.startswith(extra)]
+    if left_out:
+        what = f"{some(left_out)}, which are no part of a {model_class.__name__}"
+        logger.warning("%s: left out are %s.", name_or_path, what)
+        unexpected = [name for name in unexpected if name not in left_out]
     lacking = [name for name in missing if name not in may_be_new]
     if lacking or unexpected:
         raise UsageError(

@@ -150,15 +150,20 @@ def test_head_that_the_configuration_does_not_name_is_an_error(tmp_path: Path) -
         export(checkpoint, tmp_path / "release")
 
 
-def test_encoder_with_a_head_of_pre_training_is_released_without_it(
+def test_heads_that_a_release_has_no_place_for_are_left_out_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    export(save_checkpoint(tmp_path / "ours", "ForPreTraining"), tmp_path / "plain")
+    ours = save_checkpoint(tmp_path / "ours", "ForPreTraining")
+    weights = load_file(ours / "model.safetensors")
+    extra = {"objectives.ranking.scale": torch.ones(2)}  # of an objective from outside the package
+    save_file({**weights, **extra}, ours / "model.safetensors", metadata={"format": "pt"})
+    export(ours, tmp_path / "plain")
+    assert "left out are objectives.ranking.scale, which" in caplog.text
     rename_architecture(tmp_path / "plain", "XLMRobertaModel")
     assert export(tmp_path / "plain", tmp_path / "release").architecture == "XLMRobertaModel"
-    assert "its lm_head is left out" in caplog.text
+    assert "left out are lm_head.bias, " in caplog.text
     names = load_file(tmp_path / "release" / "model.safetensors").keys()
-    assert not any("lm_head" in name or "pooler" in name for name in names)
+    assert not any(part in name for name in names for part in ("lm_head", "pooler", "objectives"))
 
 
 def rename_architecture(folder: Path, name: str) -> None:
