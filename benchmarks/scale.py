@@ -7,10 +7,8 @@ Each is made larger by itself, from the same small workload; `time ~ size ^ expo
 """
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -40,8 +38,7 @@ def measure_axis(name: str, sizes: Sequence[int]) -> dict[str, Any]:
     points = []
     for size in sizes:
         change: dict[str, Any] = {name: size}
-        with tempfile.TemporaryDirectory() as folder:
-            turns = run_ours(replace(START, **change), Path(folder), "float32")
+        turns = run_ours(replace(START, **change))
         tokens = Samples(turns.tokens).median
         points.append({"size": size, "tokens": tokens, **turns.ours.samples.summary()})
     seconds = [point["median_s"] for point in points]

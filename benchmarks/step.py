@@ -164,9 +164,9 @@ class _Turns(TrainerCallback):
         self._begun = time.perf_counter()
 
 
-def make_baseline(workload: Workload, folder: Path, dtype: str) -> PlainTransformers:
+def make_baseline(workload: Workload, dtype: str) -> PlainTransformers:
     """N1 with the weights, the queue and the settings of the workload."""
-    args = workload.arguments(folder, "float32")
+    args = workload.arguments(Path("nothing is written"), "float32")
     model = workload.model()
     queue = workload.queue(model).to(args.device)
     torch.nn.Module.to(model, args.device)
@@ -174,55 +174,54 @@ def make_baseline(workload: Workload, folder: Path, dtype: str) -> PlainTransfor
     return PlainTransformers(model, args, ContrastArguments(), queue, autocast)
 
 
-def run_ours(workload: Workload, folder: Path, dtype: str, baseline: Step | None = None) -> _Turns:
+def run_ours(workload: Workload, dtype: str = "float32", baseline: Step | None = None) -> _Turns:
     """Train by the real trainer; the baseline takes turns with it."""
     model = workload.model()
     turns = _Turns(workload, baseline)
-    turns.trainer = trainer = _TimedTrainer(
-        model,
-        workload.arguments(folder, dtype),
-        contrast=ContrastArguments(queue_size=workload.queue_size),
-        train_dataset=workload.dataset(folder),
-        callbacks=[turns],
-        initial_queue=workload.queue(model),
-    )
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:
+        turns.trainer = _TimedTrainer(
+            model,
+            workload.arguments(Path(folder), dtype),
+            contrast=ContrastArguments(queue_size=workload.queue_size),
+            train_dataset=workload.dataset(Path(folder)),
+            callbacks=[turns],
+            initial_queue=workload.queue(model),
+        )
+        turns.trainer.train()
     return turns
 
 
-def run_baseline_alone(workload: Workload, folder: Path, dtype: str) -> dict[str, Any]:
+def run_baseline_alone(workload: Workload, dtype: str) -> dict[str, Any]:
     """N1 without the trainer, for its memory."""
-    dataset, collate = workload.dataset(folder), PretrainingCollator()
-    baseline, run, size = make_baseline(workload, folder, dtype), Run(), workload.batch_size
-    for step in range(workload.warmup + workload.steps):
-        batch = collate(dataset.__getitems__(range(step * size, (step + 1) * size)))
-        run.add(*baseline.timed_step(batch), step >= workload.warmup)
+    baseline, run, size = make_baseline(workload, dtype), Run(), workload.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        dataset, collate = workload.dataset(Path(folder)), PretrainingCollator()
+        for step in range(workload.warmup + workload.steps):
+            batch = collate(dataset.__getitems__(range(step * size, (step + 1) * size)))
+            run.add(*baseline.timed_step(batch), step >= workload.warmup)
     return {"baseline": run.summary(), "losses": {"baseline": run.losses}}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run both in turn, or one alone; see `summarise` for what goes into the result file."""
-    workload = Workload(
-        options.geometry, flags=tuple(options.flags), **{n: getattr(options, n) for n in SIZES}
-    )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if options.only == "baseline":
-            alone = run_baseline_alone(workload, folder, options.baseline_dtype)
-            return {"peak_memory_gib": peak_memory(), **alone}
-        if options.only == "ours":
-            turns, memory = run_ours(workload, folder, options.dtype), peak_memory()
-            # After the memory: measuring the peak takes some too.
-            return {"peak_memory_gib": memory, **summarise(turns, measured_peak(options.dtype))}
-        # Brings the heap to the size that it has after the first steps of a run, for both sides. Until its
-        # holes fit the blocks of a step it grows, and growing by the gradient of the table takes a second.
-        torch.zeros(HEAP_GROWTH // 4)
-        given, peak = (workload, folder, options.baseline_dtype), measured_peak(options.dtype)
-        if options.baseline_defaults:
-            baseline: Step = partial(Elsewhere(make_baseline, *given).call, "timed_step")
-        else:
-            baseline = make_baseline(*given).timed_step
-        turns = run_ours(workload, folder, options.dtype, baseline)
+    sizes = {name: getattr(options, name) for name in SIZES}
+    workload = Workload(options.geometry, flags=tuple(options.flags), **sizes)
+    if options.only == "baseline":
+        alone = run_baseline_alone(workload, options.baseline_dtype)
+        return {"peak_memory_gib": peak_memory(), **alone}
+    if options.only == "ours":
+        turns, memory = run_ours(workload, options.dtype), peak_memory()
+        # After the memory: measuring the peak takes some too.
+        return {"peak_memory_gib": memory, **summarise(turns, measured_peak(options.dtype))}
+    # Brings the heap to the size that it has after the first steps of a run, for both sides. Until its
+    # holes fit the blocks of a step it grows, and growing by the gradient of the table takes a second.
+    torch.zeros(HEAP_GROWTH // 4)
+    given, peak = (workload, options.baseline_dtype), measured_peak(options.dtype)
+    if options.baseline_defaults:
+        baseline: Step = partial(Elsewhere(make_baseline, *given).call, "timed_step")
+    else:
+        baseline = make_baseline(*given).timed_step
+    turns = run_ours(workload, options.dtype, baseline)
     result = summarise(turns, max(peak, measured_peak(options.dtype)))
     return {"peak_memory_gib": peak_memory(), **result}
 

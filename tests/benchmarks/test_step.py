@@ -33,7 +33,7 @@ WEIGHTS = {"mlm": 1.0, "tlm": 1.0, "xlco": 1.0}
 def sides(tmp_path: Path) -> tuple[InfoXLMForPreTraining, PlainTransformers, dict[str, Any]]:
     """Our model, N1 with the same weights and queue, and a joint batch."""
     model = TINY.model()
-    plain = make_baseline(TINY, tmp_path, "float32")
+    plain = make_baseline(TINY, "float32")
     batch = PretrainingCollator()(TINY.dataset(tmp_path).__getitems__(range(TINY.batch_size)))
     return model, plain, batch
 
@@ -85,24 +85,24 @@ def test_without_the_head_the_gradient_of_the_table_is_dense_too(sides: Any) -> 
 
 @pytest.mark.parametrize("broken", ["momentum", "optimizer", "queue"])
 def test_a_baseline_that_does_something_else_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+    monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """The equality above would mean nothing if losses did not depend on these."""
-    baseline = make_baseline(replace(TINY, flags=("max_grad_norm=0",)), tmp_path, "float32")
+    baseline = make_baseline(replace(TINY, flags=("max_grad_norm=0",)), "float32")
     if broken == "momentum":
         baseline.momentum = 0.0
     elif broken == "queue":
         baseline.queue.neg_()
     else:
         monkeypatch.setattr(baseline.optimizer, "step", lambda: None)
-    turns = step.run_ours(TINY, tmp_path, "float32", baseline.timed_step)
+    turns = step.run_ours(TINY, "float32", baseline.timed_step)
     assert step.largest_difference(turns.ours.losses, turns.theirs.losses) > 1e-5
 
 
-def test_the_real_trainer_goes_the_way_of_the_baseline_and_that_is_reported(tmp_path: Path) -> None:
+def test_the_real_trainer_goes_the_way_of_the_baseline_and_that_is_reported() -> None:
     """Step after step: losses, clipping, optimiser, momentum and queue all show in the next losses."""
-    elsewhere = Elsewhere(make_baseline, TINY, tmp_path, "float32")
-    turns = step.run_ours(TINY, tmp_path, "float32", partial(elsewhere.call, "timed_step"))
+    elsewhere = Elsewhere(make_baseline, TINY, "float32")
+    turns = step.run_ours(TINY, "float32", partial(elsewhere.call, "timed_step"))
     assert len(turns.ours.losses) == 3 and len(turns.ours.samples.seconds) == 2
     assert turns.ours.losses[0] != turns.ours.losses[-1]
     result = step.summarise(turns, peak=1e12)
