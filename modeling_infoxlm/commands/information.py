@@ -162,11 +162,6 @@ def _read(sources: Sequence[Source], arguments: InformationArguments) -> PairSam
 def draw_pairs(sources: Sequence[Source], *, max_pairs: int, seed: int) -> PairSample:
     """Draw pairs with text on both sides, all equally likely, in one pass over the files (a reservoir).
 
-    Args:
-        sources: Files of one language pair.
-        max_pairs: Most pairs to draw.
-        seed: Of the draws.
-
     Raises:
         DataError: If a file cannot be read.
     """

@@ -147,16 +147,7 @@ def read_distinct(spec: str, on_bad_line: Literal["fail", "skip"] = "fail") -> l
 def encode_to_file(
     encoder: Encoder, texts: list[str], path: Path, *, layer: int, pooling: Pooling, dtype: type[np.floating]
 ) -> Tensor:
-    """Vectors of length 1, (N, D), which stay in a file that is mapped into memory.
-
-    Args:
-        encoder: Encoder of the sentences.
-        texts: N sentences.
-        path: The file.
-        layer: Layer of the vectors.
-        pooling: How the tokens become one vector.
-        dtype: Of the file.
-    """
+    """Vectors of N sentences, of length 1, (N, D), which stay in a file that is mapped into memory."""
     width = int(encoder.model.config.hidden_size)
     with writing(path), open(path, "wb") as file:
         size = len(texts) * width * np.dtype(dtype).itemsize
@@ -169,15 +160,7 @@ def encode_to_file(
 
 
 def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Search) -> pd.DataFrame:
-    """The best match of every sentence of both sides, the best pair first.
-
-    Args:
-        source: Vectors of length 1, (N, D).
-        target: The same, (M, D).
-        margin: See `margin_scores`.
-        k: Nearest neighbours that a margin looks at.
-        search: See `find_neighbours`.
-    """
+    """The pairs of `best_pairs` for vectors of length 1, (N, D) and (M, D); for the others see `match`."""
     if search == "exact" and torch.cuda.is_available():
         source, target = source.cuda(), target.cuda()
     matches = match(source, target, margin=margin, k=k, similarity="dot", search=search, progress=True)
@@ -185,14 +168,7 @@ def mine(source: Tensor, target: Tensor, *, margin: Margin, k: int, search: Sear
 
 
 def write_pairs(path: Path, pairs: pd.DataFrame, source: list[str], target: list[str]) -> None:
-    """Write `score TAB source TAB target` lines, whole or not at all.
-
-    Args:
-        path: The file.
-        pairs: The best first.
-        source: Source sentences, by their numbers.
-        target: Target sentences.
-    """
+    """Write `score TAB source TAB target` lines, whole or not at all; pairs are numbers of sentences."""
     rows = pairs.itertuples(index=False, name=None)
     shown = tqdm(rows, "writing", total=len(pairs), unit=" pairs", delay=PROGRESS_DELAY)
     with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
