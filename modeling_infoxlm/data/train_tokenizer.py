@@ -20,7 +20,7 @@ from transformers import XLMRobertaTokenizer
 from modeling_infoxlm.data.readers import SkipBadLines, read_rows, warn_of_extra_columns
 from modeling_infoxlm.data.sources import Source
 from modeling_infoxlm.runs.errors import DataError
-from modeling_infoxlm.runs.files import fsync_file, make_folder, own_name, writing
+from modeling_infoxlm.runs.files import give_name, make_folder, own_name, writing
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +85,11 @@ def _save(tokenizer: XLMRobertaTokenizer, folder: Path) -> None:
     partial = own_name(folder)
     try:
         tokenizer.save_pretrained(partial)
-        for path in partial.iterdir():
-            fsync_file(path)
         if not folder.exists():
-            partial.rename(folder)
+            give_name(partial, folder)
             return
         for path in partial.iterdir():  # beside files of somebody else, over those of an earlier one
-            path.replace(folder / path.name)
+            give_name(path, folder / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

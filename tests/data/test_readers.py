@@ -14,7 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
+import zstandard
+from pyarrow import parquet
 
 from modeling_infoxlm.data import readers
 from modeling_infoxlm.data.readers import SkipBadLines, read_rows, warn_of_extra_columns
@@ -39,16 +42,12 @@ def sentences_of(*specs: str | Path, **options: Any) -> list[str]:
     return [sentence for source in sources for (sentence,) in read_rows(source, **options)]
 
 
-def zstd(data: bytes) -> bytes:
-    return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
-
-
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".xz": lzma.compress,
     ".bz2": bz2.compress,
-    ".zst": zstd,
+    ".zst": zstandard.compress,
 }
 
 
@@ -149,9 +148,6 @@ def test_jsonl_by_language_names_and_as_translations(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as parquet
-
     columns = {"en": [a for a, _ in PAIRS], "de": [b for _, b in PAIRS]}
     parquet.write_table(pyarrow.table({**columns, "id": [1, 2, 3]}), tmp_path / "en-de.parquet")
     records = [{"en": a, "de": b} for a, b in PAIRS]

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, XLMRobertaTokenizer
 from modeling_infoxlm.data import train_tokenizer as module
 from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
+from modeling_infoxlm.runs import files
 from modeling_infoxlm.runs.errors import DataError, DiskFullError
 
 WORDS = "the house stands on a green hill and every morning light falls through its old windows".split()
@@ -131,7 +132,7 @@ def test_a_full_disk_leaves_no_half_tokenizer(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "fsync_file", full)
+        patch.setattr(files, "fsync_file", full)
         for name in ("old", "new"):
             with pytest.raises(DiskFullError, match=f"{name} cannot be written: .*the same command"):
                 train_tokenizer(sources, tmp_path / name, vocab_size=50)
