@@ -33,7 +33,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 
 from benchmarks.measure import Samples, make_parser, run_benchmark, run_in_turn
 from benchmarks.workload import synthetic_corpus
-from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
+from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
 from modeling_infoxlm.data.masking import mask_tokens
 from modeling_infoxlm.data.prepare import prepare
 from modeling_infoxlm.data.ragged import SpecialTokens
@@ -41,6 +41,7 @@ from modeling_infoxlm.data.readers import read_rows
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.data.shards import Corpus
 from modeling_infoxlm.data.sources import Source, parse_bitext_sources, parse_mono_sources
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.runs.process import configure_process
 

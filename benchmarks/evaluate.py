@@ -54,7 +54,7 @@ from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
 from modeling_infoxlm.evaluation.retrieval.mining import retrieval_accuracy
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
-from modeling_infoxlm.training.throughput import encoder_flops
+from modeling_infoxlm.objectives import encoder_flops
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"
 LANGUAGES = ("de", "el", "en", "es", "fr", "hi", "ru", "tr", "vi", "zh")

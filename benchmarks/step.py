@@ -39,7 +39,7 @@ from benchmarks.workload import GEOMETRIES, Workload
 from modeling_infoxlm.data.batches import PretrainingCollator
 from modeling_infoxlm.runs.process import configure_process
 from modeling_infoxlm.training.arguments import ContrastArguments
-from modeling_infoxlm.training.throughput import count_tokens, useful_flops
+from modeling_infoxlm.training.throughput import count_tokens
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 HEAP_GROWTH = 2**30  # bytes: the gradient of XLM-R base's table, and some more
@@ -157,8 +157,7 @@ class _Turns(TrainerCallback):
         batch = self.trainer.last_batch
         if counted:
             self.tokens.append(float(count_tokens(batch)))
-            queue_size = self.workload.queue_size
-            self.flops.append(useful_flops(self.workload.config(), batch, queue_size=queue_size))
+            self.flops.append(self.trainer.floating_point_ops(batch))
         if self.baseline is not None:
             self.theirs.add(*self.baseline(batch), counted)
         self._begun = time.perf_counter()

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
-from modeling_infoxlm.data.batches import JointDataset, StreamSettings
+from modeling_infoxlm.data.batches import JointDataset
 from modeling_infoxlm.data.ragged import SpecialTokens
 from modeling_infoxlm.data.shards import Corpus, PairStore, TokenStore, TokenStoreWriter
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.momentum import MomentumEncoder
 from modeling_infoxlm.training.arguments import PretrainingArguments
 

@@ -59,7 +59,7 @@ _LAZY = {
     "MomentumEncoder": "momentum",
     "PretrainingArguments": "training.arguments",
     "PretrainingCollator": "data.batches",
-    "StreamSettings": "data.batches",
+    "StreamSettings": "data.streams",
     "save_as_infoxlm": "hub.formats",
     "save_as_onnx": "hub.as_onnx",
     "save_as_sentence_transformer": "hub.formats",
@@ -67,8 +67,9 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from .data.batches import JointDataset, PretrainingCollator, StreamSettings
+    from .data.batches import JointDataset, PretrainingCollator
     from .data.shards import Corpus
+    from .data.streams import StreamSettings
     from .hub.as_onnx import save_as_onnx
     from .hub.formats import save_as_infoxlm, save_as_sentence_transformer, save_as_xlm_roberta
     from .key_queue import KeyQueue

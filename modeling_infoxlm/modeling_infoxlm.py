@@ -26,12 +26,8 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLMHea
 
 from .backbones import backbone_of
 from .configuration_infoxlm import InfoXLMConfig
-from .objectives import IGNORE_INDEX, CrossLingualContrast, LossOutput, MaskedLM
-from .packed import EncodeRequest, encode, first_rows, sequence_means
-
-POOLINGS = ("cls", "mean")
-MASKED_OBJECTIVES = ("mlm", "tlm")
-OBJECTIVES = (*MASKED_OBJECTIVES, "xlco")
+from .objectives import IGNORE_INDEX, OBJECTIVES, LossOutput, Objective
+from .packed import encode, pool, sentence_request
 
 
 class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
@@ -39,8 +35,9 @@ class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
 
     config: InfoXLMConfig
     config_class = InfoXLMConfig
-    # What a checkpoint may have and a class has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"pooler\."]
+    # What a checkpoint may have and a class has no use for, and what begins anew where a checkpoint has none.
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"^objectives\."]
+    _keys_to_ignore_on_load_missing = [r"^objectives\."]
 
 
 class InfoXLMModel(XLMRobertaModel, InfoXLMPreTrainedModel):
@@ -104,26 +101,15 @@ def pooled_vectors(
 
     See `InfoXLMModel.sentence_vectors`.
     """
-    (rows,) = encode(encoder, [_sentence_request(input_ids, lengths, layer, pooling)])
-    return _pool(rows, lengths, pooling)
-
-
-def _sentence_request(input_ids: Tensor, lengths: list[int], layer: int, pooling: str) -> EncodeRequest:
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {POOLINGS}, found {pooling!r}.")
-    rows = first_rows(lengths).to(input_ids.device, non_blocking=True) if pooling == "cls" else None
-    return EncodeRequest(input_ids, lengths, layer, rows)
-
-
-def _pool(rows: Tensor, lengths: list[int], pooling: str) -> Tensor:
-    return rows if pooling == "cls" else sequence_means(rows, lengths)
+    (rows,) = encode(encoder, [sentence_request(input_ids, lengths, layer, pooling)])
+    return pool(rows, lengths, pooling)
 
 
 class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
     """Encoder, language model head and objectives: one forward pass computes every loss of a joint batch.
 
-    The momentum encoder and the queue are no part of it;
-    whoever trains holds them and gives `keys` and `negatives`.
+    It has every objective that is registered when it is made. The momentum encoder and the queue are no part
+    of it; whoever trains holds them and adds `keys` and `negatives` to the part of the contrast.
 
     Args:
         config: Configuration; its `xlco_*` fields define the contrast.
@@ -141,21 +127,20 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
 
     def __init__(self, config: InfoXLMConfig) -> None:
         super().__init__(config)
-        if config.xlco_pooling not in POOLINGS:
-            raise ValueError(f"xlco_pooling must be one of {POOLINGS}, found {config.xlco_pooling!r}.")
         self.xlco_layer = config.resolved_xlco_layer()
         self.roberta = InfoXLMModel(config)
         self.lm_head = XLMRobertaLMHead(config)
-        contrast = CrossLingualContrast(
-            config.hidden_size,
-            use_projection=config.xlco_use_projection,
-            temperature=config.xlco_temperature,
-            similarity=config.xlco_similarity,  # type: ignore[arg-type]  # checked by the objective
-            in_batch_negatives=config.xlco_in_batch_negatives,
-            symmetric=config.xlco_symmetric,
-        )
-        self.objectives = nn.ModuleDict({"masked_lm": MaskedLM(), "xlco": contrast})
+        # One of each class, under the first of its names.
+        first_names = {kind: name for name, kind in reversed(OBJECTIVES.items())}
+        self.objectives = nn.ModuleDict({name: kind(config) for kind, name in first_names.items()})
+        self._places = {name: first_names[kind] for name, kind in OBJECTIVES.items()}
         self.post_init()
+
+    def objective(self, name: str) -> Objective:
+        """The objective that a name stands for."""
+        module = self.objectives[self._places[name]]
+        assert isinstance(module, Objective)
+        return module
 
     def get_output_embeddings(self) -> nn.Module:
         """The output table, tied to the word embeddings."""
@@ -178,65 +163,62 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
         return self.roberta.sentence_vectors(*args, **kwargs)
 
     def forward(
-        self, batch: Mapping[str, Any], keys: Tensor | None = None, negatives: Tensor | None = None
+        self, batch: Mapping[str, Any], streams: Mapping[str, str] | None = None
     ) -> dict[str, LossOutput]:
         """Compute the losses of all objectives in the batch by one pass over its packed rows.
 
         Args:
-            batch: `mlm` and `tlm`: `input_ids` (T,), `lengths` (B numbers), `masked_rows` (M,), `labels`
-                (M,); `xlco`: `query` with `input_ids` and `lengths`. Objectives may be absent.
-                `PretrainingCollator` makes it.
-            keys: Projected sentence vectors of the translations by
-                the momentum encoder, (B, D); needed for `xlco`.
-            negatives: Queued keys, (Q, D); None for none.
+            batch: Parts by the name of their stream, as `PretrainingCollator` makes them; that of `xlco` with
+                `keys`, see `CrossLingualContrast`. Some may be absent.
+            streams: Objectives to compute, each with the name of the part that it reads; None for those whose
+                own name is in the batch.
 
         Returns:
-            For each objective in the batch (`mlm`, `tlm`, `xlco`) the sum of its losses and their number;
+            For each objective with a part in the batch the sum of its losses and their number;
             `combine_losses` makes one loss of them.
 
         Raises:
-            ValueError: If the batch has no known objective, or `xlco` without `keys`.
+            ValueError: If the batch has a part for no objective.
         """
-        names = [name for name in OBJECTIVES if name in batch]
-        if not names:
-            raise ValueError(f"the batch has {sorted(batch)}; expected at least one of {list(OBJECTIVES)}.")
-        masked = [name for name in names if name in MASKED_OBJECTIVES]
-        requests = [self._request(name, batch[name]) for name in names]
-        encoded = encode(self.roberta, requests, sparse_gradient=bool(masked) and self._is_tied())
-        rows = dict(zip(names, encoded, strict=True))
+        parts = self._parts(batch, streams)
+        requests = {name: self.objective(name).requests(part) for name, part in parts.items()}
+        sparse = self._is_tied() and any(self.objective(name).uses_table for name in parts)
+        encoded = iter(encode(self.roberta, sum(requests.values(), []), sparse_gradient=sparse))
+        rows = {name: [next(encoded) for _ in own] for name, own in requests.items()}
         losses: dict[str, LossOutput] = {}
-        if masked:
-            labels = [batch[name]["labels"] for name in masked]
-            outputs = self.objectives["masked_lm"]([rows[name] for name in masked], labels, self)
-            losses.update(zip(masked, outputs, strict=True))
-        if "xlco" in names:
-            losses["xlco"] = self._contrast(rows["xlco"], batch["xlco"]["query"]["lengths"], keys, negatives)
+        for place in dict.fromkeys(self._places[name] for name in parts):
+            own = {name: part for name, part in parts.items() if self._places[name] == place}
+            losses |= self.objectives[place](own, {name: rows[name] for name in own}, self)
         return losses
+
+    def _parts(self, batch: Mapping[str, Any], streams: Mapping[str, str] | None) -> dict[str, Any]:
+        """The part of each objective to compute, in the order of the register."""
+        streams = {name: name for name in OBJECTIVES} if streams is None else streams
+        parts = {name: batch[streams[name]] for name in self._places if streams.get(name) in batch}
+        if not parts:
+            raise ValueError(f"the batch has {sorted(batch)}; expected at least one of {list(self._places)}.")
+        return parts
+
+    def flops(self, batch: Mapping[str, Any], streams: Mapping[str, str] | None = None) -> float:
+        """Useful floating point operations of a step on a batch; see `forward` and `Objective.flops`."""
+        return sum(self.objective(name).flops(part) for name, part in self._parts(batch, streams).items())
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, Any], streams: Mapping[str, str]) -> None:
+        """Add to a batch, in place, what objectives make themselves before it is counted and cut."""
+        parts = self._parts(batch, streams)
+        preparing = [name for name in parts if type(self.objective(name)).prepare is not Objective.prepare]
+        if not preparing:
+            return
+        was_training = self.training
+        self.eval()
+        for name in preparing:
+            batch[streams[name]] = {**batch[streams[name]], **self.objective(name).prepare(parts[name], self)}
+        self.train(was_training)
 
     def _is_tied(self) -> bool:
         """Whether the head's table is the word embeddings, so that both make a gradient of one tensor."""
         return self.lm_head.decoder.weight is self.roberta.embeddings.word_embeddings.weight
-
-    def _request(self, name: str, part: Mapping[str, Any]) -> EncodeRequest:
-        if name in MASKED_OBJECTIVES:
-            last = self.config.num_hidden_layers
-            return EncodeRequest(part["input_ids"], part["lengths"], last, part["masked_rows"])
-        query = part["query"]
-        return _sentence_request(
-            query["input_ids"], query["lengths"], self.xlco_layer, self.config.xlco_pooling
-        )
-
-    def _contrast(
-        self, rows: Tensor, lengths: list[int], keys: Tensor | None, negatives: Tensor | None
-    ) -> LossOutput:
-        if keys is None:
-            raise ValueError(
-                "the batch has an xlco part but no keys; encode its `key` side with a MomentumEncoder."
-            )
-        contrast: Any = self.objectives["xlco"]
-        query = contrast.project(_pool(rows, lengths, self.config.xlco_pooling).to(rows.dtype))
-        output: LossOutput = contrast(query, keys, keys[:0] if negatives is None else negatives)
-        return output
 
     def freeze_unused(self, objectives: Collection[str]) -> list[str]:
         """Switch gradients off for parameters that no given objective trains; return their names.
@@ -244,17 +226,12 @@ class InfoXLMForPreTraining(InfoXLMPreTrainedModel):
         So DDP finds a gradient for each parameter it waits for,
         and weight decay does not shrink what is not trained.
         """
-        masked = any(name in objectives for name in MASKED_OBJECTIVES)
-        unused: list[nn.Module] = []
-        if not masked:
-            unused += [
-                self.lm_head.dense,
-                self.lm_head.layer_norm,
-                *self.roberta.encoder.layer[self.xlco_layer :],
-            ]
+        used = [self.objective(name) for name in objectives]
+        unused = [*self.roberta.encoder.layer[max(objective.layer for objective in used) :]]
+        unused += [module for module in self.objectives.values() if module not in used]
+        if not any(objective.uses_table for objective in used):
+            unused += [self.lm_head.dense, self.lm_head.layer_norm]
             self.lm_head.bias.requires_grad_(False)
-        if "xlco" not in objectives:
-            unused.append(self.objectives["xlco"])
         for module in unused:
             module.requires_grad_(False)
         return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]

@@ -1,25 +1,31 @@
-"""The objectives of InfoXLM (arXiv 2007.07834) as small modules over rows, and how they are combined.
+"""The objectives of InfoXLM (arXiv 2007.07834), the contract they follow, and how their losses are combined.
 
-Each returns the *sum* of its losses and how many items it summed, in nats; `combine_losses` alone divides.
-So a loss over several micro-batches and ranks is the same number as over one large batch.
+A pretext task is a choice of views, a score, and candidates. `Objective` says what a task has to say; models,
+batches, meters and flags go by the register. Each returns the *sum* of its losses and how many items it
+summed, in nats; `combine_losses` alone divides. So a loss over several micro-batches and ranks is the same
+number as over one large batch.
 
-Shapes: B sentences, M masked positions, D hidden, Q queued keys, V vocabulary.
+Shapes: B sentences, T tokens, M masked positions, D hidden, Q queued keys, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fused_loss import linear_cross_entropy
+from .packed import EncodeRequest, check_pooling, pool, sentence_request
 
 IGNORE_INDEX = -100
 LOWEST_TEMPERATURE = 1e-3  # below it a softmax is a maximum in fp32, and no gradient is left
 Similarity = Literal["dot", "cosine"]
 LossNormalization = Literal["per_objective", "per_item"]
+Part = Mapping[str, Any]
+Kind = TypeVar("Kind", bound=type["Objective"])
+FORWARD_BACKWARD = 3  # the backward pass costs two products for each one of the forward pass
 
 
 class LossOutput(NamedTuple):
@@ -27,105 +33,223 @@ class LossOutput(NamedTuple):
 
     Attributes:
         loss_sum: Scalar in nats with gradient, at least fp32: the sum over the items, not their mean.
-        num_items: Number of items summed: masked tokens, or sentence pairs.
-        metrics: Scalars without gradient, each a mean over the items.
+        num_items: Number of items summed: masked tokens, or sentence pairs; a scalar tensor where only the
+            device knows it.
+        metrics: Scalars without gradient, each a mean over the items. Of a contrast or another choice among
+            candidates `log_candidates`, the logarithm of their number: `log_candidates - loss` bounds the
+            mutual information of the two views from below. Without it no such bound is claimed.
         vectors: Of a contrast, queries and keys as they were compared, (B, D) each, without gradient: what
             `batch_metrics` of a whole batch needs, however it was cut.
     """
 
     loss_sum: Tensor
-    num_items: int
+    num_items: int | Tensor
     metrics: dict[str, Tensor]
     vectors: tuple[Tensor, Tensor] | None = None
 
 
-class LanguageModelHead(Protocol):
-    """What `MaskedLM` needs of a head: features of masked rows, and the output table."""
-
-    def transform(self, rows: Tensor) -> Tensor:
-        """Features that the output table is applied to, (M, D) to (M, D)."""
-        ...
-
-    def output_table(self) -> tuple[Tensor, Tensor]:
-        """Weight (V, D) and bias (V,)."""
-        ...
+OBJECTIVES: dict[str, type["Objective"]] = {}
+"""The class of each objective, by the name that it has in flags and logs; `register_objective` adds to it."""
 
 
-class MaskedLM(nn.Module):
-    """Masked language modelling (paper, equation 1); of translated pairs it is TLM (equation 2)."""
-
-    def forward(
-        self, rows: Sequence[Tensor], labels: Sequence[Tensor], head: LanguageModelHead
-    ) -> list[LossOutput]:
-        """Cross entropy of the true tokens at masked positions over the whole vocabulary.
-
-        MLM and TLM share the head, so one product with its table serves both: the table's gradient, 768 MB
-        of XLM-R base, is made once.
-
-        Args:
-            rows: For each objective, last hidden states at its masked positions alone, (M, D).
-            labels: For each objective, the true token of each, (M,).
-            head: Language model head; its logits are never held as fp32 for the whole vocabulary.
-
-        Returns:
-            For each objective its loss summed over M in nats; `num_items` is M.
-
-        Raises:
-            ValueError: If there is not one label for each row.
-        """
-        weight, bias = head.output_table()
-        losses = linear_cross_entropy(
-            head.transform(torch.cat(list(rows))), weight, bias, torch.cat(list(labels))
-        )
-        parts = losses.split([len(part) for part in rows])
-        return [LossOutput(part.sum(), len(part), {}) for part in parts]
-
-
-class CrossLingualContrast(nn.Module):
-    """XlCo: contrast of a sentence with its translation against other sentences (paper, equation 3).
-
-    Args:
-        hidden_size: Length D of a sentence vector.
-        use_projection: Project by one bias-free matrix, shared by all languages, as in the released code.
-        temperature: Softmax temperature; `logits = similarity / temperature`. 0.25 in the released code.
-        similarity: `"dot"` product (released code) or `"cosine"`.
-        in_batch_negatives: The other keys of the (global) batch are negatives too.
-        symmetric: Average with the other direction, each key against the queries of the (global) batch.
+def register_objective(*names: str) -> Callable[[Kind], Kind]:
+    """Have models compute an objective under one or more names: a decorator of its class.
 
     Raises:
-        ValueError: If `temperature` is below 0.001 or `similarity` unknown.
+        ValueError: If a name is no identifier, or is taken by another class.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        *,
-        use_projection: bool = True,
-        temperature: float = 0.25,
-        similarity: Similarity = "dot",
-        in_batch_negatives: bool = False,
-        symmetric: bool = False,
-    ) -> None:
+    def register(kind: Kind) -> Kind:
+        for name in names:
+            taken = OBJECTIVES.get(name, kind)
+            if not name.isidentifier() or taken.__qualname__ != kind.__qualname__:
+                raise ValueError(f"objective {name!r}: the name is no identifier, or taken by {taken}.")
+            OBJECTIVES[name] = kind
+        return kind
+
+    return register
+
+
+class Objective(nn.Module):
+    """A pretext task: which sequences it encodes, and how their rows become a summed loss.
+
+    It holds what it trains beside the encoder and never the encoder itself. A part is what its stream packs
+    (see `data.batches`): views with `input_ids` (T,) and `lengths` (B numbers), and what else it needs.
+
+    Args:
+        config: Configuration of the model.
+
+    Attributes:
+        layer: The deepest layer that it trains, 0 for the embeddings alone.
+        uses_table: Whether it trains the language model head, whose table is the word embeddings.
+        whole_batch: Whether the loss of an item depends on the others of the batch, which is then not cut.
+    """
+
+    uses_table = False
+    whole_batch = False
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        if not LOWEST_TEMPERATURE <= temperature < math.inf:  # nor is NaN
+        self.config = config
+        self.layer: int = config.num_hidden_layers
+
+    def requests(self, part: Part) -> list[EncodeRequest]:
+        """What the encoder is asked for; the same sequences at the same layer are encoded once for all."""
+        raise NotImplementedError
+
+    def loss(self, part: Part, rows: list[Tensor], model: Any) -> LossOutput:
+        """The summed loss of a part, given the rows of each request, (R, D), and the model.
+
+        Of the model it may use `transform` and `output_table`.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self, parts: Mapping[str, Part], rows: Mapping[str, list[Tensor]], model: Any
+    ) -> dict[str, LossOutput]:
+        """The loss under each name; to be overridden where several share their work."""
+        return {name: self.loss(part, rows[name], model) for name, part in parts.items()}
+
+    def num_items(self, part: Part) -> int | Tensor:
+        """Items whose losses are summed; known before the forward pass, for the mean over a global batch."""
+        raise NotImplementedError
+
+    def flops(self, part: Part) -> float:
+        """Useful floating point operations, forward and backward; padding and other waste do not count."""
+        raise NotImplementedError
+
+    def prepare(self, part: Part, model: Any) -> dict[str, Any]:
+        """Fields to add to a part before it is counted and cut: such as labels that the model itself makes.
+
+        Called once an update for each batch of a device, without gradient and in eval mode.
+        """
+        return {}
+
+
+def encoder_flops(config: Any, lengths: Sequence[int], num_layers: int) -> float:
+    """Floating point operations of a forward pass through the first layers; a multiply-add counts as two."""
+    linear = 2 * sum(lengths) * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    attention = 4 * sum(length * length for length in lengths) * config.hidden_size
+    return num_layers * float(linear + attention)
+
+
+@register_objective("mlm", "tlm")
+class MaskedLM(Objective):
+    """Masked language modelling (paper, equation 1); of translated pairs it is TLM (equation 2).
+
+    Its parts have one view, with `masked_rows` (M,) and the true tokens there as `labels` (M,).
+    """
+
+    uses_table = True
+
+    def requests(self, part: Part) -> list[EncodeRequest]:
+        """The last layer at masked positions."""
+        return [EncodeRequest(part["input_ids"], part["lengths"], self.layer, part["masked_rows"])]
+
+    def forward(
+        self, parts: Mapping[str, Part], rows: Mapping[str, list[Tensor]], model: Any
+    ) -> dict[str, LossOutput]:
+        """Cross entropy of the true tokens over the whole vocabulary, summed over M for each name.
+
+        MLM and TLM share the head, so one product with its table serves both: the table's gradient, 768 MB
+        of XLM-R base, is made once. Logits are never held as fp32 for the whole vocabulary.
+        """
+        hidden = [rows[name][0] for name in parts]
+        labels = torch.cat([part["labels"] for part in parts.values()])
+        weight, bias = model.output_table()
+        losses = linear_cross_entropy(model.transform(torch.cat(hidden)), weight, bias, labels)
+        bound = {"log_candidates": losses.new_full((), math.log(len(weight)))}
+        pieces = losses.split([len(each) for each in hidden])
+        return {
+            name: LossOutput(piece.sum(), len(piece), bound)
+            for name, piece in zip(parts, pieces, strict=True)
+        }
+
+    def num_items(self, part: Part) -> int:
+        """Masked tokens."""
+        return len(part["labels"])
+
+    def flops(self, part: Part) -> float:
+        """All layers, and the head on masked rows only."""
+        hidden, vocabulary = self.config.hidden_size, self.config.vocab_size
+        head = 2 * len(part["labels"]) * hidden * (hidden + vocabulary)
+        return FORWARD_BACKWARD * (encoder_flops(self.config, part["lengths"], self.layer) + head)
+
+
+@register_objective("xlco")
+class CrossLingualContrast(Objective):
+    """XlCo: contrast of a sentence with its translation against other sentences (paper, equation 3).
+
+    Its part has the views `query` and `key`; before the forward pass the trainer adds `keys` (B, D), the
+    projected vectors of the key view by the momentum encoder, and `negatives` (Q, D), the queued keys.
+
+    Args:
+        config: Its `xlco_*` fields define the contrast: layer, pooling, similarity, temperature, projection
+            by one bias-free matrix for all languages, in-batch negatives, and whether the other direction,
+            each key against the queries of the (global) batch, is averaged in.
+
+    Raises:
+        ValueError: If the temperature is below 0.001, or another field means nothing.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.layer = config.resolved_xlco_layer()
+        self.pooling = check_pooling(config.xlco_pooling, "xlco_pooling")
+        self.temperature, self.similarity = config.xlco_temperature, config.xlco_similarity
+        if not LOWEST_TEMPERATURE <= self.temperature < math.inf:  # nor is NaN
             raise ValueError(
-                f"temperature must be at least {LOWEST_TEMPERATURE:g} and finite, found {temperature:g}; "
-                "the released code has 0.25."
+                f"xlco_temperature must be at least {LOWEST_TEMPERATURE:g} and finite, found "
+                f"{self.temperature:g}; the released code has 0.25."
             )
-        if similarity not in get_args(Similarity):
-            raise ValueError(f"similarity must be one of {get_args(Similarity)}, found {similarity!r}.")
-        self.projection = nn.Linear(hidden_size, hidden_size, bias=False) if use_projection else nn.Identity()
-        self.temperature = temperature
-        self.similarity = similarity
-        self.in_batch_negatives = in_batch_negatives
-        self.symmetric = symmetric
+        if self.similarity not in get_args(Similarity):
+            raise ValueError(
+                f"xlco_similarity must be one of {get_args(Similarity)}, not {self.similarity!r}."
+            )
+        hidden = config.hidden_size
+        self.projection = (
+            nn.Linear(hidden, hidden, bias=False) if config.xlco_use_projection else nn.Identity()
+        )
+        self.in_batch_negatives, self.symmetric = config.xlco_in_batch_negatives, config.xlco_symmetric
+        self.whole_batch = self.in_batch_negatives or self.symmetric
+
+    def requests(self, part: Part) -> list[EncodeRequest]:
+        """The query view up to the layer of the contrast."""
+        query = part["query"]
+        return [sentence_request(query["input_ids"], query["lengths"], self.layer, self.pooling)]
+
+    def loss(self, part: Part, rows: list[Tensor], model: Any) -> LossOutput:
+        """The contrast of the part's queries.
+
+        Raises:
+            ValueError: If the part has no `keys`.
+        """
+        if "keys" not in part:
+            raise ValueError(
+                "the xlco part has no keys; encode its `key` view with a MomentumEncoder as the trainer does."
+            )
+        pooled = pool(rows[0], part["query"]["lengths"], self.pooling)
+        keys = part["keys"]
+        return self.contrast(self.project(pooled.to(rows[0].dtype)), keys, part.get("negatives", keys[:0]))
+
+    def num_items(self, part: Part) -> int:
+        """Pairs."""
+        return len(part["query"]["lengths"])
+
+    def flops(self, part: Part) -> float:
+        """No layer above the contrast's; keys have no backward pass, and negatives no gradient."""
+        query, key = (
+            encoder_flops(self.config, part[view]["lengths"], self.layer) for view in ("query", "key")
+        )
+        scores = 2 * 2 * self.num_items(part) * len(part.get("negatives", ())) * self.config.hidden_size
+        return FORWARD_BACKWARD * query + key + scores
 
     def project(self, vectors: Tensor) -> Tensor:
         """Map pooled hidden states (B, D) to sentence vectors (B, D)."""
         projected: Tensor = self.projection(vectors)
         return projected
 
-    def forward(self, query: Tensor, key: Tensor, negatives: Tensor) -> LossOutput:
+    def contrast(self, query: Tensor, key: Tensor, negatives: Tensor) -> LossOutput:
         """InfoNCE of each query against its own key and the negatives, in fp32 whatever comes in.
 
         Args:
@@ -174,7 +298,7 @@ class CrossLingualContrast(nn.Module):
     def _query_to_key(self, query: Tensor, key: Tensor, queued: Tensor) -> tuple[Tensor, Tensor, int]:
         """Losses (B,) given the scores with the queue (B, Q); share that is right; number of candidates."""
         if self.in_batch_negatives:
-            keys, offset = _gather_rows(key)
+            keys, offset = gather_rows(key)
             targets = torch.arange(offset, offset + len(query), device=query.device)
             similarity = query @ keys.t()
         else:
@@ -186,12 +310,12 @@ class CrossLingualContrast(nn.Module):
 
     def _key_to_query(self, query: Tensor, key: Tensor) -> Tensor:
         """Losses (B,) of keys against the queries of the global batch."""
-        candidates, offset = _gather_rows(query)
+        candidates, offset = gather_rows(query)
         targets = torch.arange(offset, offset + len(key), device=key.device)
         return F.cross_entropy(key @ candidates.t() / self.temperature, targets, reduction="none")
 
 
-def _gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """Rows of all ranks in rank order, with gradient, and where this rank's begin; all hold equally many."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows, 0

@@ -50,7 +50,8 @@ def encode(
             second dense gradient would be 768 MB of zeros to write and add (XLM-R base).
 
     Returns:
-        For each request its rows at its layer, (R, D).
+        For each request its rows at its layer, (R, D). Requests for the same `input_ids` (the same tensor) at
+        the same layer, one of them for all rows, run once for all.
 
     Raises:
         ValueError: If the architecture is not known, lengths do not sum to the number of tokens, a sequence
@@ -61,6 +62,7 @@ def encode(
     layers = backbone.prepare(model)
     for request in requests:
         _check(request, num_layers=len(layers), max_length=backbone.max_length(model.config))
+    requests, answers = _merge(requests)
     # Deepest first: those that stay for another layer are then always a prefix of the buffer.
     active = sorted(range(len(requests)), key=lambda i: -requests[i].layer)
     hidden, options = _embed(backbone, model, [requests[i] for i in active], sparse_gradient)
@@ -90,7 +92,30 @@ def encode(
             hidden, *pieces = hidden.split([len(hidden) - sum(sizes), *sizes])
             outputs.update(zip(leaving, pieces, strict=True))
         active = staying
-    return [outputs[i] for i in range(len(requests))]
+    return [outputs[i] if rows is None else take_rows(outputs[i], rows) for i, rows in answers]
+
+
+def _merge(
+    requests: Sequence[EncodeRequest],
+) -> tuple[list[EncodeRequest], list[tuple[int, Tensor | None]]]:
+    """What to encode; and for each request which of that answers it, with rows to take of it."""
+    merged: list[EncodeRequest] = []
+    places: dict[tuple[int, int], int] = {}
+    for request in requests:
+        if request.rows is None:
+            places.setdefault((id(request.input_ids), request.layer), len(places))
+            if len(merged) < len(places):
+                merged.append(request)
+    answers: list[tuple[int, Tensor | None]] = []
+    for request in requests:
+        place = places.get((id(request.input_ids), request.layer))
+        if place is None:
+            place, rows = len(merged), None
+            merged.append(request)
+        else:
+            rows = request.rows
+        answers.append((place, rows))
+    return merged, answers
 
 
 def first_rows(lengths: Sequence[int]) -> Tensor:
@@ -107,6 +132,33 @@ def sequence_means(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     )
     sums = rows.new_zeros(len(lengths), rows.shape[1], dtype=dtype).index_add(0, index, rows.to(dtype))
     return sums / counts.unsqueeze(1)
+
+
+POOLINGS = ("cls", "mean")
+
+
+def check_pooling(pooling: str, name: str = "pooling") -> str:
+    """The pooling itself.
+
+    Raises:
+        ValueError: If it is not one of `POOLINGS`.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"{name} must be one of {POOLINGS}, found {pooling!r}.")
+    return pooling
+
+
+def sentence_request(input_ids: Tensor, lengths: Sequence[int], layer: int, pooling: str) -> EncodeRequest:
+    """The request of which `pool` makes sentence vectors."""
+    rows = None
+    if check_pooling(pooling) == "cls":
+        rows = first_rows(lengths).to(input_ids.device, non_blocking=True)
+    return EncodeRequest(input_ids, lengths, layer, rows)
+
+
+def pool(rows: Tensor, lengths: Sequence[int], pooling: str) -> Tensor:
+    """Sentence vectors (B, D) of a `sentence_request`'s rows; fp32 for the mean."""
+    return rows if pooling == "cls" else sequence_means(rows, lengths)
 
 
 def _check(request: EncodeRequest, *, num_layers: int, max_length: int) -> None:

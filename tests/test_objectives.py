@@ -1,9 +1,10 @@
 """The objectives and their sum against slow loops written from the paper and the released code."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +45,22 @@ def random_batch(batch: int, hidden: int, queue: int, seed: int = 0) -> tuple[Te
     return query, key, negatives
 
 
+def contrast_of(hidden: int, **options: Any) -> CrossLingualContrast:
+    """A contrast of vectors of this length; options without their `xlco_`."""
+    fields = {f"xlco_{name}": value for name, value in options.items()}
+    return CrossLingualContrast(InfoXLMConfig(hidden_size=hidden, **fields))
+
+
+def masked_lm(rows: Sequence[Tensor], labels: Sequence[Tensor], head: Any) -> list[LossOutput]:
+    """The losses of one or more objectives that share the head."""
+    parts = {str(i): {"labels": each} for i, each in enumerate(labels)}
+    given = {str(i): [each] for i, each in enumerate(rows)}
+    return list(MaskedLM(InfoXLMConfig())(parts, given, head).values())
+
+
 def built(hidden: int, **options: object) -> CrossLingualContrast:
     torch.manual_seed(3)
-    module = CrossLingualContrast(hidden, **options).double()
+    module = contrast_of(hidden, **options).double()
     for weight in module.parameters():
         # The published initialisation, N(0, 0.02), would make all logits alike and hide errors.
         nn.init.normal_(weight, std=0.5)
@@ -63,7 +77,7 @@ def assert_equals_oracle(
     """Loss, accuracy and the gradients of queries and projection agree with the slow loop."""
     vectors, key, negatives = batch
     fast_vectors, slow_vectors = (vectors.clone().requires_grad_() for _ in range(2))
-    fast = module(module.project(fast_vectors), key, negatives)
+    fast = module.contrast(module.project(fast_vectors), key, negatives)
     fast.loss_sum.backward()
 
     projection = projection_of(module)
@@ -107,15 +121,15 @@ def test_contrast_equals_the_slow_loop_for_any_shape(
     vectors = random_batch(batch, hidden, queue, seed)
     with torch.no_grad():
         query = slow_project(vectors[0], projection_of(module))
-        fast = module(module.project(vectors[0]), *vectors[1:])
+        fast = module.contrast(module.project(vectors[0]), *vectors[1:])
         slow = slow_contrast(query, *vectors[1:], temperature=temperature, **options)
     torch.testing.assert_close(fast.loss_sum, slow.loss_sum, rtol=1e-6, atol=1e-6)
 
 
 def test_contrast_in_fp32_computes_fp32_logits() -> None:
     query, key, negatives = (part.float() for part in random_batch(4, 5, 7))
-    module = CrossLingualContrast(5, use_projection=False, temperature=0.25)
-    loss = module(query, key, negatives).loss_sum
+    module = contrast_of(5, use_projection=False, temperature=0.25)
+    loss = module.contrast(query, key, negatives).loss_sum
     expected = slow_contrast(query.double(), key.double(), negatives.double(), temperature=0.25).loss_sum
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
@@ -125,15 +139,15 @@ def test_contrast_in_fp32_computes_fp32_logits() -> None:
 @pytest.mark.parametrize("queue", [0, 1, 9, 1000])
 def test_equal_vectors_give_log_of_the_number_of_candidates(similarity: str, queue: int) -> None:
     vector = torch.tensor([0.3, -0.2, 0.5])
-    module = CrossLingualContrast(3, use_projection=False, similarity=similarity)
-    output = module(vector.expand(4, 3), vector.expand(4, 3), vector.expand(queue, 3))
+    module = contrast_of(3, use_projection=False, similarity=similarity)
+    output = module.contrast(vector.expand(4, 3), vector.expand(4, 3), vector.expand(queue, 3))
     assert float(output.loss_sum) / output.num_items == pytest.approx(math.log(1 + queue), abs=1e-5)
 
 
 def test_in_batch_negatives_join_the_queue() -> None:
     vector = torch.ones(1, 3)
-    module = CrossLingualContrast(3, use_projection=False, in_batch_negatives=True)
-    output = module(vector.expand(4, 3), vector.expand(4, 3), vector.expand(6, 3))
+    module = contrast_of(3, use_projection=False, in_batch_negatives=True)
+    output = module.contrast(vector.expand(4, 3), vector.expand(4, 3), vector.expand(6, 3))
     assert float(output.loss_sum) / 4 == pytest.approx(math.log(4 + 6), abs=1e-5)
 
 
@@ -141,20 +155,20 @@ def test_accuracy_counts_queries_whose_own_key_wins() -> None:
     query = torch.eye(4)
     key = torch.eye(4) * torch.tensor([[3.0], [3.0], [1.0], [-1.0]])
     negatives = torch.full((2, 4), 2.0)
-    module = CrossLingualContrast(4, use_projection=False)
-    assert float(module(query, key, negatives).metrics["accuracy"]) == pytest.approx(0.5)
+    module = contrast_of(4, use_projection=False)
+    assert float(module.contrast(query, key, negatives).metrics["accuracy"]) == pytest.approx(0.5)
 
 
 def test_ties_are_no_hits() -> None:
     """Where all vectors have collapsed into one, an accuracy of 100 % would be the opposite of the truth."""
     ones = torch.ones(4, 2)
-    output = CrossLingualContrast(2, use_projection=False)(ones, ones, ones)
+    output = contrast_of(2, use_projection=False).contrast(ones, ones, ones)
     assert float(output.metrics["accuracy"]) == 0.0
 
 
 def test_accuracy_among_the_batch_leaves_the_queue_out() -> None:
     query, key = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
-    output = CrossLingualContrast(4, use_projection=False)(query, key, torch.full((3, 4), 5.0))
+    output = contrast_of(4, use_projection=False).contrast(query, key, torch.full((3, 4), 5.0))
     assert float(batch_metrics(query, *output.vectors)["in_batch_accuracy"]) == pytest.approx(0.5)
     assert float(batch_metrics(query[1:3], *output.vectors, first=1)["in_batch_accuracy"]) == 0.5
     assert float(output.metrics["accuracy"]) == 0.0
@@ -162,9 +176,9 @@ def test_accuracy_among_the_batch_leaves_the_queue_out() -> None:
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_norms_of_fresh_and_queued_keys_are_their_lengths(similarity: str) -> None:
-    module = CrossLingualContrast(2, use_projection=False, similarity=similarity)
+    module = contrast_of(2, use_projection=False, similarity=similarity)
     key, negatives = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[6.0, 8.0]])
-    metrics = module(torch.ones(2, 2), key, negatives).metrics
+    metrics = module.contrast(torch.ones(2, 2), key, negatives).metrics
     assert float(metrics["key_norm"]) == pytest.approx(3.0)
     assert float(metrics["queue_norm"]) == pytest.approx(10.0)
 
@@ -180,38 +194,38 @@ def test_spread_is_zero_for_collapsed_vectors_and_one_for_random_directions() ->
 
 @pytest.mark.parametrize(("in_batch", "candidates"), [(False, 1 + 7), (True, 4 + 7)])
 def test_the_number_of_candidates_bounds_mutual_information(in_batch: bool, candidates: int) -> None:
-    module = CrossLingualContrast(5, use_projection=False, in_batch_negatives=in_batch)
-    metrics = module(*random_batch(4, 5, 7)).metrics
+    module = contrast_of(5, use_projection=False, in_batch_negatives=in_batch)
+    metrics = module.contrast(*random_batch(4, 5, 7)).metrics
     assert float(metrics["log_candidates"]) == pytest.approx(math.log(candidates))
 
 
 def test_metrics_carry_no_gradient() -> None:
     query, key, negatives = random_batch(4, 5, 7)
-    output = CrossLingualContrast(5, use_projection=False)(query.requires_grad_(), key, negatives)
+    output = contrast_of(5, use_projection=False).contrast(query.requires_grad_(), key, negatives)
     found = {**output.metrics, **dict(enumerate(output.vectors))}
     assert not [name for name, value in found.items() if value.requires_grad]
 
 
 def test_temperature_divides_the_similarity() -> None:
     query, key, negatives = random_batch(3, 4, 5)
-    cold = CrossLingualContrast(4, use_projection=False, temperature=0.1)(query, key, negatives).loss_sum
-    scaled = CrossLingualContrast(4, use_projection=False, temperature=1.0)(
-        query * 10, key, negatives
-    ).loss_sum
+    cold = contrast_of(4, use_projection=False, temperature=0.1).contrast(query, key, negatives).loss_sum
+    scaled = (
+        contrast_of(4, use_projection=False, temperature=1.0).contrast(query * 10, key, negatives).loss_sum
+    )
     torch.testing.assert_close(cold, scaled)
 
 
 def test_cosine_does_not_see_the_length_of_vectors() -> None:
     query, key, negatives = random_batch(3, 4, 5)
-    module = CrossLingualContrast(4, use_projection=False, similarity="cosine")
-    expected = module(query, key, negatives).loss_sum
-    torch.testing.assert_close(module(query * 7, key * 0.1, negatives * 30).loss_sum, expected)
+    module = contrast_of(4, use_projection=False, similarity="cosine")
+    expected = module.contrast(query, key, negatives).loss_sum
+    torch.testing.assert_close(module.contrast(query * 7, key * 0.1, negatives * 30).loss_sum, expected)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_name)
 def test_keys_and_negatives_get_no_gradient(options: dict) -> None:
     query, key, negatives = (part.requires_grad_() for part in random_batch(3, 4, 5))
-    CrossLingualContrast(4, use_projection=False, **options).double()(
+    contrast_of(4, use_projection=False, **options).double().contrast(
         query, key, negatives
     ).loss_sum.backward()
     assert query.grad is not None and float(query.grad.abs().max()) > 0
@@ -221,8 +235,8 @@ def test_keys_and_negatives_get_no_gradient(options: dict) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=option_name)
 def test_bf16_vectors_give_an_fp32_loss(options: dict) -> None:
     query, key, negatives = (part.bfloat16() for part in random_batch(4, 5, 7))
-    module = CrossLingualContrast(5, use_projection=False, **options)
-    loss = module(query, key, negatives.float()).loss_sum
+    module = contrast_of(5, use_projection=False, **options)
+    loss = module.contrast(query, key, negatives.float()).loss_sum
     parts = [part.double() for part in (query, key, negatives)]
     expected = slow_contrast(*parts, **{"temperature": 0.25, **options}).loss_sum
     assert loss.dtype == torch.float32
@@ -232,26 +246,26 @@ def test_bf16_vectors_give_an_fp32_loss(options: dict) -> None:
 
 def test_autocast_does_not_reach_the_logits() -> None:
     query, key, negatives = (part.float() for part in random_batch(4, 5, 7))
-    module = CrossLingualContrast(5, use_projection=False)
-    expected = module(query, key, negatives).loss_sum
+    module = contrast_of(5, use_projection=False)
+    expected = module.contrast(query, key, negatives).loss_sum
     with torch.autocast("cpu", torch.bfloat16):
-        loss = module(query, key, negatives).loss_sum
+        loss = module.contrast(query, key, negatives).loss_sum
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
 
 
 def test_large_similarities_do_not_overflow() -> None:
     query = torch.full((2, 4), 100.0)
-    output = CrossLingualContrast(4, use_projection=False)(query, query, -query)
+    output = contrast_of(4, use_projection=False).contrast(query, query, -query)
     assert float(output.loss_sum) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_projection_is_one_matrix_without_bias() -> None:
-    module = CrossLingualContrast(6)
+    module = contrast_of(6)
     assert {name: tuple(value.shape) for name, value in module.named_parameters()} == {
         "projection.weight": (6, 6)
     }
-    assert not list(CrossLingualContrast(6, use_projection=False).parameters())
+    assert not list(contrast_of(6, use_projection=False).parameters())
 
 
 @pytest.mark.parametrize(
@@ -260,15 +274,15 @@ def test_projection_is_one_matrix_without_bias() -> None:
     ids=["rows", "hidden size", "queue"],
 )
 def test_shapes_that_do_not_fit_are_refused(query: tuple, key: tuple, negatives: tuple) -> None:
-    module = CrossLingualContrast(5, use_projection=False)
+    module = contrast_of(5, use_projection=False)
     with pytest.raises(ValueError, match=r"\d"):
-        module(torch.zeros(query), torch.zeros(key), torch.zeros(negatives))
+        module.contrast(torch.zeros(query), torch.zeros(key), torch.zeros(negatives))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"similarity": "euclid"}])
 def test_impossible_options_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        CrossLingualContrast(5, **options)
+        contrast_of(5, **options)
 
 
 # --- masked language model
@@ -301,7 +315,7 @@ def test_masked_lm_of_two_objectives_equals_the_slow_loop() -> None:
     slow_rows = fast_rows.detach().clone().requires_grad_()
     labels = torch.tensor([0, 10, 3, 3, 7])
 
-    first, second = MaskedLM()(fast_rows.split([3, 2]), labels.split([3, 2]), head)
+    first, second = masked_lm(fast_rows.split([3, 2]), labels.split([3, 2]), head)
     (first.loss_sum + 4 * second.loss_sum).backward()
     fast_gradients = {name: value.grad.clone() for name, value in head.named_parameters()}
     head.zero_grad()
@@ -334,7 +348,7 @@ def test_masked_lm_of_two_objectives_equals_the_slow_loop() -> None:
 def test_masked_lm_of_no_rows_is_zero_and_keeps_the_graph() -> None:
     head = lm_head()
     rows = torch.zeros(0, 6, dtype=torch.float64, requires_grad=True)
-    (output,) = MaskedLM()([rows], [torch.zeros(0, dtype=torch.long)], head)
+    (output,) = masked_lm([rows], [torch.zeros(0, dtype=torch.long)], head)
     output.loss_sum.backward()
     assert output.num_items == 0 and float(output.loss_sum.detach()) == 0.0
     assert all(float(value.grad.abs().max()) == 0.0 for value in head.parameters())
@@ -342,7 +356,7 @@ def test_masked_lm_of_no_rows_is_zero_and_keeps_the_graph() -> None:
 
 def test_masked_lm_refuses_another_number_of_labels() -> None:
     with pytest.raises(ValueError, match=r"5.*4|4.*5"):
-        MaskedLM()([torch.zeros(5, 6).double()], [torch.zeros(4, dtype=torch.long)], lm_head())
+        masked_lm([torch.zeros(5, 6).double()], [torch.zeros(4, dtype=torch.long)], lm_head())
 
 
 # --- adding them up

@@ -5,11 +5,13 @@ The tests start it in processes of its own, kill it and compare what it leaves.
     python tests/tiny_run.py OUTPUT_DIR --max_steps 40 --kill_after 20 ...
 
 Every argument after OUTPUT_DIR is a field of PretrainingArguments or ContrastArguments, apart from
---kill_after N (SIGKILL to itself when step N is over and saved) and --objectives.
+--kill_after N (SIGKILL to itself when step N is over and saved), --objectives, --dropout, and --register FILE
+with an objective from outside the package.
 """
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -22,12 +24,13 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
-from modeling_infoxlm.data.batches import JointDataset, StreamSettings
+from modeling_infoxlm.data.batches import JointDataset
 from modeling_infoxlm.data.ragged import SpecialTokens
 from modeling_infoxlm.data.shards import PairStore, TokenStore, TokenStoreWriter
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.process import leave_process_group
-from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
+from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments, with_objective_flags
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 VOCAB = 60
@@ -122,7 +125,7 @@ def _rank(argv: list[str], rank: int, processes: int, port: int) -> None:
 
 def main(argv: list[str]) -> None:
     folder, argv = Path(argv[0]), argv[1:]
-    own = {"--kill_after": None, "--objectives": "mlm,tlm,xlco", "--dropout": "0"}
+    own = {"--kill_after": None, "--objectives": "mlm,tlm,xlco", "--dropout": "0", "--register": None}
     for flag in own:
         if flag in argv:
             at = argv.index(flag)
@@ -133,7 +136,10 @@ def main(argv: list[str]) -> None:
         "--logging_steps 3 --save_steps 20 --disable_tqdm true"
     )
     given = ["--output_dir", str(folder), "--momentum", "0.9", "--queue_size", "24", *defaults.split(), *argv]
-    args, contrast = parse_args_with_config([PretrainingArguments, ContrastArguments], given)
+    if own["--register"]:
+        runpy.run_path(own["--register"])
+    training = with_objective_flags(PretrainingArguments, "weight", 1.0, "Weight of the loss")
+    args, contrast = parse_args_with_config([training, ContrastArguments], given)
     torch.set_num_threads(1)
     settings = StreamSettings(objectives=tuple(own["--objectives"].split(",")), xlco_examples=2, seed=5)
     # Two ranks write the same bytes at the same time; each has its own folder.

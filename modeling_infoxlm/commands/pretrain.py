@@ -36,6 +36,7 @@ from modeling_infoxlm.training.arguments import (
     DataArguments,
     ModelArguments,
     PretrainingArguments,
+    with_objective_flags,
 )
 from modeling_infoxlm.training.corpus_setup import check_corpus, find_tokenizer, open_or_prepare
 from modeling_infoxlm.training.model_setup import build_model, check_lengths, evaluation_vectors
@@ -53,7 +54,12 @@ HELDOUT_ITEMS = 256  # for held-out losses, at least: they are of whole global b
 
 def run(argv: list[str]) -> None:
     """Prepare the data, build the model, train it, and write the run's record, results and final model."""
-    types = (ModelArguments, DataArguments, ContrastArguments, PretrainingArguments)
+    types = (
+        ModelArguments,
+        with_objective_flags(DataArguments, "examples", 1, "Examples in one item"),
+        ContrastArguments,
+        with_objective_flags(PretrainingArguments, "weight", 1.0, "Weight of the loss"),
+    )
     flags = parse_args_with_config(types, argv, program="infoxlm pretrain", about=__doc__)
     model_args, data_args, _, args = flags
     configure_process(distributed=True)

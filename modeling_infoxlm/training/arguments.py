@@ -6,15 +6,16 @@ was expected, what was found and what to do.
 """
 
 import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from transformers import TrainingArguments
 
-from modeling_infoxlm.data.batches import ConcatenatePairs, StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.data.streams import STREAMS, ConcatenatePairs, StreamSettings
 from modeling_infoxlm.hub.export import Format
 from modeling_infoxlm.momentum import MomentumSchedule
 from modeling_infoxlm.runs.flags import check_numbers, flag
@@ -22,6 +23,28 @@ from modeling_infoxlm.training.bypassed import BYPASSED, refuse_bypassed, refuse
 from modeling_infoxlm.training.layers import parse_layers
 
 _STREAMS = StreamSettings()  # whose defaults and checks are those of the flags
+
+
+def with_objective_flags(kind: type, suffix: str, default: Any, text: str) -> type:
+    """A dataclass of arguments with one more field for each objective from outside the package.
+
+    Args:
+        kind: Dataclass.
+        suffix: What follows the objective's name in that of the field.
+        default: Its default.
+        text: What it is, for the help.
+    """
+    known = {one.name for one in fields(kind)}
+    added = [
+        (f"{name}_{suffix}", type(default), flag(default, f"{text} of {name}."))
+        for name in STREAMS
+        if f"{name}_{suffix}" not in known and (suffix == "weight" or STREAMS[name][0] == name)
+    ]
+    if not added:
+        return kind
+    made = make_dataclass(kind.__name__, added, bases=(kind,), frozen=kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    made.__doc__ = kind.__doc__
+    return made
 
 
 def _given(arguments: Any, names: str) -> dict[str, Any]:
@@ -174,14 +197,18 @@ class DataArguments(PrepareArguments):
         super().__post_init__()
         self.stream_settings(seed=0)  # makes its own checks
 
-    def objective_names(self) -> tuple[Any, ...]:
+    def objective_names(self) -> tuple[str, ...]:
         """Return the objectives in the order in which they were given, such as ("mlm", "tlm", "xlco")."""
         return tuple(name.strip() for name in self.objectives.split(","))
 
     def stream_settings(self, *, seed: int) -> StreamSettings:
         """Return what `JointDataset` needs, with the seed of order and masks."""
-        given = {one.name: getattr(self, one.name) for one in fields(StreamSettings) if one.name != "seed"}
-        return StreamSettings(**{**given, "objectives": self.objective_names()}, seed=seed)
+        own = [one.name for one in fields(StreamSettings) if one.name not in ("seed", "other_examples")]
+        given: dict[str, Any] = {name: getattr(self, name) for name in own}
+        given["objectives"] = self.objective_names()
+        others = [one.name for one in fields(self) if one.name.endswith("_examples") and one.name not in own]
+        given["other_examples"] = {name.removesuffix("_examples"): getattr(self, name) for name in others}
+        return StreamSettings(**given, seed=seed)
 
 
 @dataclass
@@ -375,9 +402,9 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
     def __post_init__(self) -> None:
         """Check our own fields before transformers sets up devices, and warn of a warm-up that never ends."""
         check_numbers(self)
-        weights = {name: getattr(self, name) for name in ("mlm_weight", "tlm_weight", "xlco_weight")}
+        weights = [one.name for one in fields(self) if one.name.endswith("_weight")]
         self._check_moments()
-        if not any(weights.values()):
+        if not any(getattr(self, name) for name in weights):
             raise ValueError(
                 f"all weights are 0 ({', '.join(weights)}), so nothing would be learnt; raise one."
             )
@@ -417,6 +444,10 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
                 "name, gradient_checkpointing) is on, which recomputes all layers; give one or the other."
             )
         self._warn_of_endless_warmup()
+
+    def objective_weights(self, objectives: Iterable[str]) -> dict[str, float]:
+        """Weight of each objective; one that has no field is not weighted."""
+        return {name: float(vars(self).get(f"{name}_weight", 1.0)) for name in objectives}
 
     @property
     def product_dtype(self) -> torch.dtype:

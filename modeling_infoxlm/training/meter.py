@@ -1,6 +1,5 @@
 """Running means of losses and metrics between two log entries; on the device, so no step waits for them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,38 +22,34 @@ YOUNG_QUEUE = 0.5
 
 
 class LossMeter:
-    """Sums losses, counts and metrics of each objective since the last log entry.
+    """Sums losses, counts and metrics of each objective since the last log entry."""
 
-    Args:
-        vocab_size: Number of candidates of the masked objectives.
-    """
-
-    def __init__(self, vocab_size: int) -> None:
-        self._log_vocab = math.log(vocab_size)
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._vectors: list[tuple[Tensor, Tensor]] = []  # queries and keys of the batch under way
+        self._vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}  # queries and keys of the batch under way
 
     def add(self, losses: Mapping[str, LossOutput]) -> None:
         """Add the losses of one micro-batch; metrics are weighted by its number of items."""
         for name, loss in losses.items():
             # Filled on the device: a number that is copied there would make the host wait.
-            self._add(f"{name}/items", loss.loss_sum.new_full((), loss.num_items))
+            items = loss.num_items
+            if not isinstance(items, Tensor):
+                items = loss.loss_sum.new_full((), items)
+            self._add(f"{name}/items", items)
             self._add(f"loss/{name}", loss.loss_sum.detach())
             for metric, value in loss.metrics.items():
                 self._add(f"{name}/{metric}", value * loss.num_items)
             if loss.vectors is not None:
-                self._vectors.append(loss.vectors)
+                self._vectors.setdefault(name, []).append(loss.vectors)
 
     def end_batch(self, accelerator: Accelerator) -> None:
-        """Measure the contrast over the global batch; all its micro-batches have been added, on all ranks."""
-        if not self._vectors:
-            return
-        query, key = (torch.cat(side) for side in zip(*self._vectors, strict=True))
-        self._vectors.clear()
-        queries, keys = accelerator.gather((query, key))
-        first = accelerator.process_index * len(query)
-        for metric, value in batch_metrics(query, queries, keys, first).items():
-            self._add(f"xlco/{metric}", value * len(query))
+        """Measure contrasts over the global batch; all its micro-batches have been added, on all ranks."""
+        for name in sorted(self._vectors):
+            query, key = (torch.cat(side) for side in zip(*self._vectors.pop(name), strict=True))
+            queries, keys = accelerator.gather((query, key))
+            first = accelerator.process_index * len(query)
+            for metric, value in batch_metrics(query, queries, keys, first).items():
+                self._add(f"{name}/{metric}", value * len(query))
 
     def _add(self, key: str, value: Tensor) -> None:
         value = value.double()  # a sum over many steps must not depend on where it was saved and resumed
@@ -79,9 +74,9 @@ class LossMeter:
         """Return the means over all ranks since the last call, and begin anew.
 
         Returns:
-            `loss/<objective>` in nats, `information/<objective>` (lower bound of
-            mutual information in nats: logarithm of the number of candidates less
-            the loss), `xlco/accuracy` and the other metrics of the contrast.
+            `loss/<objective>` in nats; `information/<objective>`, where the objective has such a bound (lower
+            bound of mutual information in nats: logarithm of the number of candidates less the loss);
+            `<objective>/accuracy` and other metrics.
         """
         reduced = self._reduced(accelerator)
         if not reduced:
@@ -93,8 +88,8 @@ class LossMeter:
             items = sums.pop(f"{name}/items")
             for key in [key for key in sums if key == f"loss/{name}" or key.startswith(f"{name}/")]:
                 logs[key] = sums[key] / max(items, 1)
-            log_candidates = logs.pop(f"{name}/log_candidates", self._log_vocab)
-            logs[f"information/{name}"] = log_candidates - logs[f"loss/{name}"]
+            if f"{name}/log_candidates" in logs:
+                logs[f"information/{name}"] = logs.pop(f"{name}/log_candidates") - logs[f"loss/{name}"]
         return logs
 
 

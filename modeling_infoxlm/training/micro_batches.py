@@ -5,59 +5,61 @@ return sums, and the loss divides by counts of the whole global batch, so the gr
 add up to those of the batch. Nothing is truncated, padded or left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from modeling_infoxlm.data.streams import PART_FIELDS
 
 Batch = dict[str, Any]
 
 
 def split_batch(
-    batch: Batch, *, tokens_per_device: int | None, by_objective: bool, whole_contrast: bool = False
+    batch: Batch, *, tokens_per_device: int | None, by_objective: bool, whole: Collection[str] = ()
 ) -> list[Batch]:
     """Cut a joint batch between sequences, all parts together or one objective after another.
 
     Cut together, each part gives a share to every micro-batch; a part with fewer sequences than there are
     micro-batches gives to the last ones. So the last one has all parts: under DDP its backward pass is the
     one that exchanges gradients. Where that cannot be, it has the masked objectives, whose backward pass
-    reaches all parameters but the projection of the contrast.
+    reaches all parameters but those that other objectives have of their own.
 
     Args:
         batch: Joint batch as `PretrainingCollator` makes it.
-        tokens_per_device: Most tokens in a micro-batch, those whose activations are kept: `mlm`, `tlm` and
-            the query side of `xlco` (keys need no gradient). A micro-batch is larger only if it is down to
-            one sequence of each part. None: no such cut.
-        by_objective: Objectives apart, `xlco` first: the least memory.
-        whole_contrast: Keep `xlco` in one micro-batch of its own, because the loss of each pair depends on
-            the others of the batch. It is the first: ranks meet in it, however often each of them cuts.
+        tokens_per_device: Most tokens in a micro-batch, those whose activations are kept, see `kept_lengths`.
+            A micro-batch is larger only if it is down to one example of each part. None: no such cut.
+        by_objective: Parts apart, masked ones last: the least memory.
+        whole: Parts to keep in one micro-batch of their own each, because the loss of an example depends on
+            the others of the batch. They come first: ranks meet in them, however often each of them cuts.
 
     Returns:
         Micro-batches; sequences stay in order. Tokens and labels are views of the batch.
     """
-    whole = whole_contrast and (by_objective or tokens_per_device is not None) and "xlco" in batch
+    names = sorted(batch, reverse=True)  # xlco, tlm, mlm
     if by_objective:
-        groups = [{name: batch[name]} for name in sorted(batch, reverse=True)]  # xlco, tlm, mlm
-    elif whole and len(batch) > 1:
-        groups = [
-            {"xlco": batch["xlco"]},
-            {name: part for name, part in batch.items() if name != "xlco"},
-        ]
+        groups = [[name] for name in names]
+    elif tokens_per_device is None:
+        groups = [names]
     else:
-        groups = [batch]
+        groups = [[name] for name in names if name in whole] + [[name for name in names if name not in whole]]
     micro_batches = []
     for group in groups:
-        if tokens_per_device is None or (whole and "xlco" in group):
-            micro_batches.append(group)
+        parts = {name: part for name, part in batch.items() if name in group}
+        if tokens_per_device is None or any(name in whole for name in group):
+            micro_batches += [parts] if parts else []
         else:
-            micro_batches += _cut(group, tokens_per_device)
+            micro_batches += _cut(parts, tokens_per_device) if parts else []
     return micro_batches
 
 
 def kept_lengths(part: Mapping[str, Any]) -> list[int]:
-    """Lengths of the sequences whose activations are kept for the backward pass."""
-    lengths: list[int] = part["query"]["lengths"] if "query" in part else part["lengths"]
-    return lengths
+    """Tokens of each example whose activations are kept for the backward pass: all views but `key`."""
+    if "lengths" in part:
+        lengths: list[int] = part["lengths"]
+        return lengths
+    views = [view["lengths"] for name, view in part.items() if name != "key" and isinstance(view, Mapping)]
+    return [sum(each) for each in zip(*views, strict=True)]
 
 
 def describe_split(micro_batches: Sequence[Batch]) -> str:
@@ -132,9 +134,11 @@ def _cut_part(part: Mapping[str, Any], bounds: Sequence[int] | np.ndarray) -> li
     """Cut one part between sequences.
 
     Args:
-        part: `input_ids` (T,) and `lengths` (n numbers), with or without `masked_rows` (M,), `masked_lengths`
-            (n numbers) and `labels` (M,); or views of such parts (`query`, `key`).
+        part: As `PretrainingCollator` makes it, or as an objective has prepared it.
         bounds: First sequence of each piece, and n.
+
+    Raises:
+        ValueError: If it has a field that is not in `PART_FIELDS`.
     """
     if "lengths" not in part:
         views = {view: _cut_part(value, bounds) for view, value in part.items()}
@@ -146,13 +150,19 @@ def _cut_part(part: Mapping[str, Any], bounds: Sequence[int] | np.ndarray) -> li
 
 def _sequences(part: Mapping[str, Any], first: int, end: int) -> dict[str, Any]:
     """Sequences `first` to `end` - 1 of a part."""
-    token, stop = _extent(part["lengths"], first, end)
-    piece = {"input_ids": part["input_ids"][token:stop], "lengths": part["lengths"][first:end]}
-    if "masked_rows" in part:
-        row, last = _extent(part["masked_lengths"], first, end)
-        piece["masked_rows"] = part["masked_rows"][row:last] - token
-        piece["masked_lengths"] = part["masked_lengths"][first:end]
-        piece["labels"] = part["labels"][row:last]
+    extents = {"sequence": (first, end), "token": _extent(part["lengths"], first, end)}
+    if "masked_lengths" in part:
+        extents["masked"] = _extent(part["masked_lengths"], first, end)
+    piece = {}
+    for name, value in part.items():
+        if name not in PART_FIELDS:
+            raise ValueError(
+                f"field {name!r} of a part cannot be cut; say in data.batches.PART_FIELDS what it has one of."
+            )
+        start, stop = extents[PART_FIELDS[name]]
+        piece[name] = value[start:stop]
+    if "masked_rows" in piece:
+        piece["masked_rows"] = piece["masked_rows"] - extents["token"][0]
     return piece
 
 

@@ -1,5 +1,6 @@
 """What a run is, and all that would fail hours later: before it touches its folder or reads its text."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ _COMPUTED = (
     "seed learning_rate lr_scheduler_type warmup_steps max_steps "
     "optim adam_beta1 adam_beta2 adam_epsilon weight_decay weight_decay_on_all max_grad_norm "
     "moments_dtype lr_scheduler_kwargs optim_args bf16 fp16 "
-    "mlm_weight tlm_weight xlco_weight loss_normalization eval_layer eval_pooling eval_max_pairs"
+    "loss_normalization eval_layer eval_pooling eval_max_pairs"
 ).split()
 
 
@@ -56,7 +57,8 @@ def pretraining_identity(
     inputs = {"total_train_batch_size": total_batch_size(args)}
     if "xlco" in data.objective_names() and _depends_on_pass(contrast, config or InfoXLMConfig()):
         inputs["pairs_together"] = args.per_device_train_batch_size * args.world_size
-    return run_identity(model, data, contrast, args=args, computed=_COMPUTED, **inputs)
+    weights = [one.name for one in fields(args) if one.name.endswith("_weight")]
+    return run_identity(model, data, contrast, args=args, computed=[*_COMPUTED, *weights], **inputs)
 
 
 def total_batch_size(args: PretrainingArguments) -> int:

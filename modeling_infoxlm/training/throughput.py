@@ -1,66 +1,22 @@
 """How much useful work a step does, and how much the machine could do.
 
 Work is counted in tokens and floating point operations; what the machine could do is its matmul peak.
-
-Shapes: D hidden, F intermediate, V vocabulary, Q queue.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
-
-FORWARD_BACKWARD = 3  # the backward pass costs two products for each one of the forward pass
-
 
 def count_tokens(batch: Mapping[str, Any]) -> int:
-    """Real tokens of a joint batch, both sides of the contrast included."""
-    return sum(sum(part["lengths"]) for part in _parts(batch))
-
-
-def _parts(batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    parts = []
-    for name, part in batch.items():
-        parts += [part["query"], part["key"]] if name == "xlco" else [part]
-    return parts
-
-
-def useful_flops(config: InfoXLMConfig, batch: Mapping[str, Any], *, queue_size: int = 0) -> float:
-    """Floating point operations that a joint step needs at least.
-
-    No padding, the head on masked rows only, and for the contrast no layer above its own.
-
-    Args:
-        config: Model.
-        batch: Joint batch as `PretrainingCollator` makes it.
-        queue_size: Queued keys that each query is compared with.
-    """
-    total = 0.0
-    for name in ("mlm", "tlm"):
-        if name in batch:
-            encoder = encoder_flops(config, batch[name]["lengths"], config.num_hidden_layers)
-            head = (
-                2 * len(batch[name]["labels"]) * config.hidden_size * (config.hidden_size + config.vocab_size)
-            )
-            total += FORWARD_BACKWARD * (encoder + head)
-    if "xlco" in batch:
-        layer, query, key = config.resolved_xlco_layer(), batch["xlco"]["query"], batch["xlco"]["key"]
-        total += FORWARD_BACKWARD * encoder_flops(config, query["lengths"], layer)
-        total += encoder_flops(config, key["lengths"], layer)
-        total += 2 * 2 * len(query["lengths"]) * queue_size * config.hidden_size  # negatives need no gradient
-    return total
-
-
-def encoder_flops(config: InfoXLMConfig, lengths: Sequence[int], num_layers: int) -> float:
-    """Floating point operations of a forward pass through the first layers; a multiply-add counts as two."""
-    linear = 2 * sum(lengths) * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
-    attention = 4 * sum(length * length for length in lengths) * config.hidden_size
-    return num_layers * float(linear + attention)
+    """Real tokens of a joint batch, all views included."""
+    if "lengths" in batch:
+        return sum(batch["lengths"])
+    return sum(count_tokens(part) for part in batch.values() if isinstance(part, Mapping))
 
 
 @torch.no_grad()

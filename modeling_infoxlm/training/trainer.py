@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +42,7 @@ from modeling_infoxlm.training.optimizer import (
     low_memory_adamw,
 )
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
-from modeling_infoxlm.training.throughput import Speedometer, count_tokens, useful_flops
+from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class InfoXLMTrainer(SafeTrainer):
         matmul_peak: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.objectives = tuple(train_dataset.streams)
-        model.freeze_unused(self.objectives)
+        self.streams = train_dataset.objectives
+        model.freeze_unused(self.streams)
         if args.recompute_layers is not None:
             recompute_layers(model, args.recompute_layers)
         if args.compile_layers:
@@ -103,7 +104,7 @@ class InfoXLMTrainer(SafeTrainer):
         self.contrast: ContrastState | None = None  # from the start of train(), if there is such an objective
         self.evaluator = evaluator
         self.matmul_peak = matmul_peak
-        self.meter = LossMeter(model.config.vocab_size)
+        self.meter = LossMeter()
         self.lengths = LengthMeter()
         self._num_negatives = 0  # queued keys that the batch under way meets
         self._eval_loader: DataLoader | None = None
@@ -116,7 +117,7 @@ class InfoXLMTrainer(SafeTrainer):
     @property
     def joint_weights(self) -> dict[str, float]:
         """Weight of each objective."""
-        return {"mlm": self.args.mlm_weight, "tlm": self.args.tlm_weight, "xlco": self.args.xlco_weight}
+        return self.args.objective_weights(self.streams)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, and measure held-out text before the first step: the difference is what the run has done.
@@ -147,27 +148,28 @@ class InfoXLMTrainer(SafeTrainer):
             raise ValueError(
                 "InfoXLMTrainer.compute_loss needs num_items_in_batch and returns the loss alone."
             )
-        keys = negatives = None
         if "xlco" in inputs:
             contrast = self._contrast_state()
-            keys, negatives = contrast.keys(inputs["xlco"]["key"]), contrast.negatives()
-        losses = model(inputs, keys=keys, negatives=negatives)
+            inputs = _with_keys(inputs, contrast.keys(inputs["xlco"]["key"]), contrast.negatives())
+        losses = model(inputs, streams=self.streams)
         self.meter.add(losses)
         self._speed.add(count_tokens(inputs), self.floating_point_ops(inputs))
         loss = combine_losses(losses, num_items_in_batch, self.joint_weights, self.args.loss_normalization)
         # DDP averages gradients over ranks; the loss is a sum over them.
-        return loss * self.accelerator.num_processes + self._touch_the_rest(inputs)
+        return loss * self.accelerator.num_processes + self._touch_the_rest(losses)
 
-    def _touch_the_rest(self, inputs: Mapping[str, Any]) -> float | Tensor:
-        """0 with a gradient for what only the contrast trains, where the micro-batch has none.
+    def _touch_the_rest(self, losses: Collection[str]) -> float | Tensor:
+        """0 with a gradient for what objectives have of their own that are not in the micro-batch.
 
-        DDP exchanges gradients in one backward pass and waits for every parameter in it. What a micro-batch
-        with a masked objective does not reach by itself is the projection of the contrast, one matrix.
+        DDP exchanges gradients in one backward pass and waits for every parameter in it. The encoder and the
+        head are reached by the masked objectives, which the last micro-batch always has.
         """
-        if not self.accelerator.use_distributed or "xlco" not in self.objectives or "xlco" in inputs:
+        if not self.accelerator.use_distributed:
             return 0.0
-        projection = self._plain_model().objectives["xlco"].parameters()
-        return sum(0.0 * value.sum() for value in projection)
+        model = self._plain_model()
+        absent = {model.objective(name) for name in self.streams if name not in losses}
+        absent -= {model.objective(name) for name in losses}
+        return sum((0.0 * value.sum() for module in absent for value in module.parameters()), 0.0)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -193,12 +195,12 @@ class InfoXLMTrainer(SafeTrainer):
         return torch.stack(losses).sum()
 
     def _micro_batches(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        config = self._plain_model().config
+        model = self._plain_model()
         micro_batches = split_batch(
             inputs,
             tokens_per_device=self.args.tokens_per_device,
             by_objective=self.args.objective_backward == "sequential",
-            whole_contrast=config.xlco_in_batch_negatives or config.xlco_symmetric,
+            whole={stream for name, stream in self.streams.items() if model.objective(name).whole_batch},
         )
         self.lengths.add(micro_batches)
         if not self._announced and self.args.should_log:
@@ -228,15 +230,23 @@ class InfoXLMTrainer(SafeTrainer):
         names: list[str] = super().get_decay_parameter_names(model)
         return names
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """Items of each objective, by name, over the micro-batches of this update and all ranks."""
-        counts = [0] * len(self.objectives)
-        for batch in batch_samples:
-            for i, name in enumerate(self.objectives):
-                counts[i] += len(batch[name]["query"]["lengths"] if name == "xlco" else batch[name]["labels"])
-        local = torch.tensor(counts, dtype=torch.float64).to(device, non_blocking=True)
-        total = self.accelerator.reduce(local, reduction="sum")
-        return dict(zip(self.objectives, total.float(), strict=True))
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Batches of this update, as objectives have prepared them, and the items of each over all ranks."""
+        model, batches = self._plain_model(), list(islice(epoch_iterator, num_batches))
+        counts = dict.fromkeys(self.streams, torch.zeros((), dtype=torch.float64, device=device))
+        for i, batch in enumerate(batches):
+            batches[i] = batch = self._prepared(model, batch)
+            for name, stream in self.streams.items():
+                counts[name] = counts[name] + model.objective(name).num_items(batch[stream])
+        total = self.accelerator.reduce(torch.stack(list(counts.values())), reduction="sum")
+        return batches, dict(zip(counts, total.float(), strict=True))
+
+    def _prepared(self, model: InfoXLMForPreTraining, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device, with what objectives make of it before it is counted and cut."""
+        batch = cast(dict[str, Any], self._prepare_inputs(batch))
+        with self.accelerator.autocast():
+            model.prepare(batch, self.streams)
+        return batch
 
     # --- momentum encoder and queue -------------------------------------------------------------------------
 
@@ -245,7 +255,7 @@ class InfoXLMTrainer(SafeTrainer):
     ) -> Any:
         """Build the momentum encoder from the model as loaded, on its device, and restore a saved one."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if "xlco" in self.objectives:
+        if "xlco" in self.streams:
             self.contrast = ContrastState(self._plain_model(), self.contrast_arguments, self.accelerator)
         if resume_from_checkpoint is not None:
             self._load_momentum_state(Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME)
@@ -356,7 +366,10 @@ class InfoXLMTrainer(SafeTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:  # type: ignore[override]
         """Useful floating point operations of a micro-batch, the momentum encoder's included."""
-        return useful_flops(self._plain_model().config, inputs, queue_size=self._num_negatives)
+        model = self._plain_model()
+        if "xlco" in inputs and self.contrast is not None:
+            inputs = _with_keys(inputs, None, self.contrast.queue.keys[: self._num_negatives])
+        return model.flops(inputs, self.streams)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count real tokens; the Trainer would look for a padded `input_ids`."""
@@ -407,18 +420,17 @@ class InfoXLMTrainer(SafeTrainer):
     def _heldout_losses(
         self, model: InfoXLMForPreTraining, batches: Iterator[dict[str, Any]] | DataLoader
     ) -> dict[str, float]:
-        meter = LossMeter(model.config.vocab_size)
+        meter = LossMeter()
         hidden = not self.args.should_log
         passes = self._batch_of_rank // self._eval_batch_size  # of a global batch, as in training
         progress = tqdm(batches, "held-out losses", delay=2, leave=False, disable=hidden)
         for number, batch in enumerate(progress, start=1):
-            batch = cast(dict[str, Any], self._prepare_inputs(batch))
-            keys = negatives = None
+            batch = self._prepared(model, batch)
             with self.accelerator.autocast():
                 if "xlco" in batch:
                     contrast = self._contrast_state()
-                    keys, negatives = contrast.encode(batch["xlco"]["key"]), contrast.negatives()
-                meter.add(model(batch, keys=keys, negatives=negatives))
+                    batch = _with_keys(batch, contrast.encode(batch["xlco"]["key"]), contrast.negatives())
+                meter.add(model(batch, streams=self.streams))
             if number % passes == 0:
                 meter.end_batch(self.accelerator)
         meter.end_batch(self.accelerator)  # of what is left over
@@ -428,7 +440,7 @@ class InfoXLMTrainer(SafeTrainer):
         if self.contrast is not None and self.contrast.queue.num_filled == 0:
             # At the start: a loss against no queue is another measure than one against a queue.
             return {name: value for name, value in logs.items() if name not in _AGAINST_QUEUE}
-        logs["loss"] = sum(self.joint_weights[name] * logs[f"loss/{name}"] for name in self.objectives)
+        logs["loss"] = sum(self.joint_weights[name] * logs[f"loss/{name}"] for name in self.streams)
         return logs
 
     # --- checkpoints ----------------------------------------------------------------------------------------
@@ -475,6 +487,11 @@ class InfoXLMTrainer(SafeTrainer):
     def restart_speed(self) -> None:
         """Measure from now on; called when training begins."""
         self._speed = Speedometer()
+
+
+def _with_keys(batch: Mapping[str, Any], keys: Tensor | None, negatives: Tensor) -> dict[str, Any]:
+    """The batch with what the contrast compares its queries with."""
+    return {**batch, "xlco": {**batch["xlco"], "keys": keys, "negatives": negatives}}
 
 
 class _AfterOptimizerStep(TrainerCallback):

@@ -14,14 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from modeling_infoxlm.data.batches import (
-    JointDataset,
-    PretrainingCollator,
-    StreamSettings,
-    gather,
-)
+from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
 from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens, join_pieces
 from modeling_infoxlm.data.shards import Corpus, PairStore, TokenStore, TokenStoreWriter
+from modeling_infoxlm.data.streams import StreamSettings, gather
 from modeling_infoxlm.runs.errors import DataError
 
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=999, vocab_size=1000, all_ids=(0, 1, 2, 3, 999))

@@ -8,7 +8,8 @@ import torch
 from tiny_run import tiny_corpus, tiny_model
 from transformers import TrainerCallback
 
-from modeling_infoxlm.data.batches import JointDataset, StreamSettings
+from modeling_infoxlm.data.batches import JointDataset
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.runs.process import StopOnSignal
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.trainer import InfoXLMTrainer

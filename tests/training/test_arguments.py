@@ -18,8 +18,8 @@ from modeling_infoxlm.commands.information import InformationArguments
 from modeling_infoxlm.commands.mine import MiningArguments
 from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
-from modeling_infoxlm.data.batches import StreamSettings
 from modeling_infoxlm.data.plan import PrepareSettings
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.evaluation.encoders import EncoderArguments
 from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
 from modeling_infoxlm.evaluation.inference.xnli_data import XNLIArguments, XNLITrainingArguments
@@ -126,7 +126,7 @@ def test_stream_settings_have_the_same_defaults_and_carry_every_value():
         xlco_masking=False,
         concatenate_pairs="none",
     )
-    expected = StreamSettings(("mlm", "tlm"), 2, 3, 4, 0.5, 0.3, 0.3, True, False, "none", 7)
+    expected = StreamSettings(("mlm", "tlm"), 2, 3, 4, 0.5, 0.3, 0.3, True, False, "none", seed=7)
     assert data.stream_settings(seed=7) == expected
 
 

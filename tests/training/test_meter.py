@@ -15,15 +15,25 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def output(loss_sum: float, num_items: int, **metrics: float) -> LossOutput:
+def output(loss_sum: float, num_items: int | torch.Tensor, **metrics: float) -> LossOutput:
     values = {name: torch.tensor(value) for name, value in metrics.items()}
     return LossOutput(torch.tensor(loss_sum, requires_grad=True), num_items, values)
 
 
 def test_means_are_over_items_not_over_batches(accelerator: Accelerator) -> None:
-    meter = LossMeter(vocab_size=100)
-    meter.add({"mlm": output(6.0, 3), "xlco": output(4.0, 1, accuracy=1.0, log_candidates=2.0)})
-    meter.add({"mlm": output(1.0, 1), "xlco": output(2.0, 3, accuracy=0.0, log_candidates=4.0)})
+    meter, words = LossMeter(), {"log_candidates": math.log(100)}
+    meter.add(
+        {
+            "mlm": output(6.0, 3, **words),
+            "xlco": output(4.0, 1, accuracy=1.0, log_candidates=2.0),
+        }
+    )
+    meter.add(
+        {
+            "mlm": output(1.0, 1, **words),
+            "xlco": output(2.0, 3, accuracy=0.0, log_candidates=4.0),
+        }
+    )
     assert meter.pop(accelerator) == pytest.approx(
         {
             "loss/mlm": 7 / 4,
@@ -36,16 +46,24 @@ def test_means_are_over_items_not_over_batches(accelerator: Accelerator) -> None
 
 
 def test_guessing_evenly_carries_no_information_and_certainty_all_of_it(accelerator: Accelerator) -> None:
-    meter = LossMeter(vocab_size=50)
+    meter = LossMeter()
     certain = output(0.0, 4, log_candidates=math.log(17))
-    meter.add({"mlm": output(5 * math.log(50), 5), "xlco": certain})
+    meter.add({"mlm": output(5 * math.log(50), 5, log_candidates=math.log(50)), "xlco": certain})
     logs = meter.pop(accelerator)
     assert logs["information/mlm"] == pytest.approx(0, abs=1e-6)
     assert logs["information/xlco"] == pytest.approx(math.log(17), abs=1e-6)
 
 
+def test_no_information_is_claimed_of_a_loss_that_is_no_choice_among_candidates(
+    accelerator: Accelerator,
+) -> None:
+    meter = LossMeter()
+    meter.add({"distance": output(6.0, torch.tensor(3))})
+    assert meter.pop(accelerator) == {"loss/distance": 2.0}
+
+
 def test_pop_begins_anew(accelerator: Accelerator) -> None:
-    meter = LossMeter(vocab_size=100)
+    meter = LossMeter()
     meter.add({"mlm": output(100.0, 1)})
     meter.pop(accelerator)
     assert meter.pop(accelerator) == {}
@@ -54,20 +72,20 @@ def test_pop_begins_anew(accelerator: Accelerator) -> None:
 
 
 def test_a_stream_without_items_logs_zero_not_nan(accelerator: Accelerator) -> None:
-    meter = LossMeter(vocab_size=100)
+    meter = LossMeter()
     meter.add({"tlm": output(0.0, 0)})
     assert meter.pop(accelerator)["loss/tlm"] == 0.0
 
 
 def test_sums_keep_no_graph(accelerator: Accelerator) -> None:
-    meter = LossMeter(vocab_size=100)
+    meter = LossMeter()
     meter.add({"mlm": output(2.0, 2)})
     assert not any(value.requires_grad for value in meter.state_dict(accelerator).values())
 
 
 def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerator) -> None:
     batches = [output(1e6 / 3, 3, accuracy=1 / 3), *(output(1 / 3, 7, accuracy=2 / 3) for _ in range(50))]
-    straight, before, after = (LossMeter(vocab_size=100) for _ in range(3))
+    straight, before, after = (LossMeter() for _ in range(3))
     for batch in batches:
         straight.add({"xlco": batch})
     for batch in batches[:20]:
@@ -80,14 +98,14 @@ def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerat
 
 def test_small_losses_after_a_large_sum_count(accelerator: Accelerator) -> None:
     """In fp32 16,777,216 + 1 is 16,777,216."""
-    meter = LossMeter(vocab_size=100)
+    meter = LossMeter()
     for loss_sum in (2.0**24, *[1.0] * 8):
         meter.add({"mlm": output(loss_sum, 1)})
     assert meter.pop(accelerator)["loss/mlm"] == (2**24 + 8) / 9
 
 
 def test_a_saved_state_is_not_changed_by_what_comes_later(accelerator: Accelerator) -> None:
-    meter = LossMeter(vocab_size=100)
+    meter = LossMeter()
     meter.add({"mlm": output(2.0, 2)})
     saved = meter.state_dict(accelerator)
     meter.add({"mlm": output(5.0, 1)})

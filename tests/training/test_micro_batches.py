@@ -73,7 +73,9 @@ def test_the_pieces_are_the_batch(
     mlm: list[int], tlm: list[int], xlco: list[int], budget: int, by_objective: bool, whole: bool
 ) -> None:
     batch = batch_of(mlm, tlm, xlco)
-    found = split_batch(batch, tokens_per_device=budget, by_objective=by_objective, whole_contrast=whole)
+    found = split_batch(
+        batch, tokens_per_device=budget, by_objective=by_objective, whole=("xlco",) if whole else ()
+    )
     for path in (("mlm",), ("tlm",), ("xlco", "query"), ("xlco", "key")):
         expected = batch[path[0]] if len(path) == 1 else batch[path[0]][path[1]]
         assert_same(joined(found, *path), expected)
@@ -132,9 +134,9 @@ def test_keys_do_not_count() -> None:
 
 def test_without_a_budget_the_batch_is_what_it_was() -> None:
     batch = batch_of([3, 4], [5], [6, 7])
-    assert split_batch(batch, tokens_per_device=None, by_objective=False, whole_contrast=True) == [batch]
+    assert split_batch(batch, tokens_per_device=None, by_objective=False, whole=("xlco",)) == [batch]
     (whole,) = split_batch(batch, tokens_per_device=25, by_objective=False)
-    assert whole is batch
+    assert all(whole[name] is part for name, part in batch.items())
 
 
 def test_one_objective_after_another() -> None:
@@ -148,12 +150,10 @@ def test_one_objective_after_another() -> None:
 @pytest.mark.parametrize("by_objective", [False, True])
 def test_a_contrast_within_the_batch_is_kept_whole_and_first(by_objective: bool) -> None:
     batch = batch_of([10] * 4, [10] * 4, [10] * 4)
-    found = split_batch(batch, tokens_per_device=20, by_objective=by_objective, whole_contrast=True)
+    found = split_batch(batch, tokens_per_device=20, by_objective=by_objective, whole=("xlco",))
     assert list(found[0]) == ["xlco"] and kept_lengths(found[0]["xlco"]) == [10] * 4
     assert all("xlco" not in micro_batch and tokens(micro_batch) == 20 for micro_batch in found[1:])
-    (alone,) = split_batch(
-        {"xlco": batch["xlco"]}, tokens_per_device=20, by_objective=False, whole_contrast=True
-    )
+    (alone,) = split_batch({"xlco": batch["xlco"]}, tokens_per_device=20, by_objective=False, whole=("xlco",))
     assert alone["xlco"] is batch["xlco"]
 
 

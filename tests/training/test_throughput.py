@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.training.throughput import count_tokens, encoder_flops, matmul_peak, useful_flops
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
+from modeling_infoxlm.objectives import encoder_flops
+from modeling_infoxlm.training.throughput import count_tokens, matmul_peak
 
 CONFIG = InfoXLMConfig(
     vocab_size=10,
@@ -16,6 +17,10 @@ CONFIG = InfoXLMConfig(
 )
 MLM = {"lengths": [2, 3], "labels": torch.zeros(2)}
 XLCO = {"query": {"lengths": [3, 1]}, "key": {"lengths": [2, 2]}}
+
+
+def useful_flops(batch: dict) -> float:
+    return InfoXLMForPreTraining(CONFIG).flops(batch)
 
 
 def test_tokens_of_all_parts_and_both_sides_of_the_contrast() -> None:
@@ -38,16 +43,16 @@ def test_encoder_by_hand() -> None:
 def test_masked_objective_counts_all_layers_and_the_head_of_masked_rows_thrice() -> None:
     head = 2 * (2 * 4 * 4 + 2 * 4 * 10)  # two masked rows through D x D and D x V
     expected = 3 * (3 * one_layer([2, 3]) + head)
-    assert useful_flops(CONFIG, {"mlm": MLM}) == expected
-    assert useful_flops(CONFIG, {"mlm": MLM, "tlm": MLM}) == 2 * expected
+    assert useful_flops({"mlm": MLM}) == expected
+    assert useful_flops({"mlm": MLM, "tlm": MLM}) == 2 * expected
 
 
 def test_contrast_stops_at_its_layer_and_keys_have_no_backward_pass() -> None:
     query, key = 2 * one_layer([3, 1]), 2 * one_layer([2, 2])
-    assert useful_flops(CONFIG, {"xlco": XLCO}) == 3 * query + key
+    assert useful_flops({"xlco": XLCO}) == 3 * query + key
     # Two queries against five keys; of the two products of the backward pass one is needed.
     negatives = 2 * (2 * 2 * 5 * 4)
-    assert useful_flops(CONFIG, {"xlco": XLCO}, queue_size=5) == 3 * query + key + negatives
+    assert useful_flops({"xlco": {**XLCO, "negatives": torch.zeros(5, 4)}}) == 3 * query + key + negatives
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

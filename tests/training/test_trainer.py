@@ -20,7 +20,8 @@ from transformers import AutoModel, Trainer, TrainerCallback, XLMRobertaForMaske
 
 import modeling_infoxlm  # noqa: F401  # registers the auto classes
 from modeling_infoxlm import InfoXLMForPreTraining
-from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator, StreamSettings
+from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.evaluation.retrieval.heldout import HeldoutRetrieval
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.key_queue import KeyQueue
@@ -192,7 +193,7 @@ def spy_on_negatives(trainer: InfoXLMTrainer) -> list[int]:
     """Number of queued keys that each forward pass of the model sees."""
     seen: list[int] = []
     trainer.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["negatives"])), with_kwargs=True
+        lambda module, args: seen.append(len(args[0]["xlco"]["negatives"]))
     )
     return seen
 

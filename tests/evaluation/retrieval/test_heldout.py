@@ -9,8 +9,9 @@ import pytest
 from reference.retrieval import accuracies, sentence_vectors
 from tiny_run import tiny_corpus, tiny_model
 
-from modeling_infoxlm.data.batches import JointDataset, StreamSettings
+from modeling_infoxlm.data.batches import JointDataset
 from modeling_infoxlm.data.shards import PairStore
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.evaluation.retrieval.heldout import (
     HeldoutRetrieval,
     describe_change,
