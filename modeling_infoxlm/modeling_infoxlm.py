@@ -36,7 +36,7 @@ class InfoXLMPreTrainedModel(XLMRobertaPreTrainedModel):
     config: InfoXLMConfig
     config_class = InfoXLMConfig
     # What a checkpoint may have and a class has no use for, and what begins anew where a checkpoint has none.
-    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"^objectives\."]
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"^lm_head\.", r"^objectives\."]
     _keys_to_ignore_on_load_missing = [r"^objectives\."]
 
 

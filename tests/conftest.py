@@ -1,10 +1,13 @@
-"""A Hub of one's own for a test."""
+"""A Hub and registers of one's own for a test."""
 
 from collections.abc import Iterator
 
 import pytest
 from hub.server import LoopbackHub
 from huggingface_hub import constants
+
+from modeling_infoxlm import objectives
+from modeling_infoxlm.data import streams
 
 
 @pytest.fixture
@@ -14,3 +17,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with LoopbackHub() as running:
         yield running
+
+
+@pytest.fixture
+def own_registers() -> Iterator[None]:
+    """What a test registers is forgotten when it is over."""
+    registers: list[dict] = [objectives.OBJECTIVES, streams.STREAMS, streams.PART_FIELDS]
+    before = [dict(register) for register in registers]
+    yield
+    for register, content in zip(registers, before, strict=True):
+        register.clear()
+        register.update(content)

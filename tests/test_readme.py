@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Callable
 from functools import cache
@@ -35,6 +36,7 @@ SCRIPTS = {
 }
 TRAINING = ("pretrain", "mlqa", "xnli")  # machines without a GPU refuse bf16 where no CPU is asked for
 OTHER_FLAGS = {"nproc_per_node", "nnodes", "compare", "fresh", "debug", "config"}  # of launchers, demo, all
+OTHER_FLAGS |= {"ranking_weight", "ranking_examples"}  # of examples/objectives
 OTHER_FLAGS |= {"batch_size", "max_length", "dtype", "only"}  # of benchmarks.step
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -63,7 +65,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
-PYTHON = [one for one in ALL_BLOCKS if one.id.startswith(README.name) and one.language == "python"]
+RUN = (README.name, "extending.md")  # pages whose Python is run
+PYTHON = [one for one in ALL_BLOCKS if one.id.startswith(RUN) and one.language == "python"]
 COMMANDS = [
     pytest.param(argv, id=f"{block.id} {' '.join(argv)[:40]}")
     for block in ALL_BLOCKS
@@ -87,7 +90,7 @@ class Parsed(Exception):
 
 
 @pytest.fixture
-def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def parse_only(monkeypatch: pytest.MonkeyPatch, own_registers: None) -> None:
     """Let commands read their flags with their own parser, and stop there."""
     parse = HfArgumentParser.parse_args_into_dataclasses
 
@@ -122,6 +125,9 @@ def check(argv: list[str]) -> None:
             raise Parsed
         case ["python", script, *flags] if script in SCRIPTS:
             check(["infoxlm", SCRIPTS[script], *flags])
+        case ["python", script, *flags] if script.startswith("examples/objectives/"):
+            runpy.run_path(script)
+            check(["infoxlm", "pretrain", *flags])
         case ["infoxlm", name, *flags]:
             called(name)([*flags, "--use_cpu"] if name in TRAINING else flags)
         case _:
@@ -213,7 +219,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.id)
 def test_python_block_runs(block: Block, checkpoints: Path) -> None:
-    loaded = re.findall(r'from_pretrained\("([^"]+)"', block.text)
+    loaded = re.findall(r'(?:from_pretrained\(|model_name_or_path=)"([^"]+)"', block.text)
     assert loaded and all((checkpoints / name).is_dir() for name in loaded), "tests may not ask the Hub"
     names: dict[str, object] = {}
     exec(compile(block.text, block.id, "exec"), names)

@@ -43,7 +43,7 @@ def our_losses_and_gradients(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         keys = MomentumEncoder(model).encode(batch["xlco"]["key"])
-        losses = model(batch, keys=keys, negatives=queue)
+        losses = model({**batch, "xlco": {**batch["xlco"], "keys": keys, "negatives": queue}})
     combine_losses(losses, {name: loss.num_items for name, loss in losses.items()}, WEIGHTS).backward()
     means = {name: float(loss.loss_sum.detach()) / loss.num_items for name, loss in losses.items()}
     return means, {name: value.grad for name, value in model.named_parameters()}
@@ -79,7 +79,8 @@ def test_losses_and_all_gradients_equal_plain_transformers(sides: Any) -> None:
 def test_without_the_head_the_gradient_of_the_table_is_dense_too(sides: Any) -> None:
     model, plain, batch = sides
     keys = MomentumEncoder(model).encode(batch["xlco"]["key"])
-    model({"xlco": batch["xlco"]}, keys=keys, negatives=plain.queue)["xlco"].loss_sum.backward()
+    part = {**batch["xlco"], "keys": keys, "negatives": plain.queue}
+    model({"xlco": part})["xlco"].loss_sum.backward()
     assert model.roberta.embeddings.word_embeddings.weight.grad.layout == torch.strided
 
 
