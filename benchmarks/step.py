@@ -82,8 +82,8 @@ class _TimedTrainer(InfoXLMTrainer):
         self.losses: dict[str, list[Any]] = {}
         self._plain_model().register_forward_hook(lambda module, args, losses: self._note(losses))
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def restore(self, checkpoint: Path | None) -> None:
+        super().restore(checkpoint)
         assert self.contrast is not None and self.initial_queue is not None
         self.contrast.queue.enqueue(self.initial_queue.to(self.args.device))
         self.initial_queue = None  # 402 MB at base size that a run does not have
@@ -99,7 +99,6 @@ class _TimedTrainer(InfoXLMTrainer):
         wrapped: Any = self.optimizer  # by accelerate
         wrapped.optimizer.register_step_pre_hook(lambda *_: self._begin("optimizer"))
         wrapped.optimizer.register_step_post_hook(lambda *_: self._end("optimizer"))
-        return prepared
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self.last_batch = inputs

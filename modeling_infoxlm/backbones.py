@@ -87,7 +87,7 @@ def run_layer(layer: Any, hidden: Tensor, packed: PackedAttention, options: Mapp
     """
     if packed.rows is None:
         output: Tensor = layer(hidden[None], packed=packed, **options)
-        return output[0]
+        return output.squeeze(0)
     rest, order = other_rows(packed.rows, len(hidden))
     output = layer(
         take_rows(hidden, packed.rows)[None],
@@ -96,7 +96,7 @@ def run_layer(layer: Any, hidden: Tensor, packed: PackedAttention, options: Mapp
         packed_order=order,
         **options,
     )
-    return output[0]
+    return output.squeeze(0)
 
 
 def _features_of_xlm_roberta(model: Any, rows: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def _embed(
         looked_up = nn.functional.embedding(input_ids, table.weight, sparse=True)
         words = {"inputs_embeds": looked_up[None]}
     hidden, options = backbone.embed(model, positions[None], words)
-    return hidden[0], options
+    return hidden.squeeze(0), options
 
 
 def _num_rows(request: EncodeRequest) -> int:

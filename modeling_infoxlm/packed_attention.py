@@ -89,7 +89,7 @@ def attention(
     query, key, value = _to_rows(query), _to_rows(key), _to_rows(value)
     if packed_rest is not None and packed_order is not None:
         layer: Any = module
-        rest = packed_rest[0].to(matmul_dtype(packed_rest))
+        rest = packed_rest.squeeze(0).to(matmul_dtype(packed_rest))
         key = take_rows(torch.cat([key, layer.key(rest)]), packed_order)
         value = take_rows(torch.cat([value, layer.value(rest)]), packed_order)
     contexts = packed(
@@ -109,7 +109,7 @@ AttentionInterface.register(IMPLEMENTATION, attention)
 
 def _to_rows(heads: Tensor) -> Tensor:
     """(1, H, T, D / H) to (T, D); a view of what a projection has made."""
-    return heads.transpose(1, 2).flatten(2)[0]
+    return heads.transpose(1, 2).flatten(2).squeeze(0)
 
 
 def install(module: Any) -> None:

@@ -1,7 +1,6 @@
 """SafeTrainer: whole checkpoints without pickles, logs that outlast a break, pushes of whole releases."""
 
 import logging
-import os
 import random
 import shutil
 import time
@@ -68,25 +67,35 @@ class SafeTrainer(Trainer):
             # Trackers draw a name otherwise, and the evaluation after the training becomes a run of its own.
             self.args.run_name = Path(str(self.args.output_dir)).resolve().name
         self._log_state = _LogState(self)
-        self.add_callback(self._log_state)
+        # The first: other callbacks find everything restored when training begins.
+        self.callback_handler.callbacks.insert(0, self._log_state)
         self._began = 0.0  # when the run would have begun without its breaks
-        self._staging: str | None = None  # where a checkpoint is being written
+        self._resumed_from: Path | None = None
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the model, the tokenizer and the arguments."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        self._plain_model().save_pretrained(folder, state_dict=state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, the tokenizer and the arguments; push them where a user calls this."""
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            self._plain_model().save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string(), encoding="utf-8")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _plain_model(self) -> Any:
         """The model without what accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        if not self._load_added_adapter(Path(resume_from_checkpoint)):
+        """Load the weights now, and the rest of the state when the optimiser is there: `restore`."""
+        self._resumed_from = checkpoint = Path(resume_from_checkpoint)
+        if self._load_added_adapter(checkpoint):
+            return
+        if (checkpoint / ADAPTER_SAFE_WEIGHTS_NAME).is_file():  # peft's own wrapper
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        else:
+            _load_weights(self._plain_model(), checkpoint)
 
     def _load_best_model(self) -> None:
         if not self._load_added_adapter(Path(str(self.state.best_model_checkpoint))):
@@ -114,32 +123,20 @@ class SafeTrainer(Trainer):
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
-        return self._staging or super()._get_output_dir(*args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint under `.saving/`, and rename it when all ranks have written their part."""
-        self._log_state.values = {
-            "loss": self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item(),
-            "total_loss": self._total_loss_scalar,
-            "last_step": self._globalstep_last_logged,
-            "seconds": time.time() - self._began,
-        }
-        run_dir = Path(super()._get_output_dir(*args, **kwargs))
+        self.store_flos()
+        run_dir = Path(str(self.args.output_dir))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staged = run_dir / ".saving" / name
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)  # left by a kill
         self.accelerator.wait_for_everyone()
-        self._staging = str(staged.parent)
-        try:
-            super()._save_checkpoint(model, *args, **kwargs)
-            self._save_beside(staged)
-        finally:
-            self._staging = None
-        if self.args.should_save:
-            self._name_best(run_dir)
-            self.state.save_to_json(str(staged / TRAINER_STATE))
+        self.save_model(str(staged), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_training_state(staged)
+        self._save_beside(staged)
+        self._save_trainer_state(staged, run_dir)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             _publish(staged, run_dir / name)
@@ -151,40 +148,55 @@ class SafeTrainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run_dir / name))
+            self._push_saved(run_dir / name)
 
     def _save_beside(self, folder: Path) -> None:
         """Write what else belongs to a checkpoint; called on every rank."""
 
-    def _name_best(self, run_dir: Path) -> None:
-        """Name the best checkpoint where it will lie; the Trainer has looked for it under `.saving/`."""
+    def _save_trainer_state(self, staged: Path, run_dir: Path) -> None:
+        """Write `trainer_state.json`, with the log entry under way and the state of callbacks."""
+        self._log_state.values = {
+            "loss": self.accelerator.reduce(self._tr_loss.double(), reduction="mean").item(),
+            "total_loss": self._total_loss_scalar,
+            "last_step": self._globalstep_last_logged,
+            "seconds": time.time() - self._began,
+        }
+        if not self.args.should_save:
+            return
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         if self.state.best_global_step == self.state.global_step or best.is_dir():
             self.state.best_model_checkpoint = str(best)
+        kept: Any = self.state.stateful_callbacks  # a mapping by now
+        for one in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(one, ExportableState):
+                name, state = type(one).__name__, one.state()
+                if isinstance(kept[name], list):
+                    kept[name].append(state)
+                else:
+                    kept[name] = state
+        self.state.save_to_json(str(staged / TRAINER_STATE))
 
     # --- state ----------------------------------------------------------------------------------------------
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def restore(self, checkpoint: Path | None) -> None:
+        """Load what a checkpoint holds beside the weights; called when training begins, None at the start."""
+        if checkpoint is not None:
+            for name, owner in self._stateful().items():
+                # On the host: a GPU that holds the model may not have room for two copies of the moments.
+                owner.load_state_dict(load_state(checkpoint / name))
+
+    def _stateful(self) -> dict[str, Any]:
+        """What has a state, by the name of its file."""
+        owners = {OPTIMIZER_STATE: self.optimizer, SCHEDULER_STATE: self.lr_scheduler}
+        if self.accelerator.scaler is not None:
+            owners[SCALER_STATE] = self.accelerator.scaler
+        return owners
+
+    def _save_training_state(self, folder: Path) -> None:
+        """Write optimiser, schedule and loss scale, and the generators of each rank."""
         if self.args.should_save:
-            save_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_STATE)
-            save_state(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_STATE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        # On the host: a GPU that holds the model may not have room for two copies of the moments.
-        self.optimizer.load_state_dict(load_state(Path(checkpoint) / OPTIMIZER_STATE))
-        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER_STATE))
-
-    def _save_scaler(self, output_dir: str) -> None:
-        if self.accelerator.scaler is not None and self.args.should_save:
-            save_state(self.accelerator.scaler.state_dict(), Path(output_dir) / SCALER_STATE)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint) / SCALER_STATE))
-
-    def _save_rng_state(self, output_dir: str) -> None:
+            for name, owner in self._stateful().items():
+                save_state(owner.state_dict(), folder / name)
         state = {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
@@ -192,8 +204,8 @@ class SafeTrainer(Trainer):
         }
         if self.args.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.args.device)
-        os.makedirs(output_dir, exist_ok=True)  # rank 0 may not have come so far
-        save_state(state, self._rng_file(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)  # rank 0 may not have come so far
+        save_state(state, self._rng_file(str(folder)))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -235,6 +247,7 @@ class SafeTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; see the Trainer. Loss and speed are those of the whole run, however often it was resumed."""
+        self._resumed_from = None
         output = super().train(*args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
@@ -246,10 +259,8 @@ class SafeTrainer(Trainer):
         if self.is_world_process_zero():
             self._publisher.prepare()
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _push_saved(self, checkpoint: Path) -> None:
         """Push a saved checkpoint as a release, in the background; `args.hub_strategy` says what and when."""
-        if self._staging is not None:
-            return  # the Trainer calls this while the checkpoint is being written
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         pushing = self.push_in_progress
@@ -258,10 +269,10 @@ class SafeTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         beside = {
             HubStrategy.CHECKPOINT: "last-checkpoint",
-            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+            HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
         }.get(HubStrategy(self.args.hub_strategy))
         job = self._publisher.push_checkpoint(
-            Path(checkpoint_folder),
+            checkpoint,
             message=f"Training in progress, step {self.state.global_step}",
             checkpoint_in_repo=beside,
         )
@@ -323,7 +334,7 @@ class SafeTrainer(Trainer):
 
 
 class _LogState(TrainerCallback, ExportableState):
-    """Has trainer_state.json hold the log entry under way.
+    """Has trainer_state.json hold the log entry under way, and a resumed run go on with it.
 
     Attributes:
         values: Sum of the loss in this entry, and in those before; step of the last one; seconds so far.
@@ -337,9 +348,28 @@ class _LogState(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": self.values}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore(self.trainer._resumed_from)
         saved: Any = state.stateful_callbacks  # a mapping by now
         resumed = saved.get(type(self).__name__, {}) if state.global_step else {}
         self.trainer.restore_log_state(resumed.get("attributes", {}))
+
+
+def _load_weights(model: Any, checkpoint: Path) -> None:
+    """Load the weights of a checkpoint's model folder; tied ones are stored under one of their names.
+
+    Raises:
+        ValueError: If it has other weights than the model.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    for path in sorted(checkpoint.glob("model*.safetensors")):
+        stored |= load_file(path)
+    found = model.load_state_dict(stored, strict=False)
+    missing = set(found.missing_keys) - set(model.all_tied_weights_keys)
+    if missing or found.unexpected_keys:
+        raise ValueError(
+            f"{checkpoint} is of another model: it lacks {sorted(missing)[:3]} and has "
+            f"{found.unexpected_keys[:3]} too many; start a new run from it, or give its model."
+        )
 
 
 def _publish(staged: Path, final: Path) -> None:

@@ -250,21 +250,19 @@ class InfoXLMTrainer(SafeTrainer):
 
     # --- momentum encoder and queue -------------------------------------------------------------------------
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
-    ) -> Any:
+    def restore(self, checkpoint: Path | None) -> None:
         """Build the momentum encoder from the model as loaded, on its device, and restore a saved one."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        super().restore(checkpoint)
         if "xlco" in self.streams:
             self.contrast = ContrastState(self._plain_model(), self.contrast_arguments, self.accelerator)
-        if resume_from_checkpoint is not None:
-            self._load_momentum_state(Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME)
+        if checkpoint is not None:
+            self._load_momentum_state(checkpoint / MOMENTUM_STATE_NAME)
         elif self.contrast is not None and self.contrast_arguments.momentum_state is not None:
             folder = Path(self.contrast_arguments.momentum_state)
             take_over_contrast(folder, self.contrast.encoder, self.contrast.queue)
         elif self.contrast is not None and self.contrast_arguments.queue_prefill:
             self.contrast.prefill(self._unmet_keys(), show_progress=self.args.should_log)
-        return prepared
+        self._speed = Speedometer()  # measure from now on
 
     def _unmet_keys(self) -> Iterator[Mapping[str, Any]]:
         """Key sides of examples that the run does not meet, a device's batch at a time."""
@@ -478,16 +476,6 @@ class InfoXLMTrainer(SafeTrainer):
         self.lengths.load_state_dict({name: value * share for name, value in sums.items()})
         self._alarm.collapsed_logs = int(state["alarm.collapsed_logs"])
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn of missing keys, but not of tied ones: they are stored under their other name."""
-        tied = self._plain_model().all_tied_weights_keys
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
-
-    def restart_speed(self) -> None:
-        """Measure from now on; called when training begins."""
-        self._speed = Speedometer()
-
 
 def _with_keys(batch: Mapping[str, Any], keys: Tensor | None, negatives: Tensor) -> dict[str, Any]:
     """The batch with what the contrast compares its queries with."""
@@ -495,13 +483,10 @@ def _with_keys(batch: Mapping[str, Any], keys: Tensor | None, negatives: Tensor)
 
 
 class _AfterOptimizerStep(TrainerCallback):
-    """Tells the trainer when the optimiser has stepped and when training begins."""
+    """Tells the trainer when the optimiser has stepped."""
 
     def __init__(self, trainer: InfoXLMTrainer) -> None:
         self.trainer = trainer
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.restart_speed()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.update_momentum()

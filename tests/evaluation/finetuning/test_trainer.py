@@ -105,7 +105,7 @@ def test_a_failure_while_saving_leaves_no_checkpoint(
     def full_disk(self: FineTuner, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FineTuner, "_save_rng_state", full_disk)
+    monkeypatch.setattr(FineTuner, "_save_training_state", full_disk)
     args = arguments(tmp_path / "out", max_steps=1, eval_strategy="no")
     trainer = FineTuner(load_head(folders["infoxlm"]), args, rows=rows, label_names=("labels",), score=None)
     with pytest.raises(OSError, match="No space left"):
