@@ -7,12 +7,14 @@ other words for everything else.
 import gzip
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
-from tiny_run import VOCAB, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tiny_run import tiny_model
+from tiny_tokenizers import VOCAB
+from tiny_tokenizers import word_tokenizer as longer_word_tokenizer
+from transformers import BertConfig, BertModel
 
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 
@@ -20,30 +22,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 _FIRST_WORD = {"en": 4, "de": 14, "fr": 24, "sw": 34}
 
 Row = tuple[str, str, str]
-
-
-def word_tokenizer(size: int = VOCAB, *, token_types: bool = False) -> PreTrainedTokenizerFast:
-    """Words w4, w5, ... are their own ids; pairs as XLM-R has them, or with BERT's token types."""
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"w{i}": i for i in range(4, size)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> $B:1 </s>:1" if token_types else "<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    names = (
-        ["input_ids", "token_type_ids", "attention_mask"] if token_types else ["input_ids", "attention_mask"]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_max_length=40,
-        model_input_names=names,
-    )
+word_tokenizer = partial(longer_word_tokenizer, max_length=40)
 
 
 def write_bert(folder: Path) -> Path:
@@ -71,13 +50,8 @@ def write_encoders(root: Path, *, dropout: float = 0.0) -> dict[str, Path]:
     save_as_xlm_roberta(model, root / "plain", tokenizer=word_tokenizer())
     write_bert(root / "bert")
     write_bert(root / "st" / "0_Transformer")
-    module = {
-        "idx": 0,
-        "name": "0",
-        "path": "0_Transformer",
-        "type": "sentence_transformers.models.Transformer",
-    }
-    (root / "st" / "modules.json").write_text(json.dumps([module]))
+    module = {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    (root / "st" / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", **module}]))
     return {name: root / name for name in ("infoxlm", "plain", "bert", "st")}
 
 

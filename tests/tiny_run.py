@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from tiny_tokenizers import VOCAB
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -33,7 +34,6 @@ from modeling_infoxlm.runs.process import leave_process_group
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments, with_objective_flags
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
-VOCAB = 60
 SPECIAL = SpecialTokens(
     bos=0, pad=1, eos=2, unk=3, mask=VOCAB - 1, vocab_size=VOCAB, all_ids=(0, 1, 2, 3, VOCAB - 1)
 )

@@ -33,34 +33,26 @@ def test_batches_hold_every_row_once_and_are_as_full_as_the_limit_lets_them(most
         assert not len(following) or padded + LENGTHS[batch].max() > most, "room for the next row"
 
 
-def test_the_model_evaluates_meanwhile_and_each_mode_is_restored(half_training: InfoXLMModel) -> None:
+def test_the_model_evaluates_meanwhile_and_each_mode_is_restored(
+    half_training: InfoXLMModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the flag the autocast of the caller holds; without a size the batch is that of the device."""
     modes = [module.training for module in half_training.modules()]
+    monkeypatch.setattr(batching, "CPU_TOKENS_PER_BATCH", 6)
+    sizes: list[int] = []
 
     def check(members: np.ndarray) -> None:
         assert not any(module.training for module in half_training.modules())
         assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        sizes.append(len(members))
 
-    run_batches(half_training, LENGTHS, check, bf16=True)
-    assert [module.training for module in half_training.modules()] == modes and torch.is_grad_enabled()
+    run_batches(half_training, np.full(4, 3), check, bf16=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        run_batches(half_training, np.full(4, 3), check)
+    assert sizes == [2, 2, 2, 2]
     with pytest.raises(ZeroDivisionError):
         run_batches(half_training, LENGTHS, lambda members: 1 // 0)
     assert [module.training for module in half_training.modules()] == modes and torch.is_grad_enabled()
-
-
-def test_without_the_flag_the_autocast_of_the_caller_holds(half_training: InfoXLMModel) -> None:
-    seen: list[bool] = []
-    with torch.autocast("cpu", torch.bfloat16):
-        run_batches(half_training, LENGTHS, lambda members: seen.append(torch.is_autocast_enabled("cpu")))
-    assert seen and all(seen)
-
-
-def test_the_default_batch_is_that_of_the_device(
-    half_training: InfoXLMModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batching, "CPU_TOKENS_PER_BATCH", 6)
-    sizes: list[int] = []
-    run_batches(half_training, np.full(4, 3), lambda members: sizes.append(len(members)))
-    assert sizes == [2, 2]
 
 
 def test_progress_is_shown_for_long_jobs_only(

@@ -55,29 +55,23 @@ def one_by_one(encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, p
     return torch.from_numpy(sentence_vectors(encoder, rows, layer, pooling)).float()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("layer", [0, 2, 3])
-def test_vectors_are_those_of_whole_sentences_in_the_order_asked(
-    encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, pooling: str
-) -> None:
-    vectors = encode_sequences(encoder, sequences, layer=layer, pooling=pooling)
-    assert vectors.shape == (9, 16) and vectors.dtype == torch.float32 and not vectors.requires_grad
-    torch.testing.assert_close(vectors, one_by_one(encoder, sequences, layer, pooling), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("tokens_per_batch", [1, 33])
-@pytest.mark.parametrize("window", [1, 4])
-def test_the_size_of_batches_and_windows_changes_nothing(
-    encoder: InfoXLMModel,
-    sequences: list[np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-    tokens_per_batch: int,
-    window: int,
-) -> None:
-    expected = encode_sequences(encoder, sequences, layer=2)
+@pytest.mark.parametrize(
+    ("layer", "pooling", "window", "tokens_per_batch"),
+    [(0, "mean", 1024, 64), (2, "cls", 1, 1), (3, "mean", 4, 33), (2, "mean", 4, 1), (3, "cls", 1, 33)],
+)
+def test_vectors_are_those_of_whole_sentences_whatever_the_batch_and_the_window(
+    encoder: InfoXLMModel, sequences: list[np.ndarray], monkeypatch: pytest.MonkeyPatch,
+    layer: int, pooling: str, window: int, tokens_per_batch: int,
+) -> None:  # fmt: skip
     monkeypatch.setattr(encoding, "SENTENCES_PER_WINDOW", window)
-    found = encode_sequences(encoder, sequences, layer=2, tokens_per_batch=tokens_per_batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    options = {"layer": layer, "pooling": pooling, "tokens_per_batch": tokens_per_batch}
+    vectors = encode_sequences(encoder, sequences, **options)
+    expected = one_by_one(encoder, sequences, layer, pooling)
+    assert vectors.shape == (9, 16) and vectors.dtype == torch.float32 and not vectors.requires_grad
+    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+    rounded = encode_sequences(encoder, sequences, **options, bf16=True)
+    assert rounded.dtype == torch.float32 and (layer == 0 or not torch.equal(rounded, vectors))
+    assert ((rounded - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.02
 
 
 def test_only_a_window_of_sentences_is_held_and_no_layer_above_the_asked_one_runs(
@@ -103,22 +97,17 @@ def test_only_a_window_of_sentences_is_held_and_no_layer_above_the_asked_one_run
     assert runs == [1, 1, 1]
 
 
-def test_bf16_is_close_and_gives_fp32(encoder: InfoXLMModel, sequences: list[np.ndarray]) -> None:
-    expected = encode_sequences(encoder, sequences, layer=3)
-    found = encode_sequences(encoder, sequences, layer=3, bf16=True)
-    assert found.dtype == torch.float32 and not torch.equal(found, expected)
-    error = (found - expected).norm(dim=1) / expected.norm(dim=1)
-    assert error.max() < 0.02
-
-
-def test_no_sentence(encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_odd_requests(
+    encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]
+) -> None:
     assert encode_sequences(encoder, [], layer=1).shape == (0, 16)
     assert encode_texts(encoder, tokenizer, [], normalize=True).shape == (0, 16)
-
-
-def test_a_layer_that_does_not_exist_is_refused(encoder: InfoXLMModel, sequences: list[np.ndarray]) -> None:
+    assert encode_texts(encoder, tokenizer, TEXTS).device.type == "cpu"
+    assert encode_texts(encoder, tokenizer, TEXTS, device="meta").device.type == "meta"
     with pytest.raises(ValueError, match="layer must be"):
         encode_sequences(encoder, sequences, layer=99)
+    with pytest.raises(ValueError, match=r"found one string; write \[text\]"):
+        encode_texts(encoder, tokenizer, "w5 w6")
 
 
 # ---------------------------------------------------------------------------- texts
@@ -168,18 +157,6 @@ def test_long_texts_are_cut_with_one_warning_that_counts_them(
     assert len(caplog.records) == 1
     assert f"2 of 3 texts have more than {room + 2} tokens" in caplog.records[0].getMessage()
     torch.testing.assert_close(cut, exact[1].expand(3, -1), rtol=1e-5, atol=1e-6)
-
-
-def test_vectors_are_gathered_on_the_device_asked(
-    encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    assert encode_texts(encoder, tokenizer, TEXTS).device.type == "cpu"
-    assert encode_texts(encoder, tokenizer, TEXTS, device="meta").device.type == "meta"
-
-
-def test_one_string_is_not_a_list_of_texts(encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match=r"found one string; write \[text\]"):
-        encode_texts(encoder, tokenizer, "w5 w6")
 
 
 def test_roberta_loses_two_positions_to_padding(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -102,11 +102,14 @@ def test_an_interval_covers_the_share_as_often_as_it_says(count: int, share: flo
     assert covered >= 0.94
 
 
-def test_a_perfect_score_of_few_items_is_not_certain() -> None:
+def test_a_perfect_score_of_few_items_is_not_certain_and_none_is_no_number() -> None:
     # Wilson's interval is 96.3 to 100, Agresti and Coull's the wider one.
     found = estimate_share(np.full(100, 100.0))
     assert (found.value, found.high) == (100.0, 100.0) and 95 < found.low < 96.4
     assert estimate_share(np.zeros(100)).high == pytest.approx(100 - found.low)
+    for estimate in (bootstrap, estimate_share):
+        with pytest.raises(ValueError, match="at least one item"):
+            estimate(np.empty(0))
 
 
 def test_scores_between_right_and_wrong_have_the_interval_of_their_spread() -> None:
@@ -132,26 +135,18 @@ def test_items_of_one_group_count_as_one_where_they_are_alike() -> None:
 
 def test_the_interval_of_a_ratio_of_sums_is_that_of_its_parts() -> None:
     """Links found of links drawn, by sentence."""
+
+    def ratio(means: np.ndarray) -> np.ndarray:
+        return 100 * means[..., 0] / means[..., 1]
+
     rng = np.random.default_rng(0)
     drawn = rng.integers(1, 9, 2000)
     found = rng.binomial(drawn, 0.7)
-    estimate = estimate_share(
-        np.stack([found, drawn], axis=1), lambda means: 100 * means[..., 0] / means[..., 1]
-    )
+    estimate = estimate_share(np.stack([found, drawn], axis=1), ratio)
     assert estimate.value == pytest.approx(100 * found.sum() / drawn.sum())
-    resampled = bootstrap(np.stack([found, drawn], axis=1), lambda means: 100 * means[..., 0] / means[..., 1])
+    resampled = bootstrap(np.stack([found, drawn], axis=1), ratio)
     assert estimate.high - estimate.low == pytest.approx(resampled.high - resampled.low, rel=0.1)
-
-
-def test_a_ratio_of_sums_is_resampled_by_item() -> None:
-    items = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 10.0]])
-    found = bootstrap(items, lambda means: means[..., 0] / means[..., 1])
-    assert found.value == pytest.approx(4 / 16)
+    few = bootstrap(np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 10.0]]), ratio)
+    assert few.value == pytest.approx(100 * 4 / 16)
     # The extreme resamples are three times the lowest and three times the highest ratio.
-    assert 0 <= found.low < found.value < found.high <= 0.75
-
-
-def test_no_item_is_no_number() -> None:
-    for estimate in (bootstrap, estimate_share):
-        with pytest.raises(ValueError, match="at least one item"):
-            estimate(np.empty(0))
+    assert 0 <= few.low < few.value < few.high <= 75

@@ -19,15 +19,12 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_words_are_divided_by_blanks_only(tmp_path: Path) -> None:
+def test_words_are_divided_by_blanks_only_and_a_joined_file_is_read_as_two(tmp_path: Path) -> None:
     source = write(tmp_path / "test.fr", "10\u00a0000 \u20ac\u2028 .\r\n\n")
     target = write(tmp_path / "test.en", "10,000  \tEUR .\n\n")
     sources, targets = read_words(PairFiles("fr-en", (source, target), None))
     assert sources == [["10\u00a0000", "\u20ac\u2028", "."], []]
     assert targets == [["10,000", "EUR", "."], []]
-
-
-def test_joined_file_is_read_as_two(tmp_path: Path) -> None:
     joined = write(tmp_path / "pairs.txt", "das Haus ||| the house\n ||| nothing\nnichts |||\n")
     assert read_words(PairFiles("de-en", (joined,), None)) == (
         [["das", "Haus"], [], ["nichts"]],
@@ -36,17 +33,19 @@ def test_joined_file_is_read_as_two(tmp_path: Path) -> None:
 
 
 def test_gold_of_a_line_for_each_sentence(tmp_path: Path) -> None:
-    path = write(tmp_path / "gold", "0-0 1p2 1-1\n\n0p0\n")
-    gold = read_gold(path, [(2, 3), (1, 1), (1, 1)])
-    assert gold == [
+    lengths = [(2, 3), (1, 1), (1, 1)]
+    expected = [
         GoldAlignment(frozenset({(0, 0), (1, 1)}), frozenset({(0, 0), (1, 1), (1, 2)})),
         GoldAlignment(frozenset(), frozenset()),
         GoldAlignment(frozenset(), frozenset({(0, 0)})),
     ]
-    numbered = write(tmp_path / "numbered", "0\t0-0 1p2 1-1\n1\t\n2\t0p0\n")
-    assert read_gold(numbered, [(2, 3), (1, 1), (1, 1)]) == gold
-    from_one = write(tmp_path / "from-one", "1-1 2p3 2-2\n\n1p1\n")
-    assert read_gold(from_one, [(2, 3), (1, 1), (1, 1)], index_base=1) == gold
+    for text, base in (
+        ("0-0 1p2 1-1\n\n0p0\n", None),
+        ("0\t0-0 1p2 1-1\n1\t\n2\t0p0\n", None),  # numbered
+        ("1-1 2p3 2-2\n\n1p1\n", 1),
+        ("1-1 2p3 2-2\n\n1p1\n", None),  # counted from one, which is found out
+    ):
+        assert read_gold(write(tmp_path / "gold", text), lengths, index_base=base) == expected
 
 
 def test_gold_of_a_line_for_each_link(tmp_path: Path) -> None:
@@ -59,12 +58,6 @@ def test_gold_of_a_line_for_each_link(tmp_path: Path) -> None:
     from_zero = write(tmp_path / "from-zero", "1 0 0\n")
     (gold,) = read_gold(from_zero, [(1, 1)], index_base=0)
     assert gold is not None and gold.sure == {(0, 0)}
-
-
-def test_words_that_count_from_one_are_not_read_off_by_one(tmp_path: Path) -> None:
-    path = write(tmp_path / "gold", "1-1 2p3 2-2\n\n1p1\n")
-    lengths = [(2, 3), (1, 1), (1, 1)]
-    assert read_gold(path, lengths) == read_gold(path, lengths, index_base=1)
 
 
 ONE_LINK = GoldAlignment(frozenset({(0, 0)}), frozenset({(0, 0)}))
@@ -84,13 +77,6 @@ def test_sentences_are_matched_by_their_numbers_or_by_their_order(
     assert [one and one.sure for one in gold] == [{(0, 0)}, {(1, 0)}, {(2, 0)}]
 
 
-def test_a_pair_without_text_needs_no_gold(tmp_path: Path) -> None:
-    lengths = [(1, 1), (0, 1), (1, 1)]
-    for numbers in ("13", "57"):
-        text = "".join(f"{number} 1 1 S\n" for number in numbers)
-        assert read_gold(write(tmp_path / "gold", text), lengths) == [ONE_LINK, None, ONE_LINK]
-
-
 def test_links_that_cannot_be_found_count_as_missed(tmp_path: Path) -> None:
     """As in XLM-Align's aligner, whose sets have a link to -99 and a pair without text."""
     path = write(tmp_path / "gold", "0 1 1 S\n0 2 -99 P\n0 -99 1 S\n2 1 1 S\n4 1 2 P\n")
@@ -102,6 +88,10 @@ def test_links_that_cannot_be_found_count_as_missed(tmp_path: Path) -> None:
     ]
     counts = alignment_scores([(0, 0)], gold[0].sure, gold[0].possible)
     assert counts == AlignmentCounts(predicted=1, sure=2, in_sure=1, in_possible=1)
+    for numbers in ("13", "57"):  # a pair without text needs no gold
+        text = "".join(f"{number} 1 1 S\n" for number in numbers)
+        found = read_gold(write(tmp_path / "gold", text), [(1, 1), (0, 1), (1, 1)])
+        assert found == [ONE_LINK, None, ONE_LINK]
 
 
 @pytest.mark.parametrize(

@@ -11,24 +11,17 @@ from modeling_infoxlm.evaluation.alignment.scoring import (
 )
 
 
-def test_scores_of_a_hand_made_sentence() -> None:
+def test_scores_of_hand_made_sentences() -> None:
     # Three links; two are sure, one of the three is wrong though (2, 1) would have been possible.
     counts = alignment_scores({(0, 0), (1, 1), (2, 2)}, {(0, 0), (1, 1)}, {(2, 1)})
     assert counts == AlignmentCounts(predicted=3, sure=2, in_sure=2, in_possible=2)
     rates = alignment_rates(np.array(counts))
-    assert rates["precision"] == pytest.approx(200 / 3)
-    assert rates["recall"] == pytest.approx(100)
-    assert rates["f1"] == pytest.approx(80)
-    assert rates["aer"] == pytest.approx(100 * (1 - (2 + 2) / (3 + 2)))
-
-
-def test_a_possible_link_counts_for_precision_and_never_for_recall() -> None:
+    aer = 100 * (1 - (2 + 2) / (3 + 2))
+    assert rates == pytest.approx({"precision": 200 / 3, "recall": 100, "f1": 80, "aer": aer})
+    # A possible link counts for precision and never for recall.
     counts = alignment_scores([(0, 0), (1, 1)], [(0, 0), (3, 3)], [(0, 0), (1, 1), (3, 3)])
     assert counts == AlignmentCounts(predicted=2, sure=2, in_sure=1, in_possible=2)
     assert alignment_rates(np.array(counts))["aer"] == pytest.approx(25)
-
-
-def test_rates_of_nothing_are_numbers() -> None:
     for counts in (AlignmentCounts(0, 0, 0, 0), AlignmentCounts(0, 3, 0, 0), AlignmentCounts(3, 0, 0, 0)):
         rates = alignment_rates(np.array(counts))
         assert rates["f1"] == rates["precision"] == rates["recall"] == 0

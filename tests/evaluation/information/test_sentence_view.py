@@ -34,15 +34,12 @@ def test_small_information_of_gaussians_is_bounded_closely(rho: float) -> None:
 
 
 def test_large_information_is_cut_at_the_logarithm_of_the_candidates() -> None:
+    """Where truth and logarithm are near each other the bound lies clearly below both."""
     source, target, truth = gaussian_pair(0.9, pairs=800, size=64)
     for candidates in (10, 100, 400):
         bound = sentence_bound(source, target, num_candidates=candidates).estimate
         assert math.log(candidates) - 0.01 < bound.value <= math.log(candidates) + 1e-6
         assert math.log(candidates) < truth / 5
-
-
-def test_moderate_information_is_bounded_from_below() -> None:
-    """Where truth and logarithm are near each other the bound lies clearly below both."""
     source, target, truth = gaussian_pair(0.38, pairs=4000, size=64)
     bound = sentence_bound(source, target, num_candidates=200).estimate
     assert abs(truth - math.log(200)) < 0.5

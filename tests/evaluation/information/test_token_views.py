@@ -36,29 +36,25 @@ def test_a_known_table_gives_its_information() -> None:
     assert mean_gain([gains], [np.ones(len(drawn), int)]).value < truth - 0.05
 
 
-def test_surprisal_and_entropy_are_those_of_the_text() -> None:
+def test_masks_hide_every_chosen_token_and_surprisal_and_entropy_are_those_of_the_text() -> None:
     text = PackedRows.from_lists([[4, 4, 5, 0], [4, 6, 6], []])  # <s> in a text is never masked nor counted
     shares = {4: 3 / 6, 5: 1 / 6, 6: 2 / 6}
     side = mask_side(text, SPECIAL, keys=np.arange(3, dtype=np.uint64))
     assert side.entropy == pytest.approx(-sum(share * math.log(share) for share in shares.values()))
     assert side.entropy_bias == 2 / (2 * 6)
-    found = {
-        int(token): value for token, value in zip(text.tokens[side.chosen], side.surprisals, strict=True)
-    }
+    hidden = text.tokens[side.chosen]
+    found = {int(token): value for token, value in zip(hidden, side.surprisals, strict=True)}
     assert found == pytest.approx({token: -math.log(shares[token]) for token in found})
-
-
-def random_text(count: int, seed: int) -> PackedRows:
-    rng = np.random.default_rng(seed)
-    return PackedRows.from_lists([rng.integers(4, 59, rng.integers(3, 15)).tolist() for _ in range(count)])
-
-
-def test_masks_hide_every_chosen_token() -> None:
     text = random_text(400, 1)
     side = mask_side(text, SPECIAL, keys=np.arange(400, dtype=np.uint64))
     assert (side.inputs == np.where(side.chosen, SPECIAL.mask, text.tokens)).all()
     assert side.chosen.mean() == pytest.approx(0.15, abs=0.01)
     assert side.counts.sum() == side.chosen.sum()
+
+
+def random_text(count: int, seed: int) -> PackedRows:
+    rng = np.random.default_rng(seed)
+    return PackedRows.from_lists([rng.integers(4, 59, rng.integers(3, 15)).tolist() for _ in range(count)])
 
 
 def test_joined_sides() -> None:
@@ -179,15 +175,12 @@ def test_a_trained_model_is_bounded_by_the_truth() -> None:
     assert found.mlm.value < 0.02
 
 
-def test_losses_that_are_not_finite_are_refused() -> None:
+def test_what_has_no_bound() -> None:
+    empty = PackedRows.from_lists([[], []])
+    with pytest.raises(ValueError, match="ordinary tokens"):
+        token_bounds(LanguageModel(tiny_model(), None, SPECIAL), {"en": empty, "xx": empty}, seed=1)
     model = sharp_model()
     model.lm_head.bias.data[7] = float("nan")
     language_model = LanguageModel(model.eval(), None, SPECIAL)
     with pytest.raises(UsageError, match="not finite, first for sentence"):
         token_bounds(language_model, {"en": random_text(3, 1), "fr": random_text(3, 2)}, seed=0)
-
-
-def test_text_without_ordinary_tokens() -> None:
-    empty = PackedRows.from_lists([[], []])
-    with pytest.raises(ValueError, match="ordinary tokens"):
-        token_bounds(LanguageModel(tiny_model(), None, SPECIAL), {"en": empty, "xx": empty}, seed=1)

@@ -79,20 +79,15 @@ def test_layouts(tmp_path: Path, layout: str, others: list[str]) -> None:
     assert record.files[read[0]] == file_sha256(folder / read[0])
 
 
-def test_blank_pairs_are_left_out(tatoeba: Path) -> None:
+def test_languages_are_chosen_by_any_code_and_blank_pairs_left_out(tatoeba: Path) -> None:
     """A blank line at the end would be found beside every other one."""
     for name in ("fr-en.fr", "fr-en.en", "en-de.de"):
         with open(tatoeba / name, "a") as file:
             file.write("\n")
     assert_german_and_french(load_folder(tatoeba)[0])
-
-
-def test_flores_folder_with_two_splits_or_without_english(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no eng_Latn.dev,"):
-        load_folder(write(tmp_path / "no_english", {"deu_Latn.dev": GERMAN}))
-    both = {"deu_Latn.dev": GERMAN, "eng_Latn.dev": ENGLISH, "deu_Latn.devtest": GERMAN}
-    with pytest.raises(UsageError, match="the splits dev and devtest; give a folder with one"):
-        load_folder(write(tmp_path / "both", both))
+    assert [one.language for one in load_folder(tatoeba, ["fr", "deu", "fra"])[0]] == ["fr", "de"]
+    with pytest.raises(UsageError, match="no set of sw, th; it has de, fr"):
+        load_folder(tatoeba, ["sw", "de", "th"])
 
 
 def test_tsv_and_plain_files(tmp_path: Path) -> None:
@@ -114,6 +109,12 @@ def test_dataset_with_a_config_for_each_pair(tmp_path: Path, monkeypatch: pytest
     assert sets == [BitextSet("de", "de-en", GERMAN, ENGLISH)]
     assert record.revision is None and sorted(record.files) == ["README.md", "deu-eng.jsonl", "fra-eng.jsonl"]
     assert [one.language for one in load_dataset_pairs(str(folder))[0]] == ["de", "fr"]
+    other = write_dataset(tmp_path / "other", ("source", "target"))
+    with pytest.raises(UsageError, match="deu-eng, row 1: expected text in the columns sentence1 and"):
+        load_dataset_pairs(str(other))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty cannot be loaded"):
+        load_dataset_pairs(str(tmp_path / "empty"))
 
 
 def write_dataset(folder: Path, columns: tuple[str, str] = ("sentence1", "sentence2")) -> Path:
@@ -131,52 +132,27 @@ def write_dataset(folder: Path, columns: tuple[str, str] = ("sentence1", "senten
     return folder
 
 
-def test_dataset_of_other_columns_or_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    folder = write_dataset(tmp_path / "pairs", ("source", "target"))
-    with pytest.raises(UsageError, match="deu-eng, row 1: expected text in the columns sentence1 and"):
-        load_dataset_pairs(str(folder))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty cannot be loaded"):
-        load_dataset_pairs(str(tmp_path / "empty"))
-
-
-def test_a_dataset_of_the_hub_is_read_at_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked = []
-
-    def load(name: str, config: str, **options: object) -> list[dict[str, str]]:
-        asked.append((name, config, options["split"], options["revision"], options["token"]))
-        return [{"sentence1": GERMAN[0], "sentence2": ENGLISH[0]}]
-
-    monkeypatch.setattr(
-        "modeling_infoxlm.evaluation.retrieval.bitext_sets.hub_revision", lambda *_, **options: "abc"
-    )
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, **options: ["deu-eng", "default"])
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    sets, record = load_dataset_pairs("mteb/tatoeba-bitext-mining", revision="main", token="mine")
-    assert sets == [BitextSet("de", "de-en", GERMAN[:1], ENGLISH[:1])]
-    assert asked == [("mteb/tatoeba-bitext-mining", "deu-eng", "test", "abc", "mine")]
-    assert record == DatasetRecord("mteb/tatoeba-bitext-mining", {}, "abc", "mteb/tatoeba-bitext-mining")
-
-
-def test_bitext_of_the_hub_is_read_and_recorded_at_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
+def test_what_is_on_the_hub_is_read_and_recorded_at_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset with a configuration for each pair, and bitext as pre-training reads it."""
     asked = []
 
     def load(name: str, config: str, **options: object) -> list[dict[str, object]]:
         asked.append((name, config, options["revision"]))
-        return [{"translation": {"de": GERMAN[0], "en": ENGLISH[0]}}]
+        pair = {"de": GERMAN[0], "en": ENGLISH[0]}
+        return [{"sentence1": GERMAN[0], "sentence2": ENGLISH[0], "translation": pair}]
 
-    monkeypatch.setattr(
-        "modeling_infoxlm.evaluation.retrieval.bitext_sets.hub_revision", lambda location: "abc"
+    module = "modeling_infoxlm.evaluation.retrieval.bitext_sets"
+    monkeypatch.setattr(f"{module}.hub_revision", lambda *given, **options: "abc")
+    monkeypatch.setattr("datasets.get_dataset_config_names", lambda name, **options: ["deu-eng", "default"])
+    monkeypatch.setattr("datasets.load_dataset", load)
+    name = "mteb/tatoeba-bitext-mining"
+    expected = [BitextSet("de", "de-en", GERMAN[:1], ENGLISH[:1])]
+    assert load_dataset_pairs(name, revision="main", token="mine") == (
+        expected,
+        DatasetRecord(name, {}, "abc", name),
     )
-    monkeypatch.setattr(datasets, "load_dataset", load)
     sets, record = load_files(["de-en=hub:org/pairs:de-en"])
-    assert sets == [BitextSet("de", "de-en", GERMAN[:1], ENGLISH[:1])]
-    assert asked == [("org/pairs", "de-en", "abc")]
+    assert sets == expected and asked == [(name, "deu-eng", "abc"), ("org/pairs", "de-en", "abc")]
     assert record.files == {"hub:org/pairs:de-en": "abc"} and record.sha256 is not None
 
 
@@ -190,12 +166,6 @@ def test_bitext_of_the_hub_is_read_and_recorded_at_one_commit(monkeypatch: pytes
 )  # fmt: skip
 def test_codes(code: str, short: str) -> None:
     assert short_code(code) == short
-
-
-def test_languages_are_chosen_by_any_code(tatoeba: Path) -> None:
-    assert [one.language for one in load_folder(tatoeba, ["fr", "deu", "fra"])[0]] == ["fr", "de"]
-    with pytest.raises(UsageError, match="no set of sw, th; it has de, fr"):
-        load_folder(tatoeba, ["sw", "de", "th"])
 
 
 def test_sets_that_cannot_be_used(tatoeba: Path) -> None:
@@ -213,11 +183,25 @@ def test_sets_that_cannot_be_used(tatoeba: Path) -> None:
         load_folder(tatoeba)
 
 
-def test_folder_that_is_missing_or_holds_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder"):
-        load_folder(tmp_path / "none")
-    with pytest.raises(UsageError, match="holds no file to read"):
-        load_folder(tmp_path)
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "there is no folder"),
+        ({}, "holds no file to read"),
+        ({"deu_Latn.dev": GERMAN}, "no eng_Latn.dev,"),
+        (
+            {"deu_Latn.dev": GERMAN, "eng_Latn.dev": ENGLISH, "deu_Latn.devtest": GERMAN},
+            "the splits dev and devtest; give a folder with one",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_used(
+    tmp_path: Path, files: dict[str, list[str]] | None, message: str
+) -> None:
+    if files is not None:
+        write(tmp_path / "sets", files)
+    with pytest.raises(UsageError, match=message):
+        load_folder(tmp_path / "sets")
 
 
 @pytest.mark.skipif(not (DATA / "eval" / "tatoeba").is_dir(), reason=f"no Tatoeba in {DATA} (INFOXLM_DATA)")

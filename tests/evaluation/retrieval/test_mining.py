@@ -38,13 +38,6 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     return size
 
 
-def test_the_first_of_equals_is_taken(tile: tuple[int, int]) -> None:
-    # Sentences 1 and 2 are the same on both sides, so 2 is never the first.
-    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
-    accuracy = retrieval_accuracy(vectors, vectors)
-    assert accuracy.source_to_target == accuracy.target_to_source == pytest.approx(2 / 3)
-
-
 def test_no_more_than_a_tile_of_scores_is_there_at_once(
     tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,20 +62,13 @@ def test_both_directions_against_the_slow_search(tile: tuple[int, int]) -> None:
     assert expected[0] != expected[1] and 0 < min(expected) and max(expected) < 1
     assert [accuracy.source_to_target, accuracy.target_to_source] == pytest.approx(expected)
     assert accuracy.mean == pytest.approx(sum(expected) / 2)
-
-
-def test_directions_by_hand() -> None:
-    """Source 0 finds target 0, but both targets are nearest to source 0."""
-    source = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
-    target = torch.tensor([[1.0, 0.1], [1.0, 0.5]])
-    accuracy = retrieval_accuracy(source, target)
-    assert (accuracy.source_to_target, accuracy.target_to_source) == (1.0, 0.5)
-
-
-@pytest.mark.parametrize("rows", [(3, 4), (0, 0)])
-def test_not_one_translation_for_each_sentence(rows: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"expected one translation.*\({rows[0]}, 2\) and \({rows[1]}, 2\)"):
-        retrieval_accuracy(torch.zeros(rows[0], 2), torch.zeros(rows[1], 2))
+    # Sentences 1 and 2 are the same on both sides: the first of equals is taken.
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    accuracy = retrieval_accuracy(vectors, vectors)
+    assert accuracy.source_to_target == accuracy.target_to_source == pytest.approx(2 / 3)
+    for rows in ((3, 4), (0, 0)):
+        with pytest.raises(ValueError, match=rf"expected one translation.*\({rows[0]}, 2\) and \({rows[1]}"):
+            retrieval_accuracy(torch.zeros(rows[0], 2), torch.zeros(rows[1], 2))
 
 
 # ----------------------------------------------------------------------------------- k neighbours and margins
@@ -180,17 +166,13 @@ def random_matches(count: int, others: int, seed: int) -> Neighbours:
     return Neighbours(score, torch.from_numpy(draw.integers(0, others, count)))
 
 
-def test_pairs_are_the_best_of_both_sides_and_each_is_there_once() -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_pairs_are_the_best_of_both_sides_and_one_to_one_takes_from_the_best_down(seed: int) -> None:
     forth = Neighbours(torch.tensor([0.5, 0.9, 0.5]), torch.tensor([1, 0, 1]))
-    back = Neighbours(torch.tensor([0.9, 0.7]), torch.tensor([1, 2]))
-    pairs = best_pairs(forth, back)
+    pairs = best_pairs(forth, Neighbours(torch.tensor([0.9, 0.7]), torch.tensor([1, 2])))
     assert pairs.score.tolist() == pytest.approx([0.9, 0.7, 0.5])
     assert list(zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)) == [(1, 0), (2, 1), (0, 1)]
     assert one_to_one(pairs).source.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_one_to_one_takes_from_the_best_down(seed: int) -> None:
     pairs = best_pairs(random_matches(12, 9, seed), random_matches(9, 12, seed + 50))
     keys = list(zip((-pairs.score).tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True))
     assert keys == sorted(keys) and len({key[1:] for key in keys}) == len(keys) <= 21
@@ -199,9 +181,8 @@ def test_one_to_one_takes_from_the_best_down(seed: int) -> None:
         if all(key[1] != used[1] and key[2] != used[2] for used in expected):
             expected.append(key)
     chosen = one_to_one(pairs)
-    assert list(zip(chosen.source.tolist(), chosen.target.tolist(), strict=True)) == [
-        key[1:] for key in expected
-    ]
+    found = list(zip(chosen.source.tolist(), chosen.target.tolist(), strict=True))
+    assert found == [key[1:] for key in expected]
     assert len(chosen) < len(pairs)
 
 

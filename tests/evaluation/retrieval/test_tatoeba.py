@@ -74,8 +74,8 @@ def test_accuracy_is_that_of_a_slow_search_in_both_directions(
     folder: Path, encoder: Encoder, layer: int, pooling: Any, similarity: Any
 ) -> None:
     sets = [make_set("de", seed=1), make_set("fr", seed=2)]
-    options = arguments(layer=layer, pooling=pooling, similarity=similarity)
-    result = evaluate_retrieval(encoder, sets, RECORD, options)
+    options = {"layer": layer, "pooling": pooling, "similarity": similarity}
+    result = evaluate_retrieval(encoder, sets, RECORD, arguments(**options))
     for one in sets:
         expected = slow_accuracy(folder, one, layer, pooling, similarity)
         assert directions(result, one.language) == pytest.approx(expected)
@@ -83,6 +83,13 @@ def test_accuracy_is_that_of_a_slow_search_in_both_directions(
         assert 0 < min(expected) and max(expected) < 100
         assert result.scores[one.language]["accuracy"].count == 40
     assert (result.settings["layer"], result.settings["search"]) == (layer, "exact")
+    margins = [
+        evaluate_retrieval(encoder, sets, RECORD, arguments(**options, margin="ratio", margin_neighbours=k))
+        for k in (2, 20)
+    ]
+    assert [found.settings["margin_neighbours"] for found in margins] == [2, 20]
+    every = [[directions(found, one.language) for one in sets] for found in (result, *margins)]
+    assert every[0] != every[1] != every[2]
 
 
 def test_every_layer_has_the_numbers_that_it_has_alone(encoder: Encoder) -> None:
@@ -102,21 +109,6 @@ def test_every_layer_has_the_numbers_that_it_has_alone(encoder: Encoder) -> None
     assert directions(together, "de") == pytest.approx(at_layer)
     assert len({tuple(curves["de"][name]) for name in tatoeba.DIRECTIONS}) == 2
     json.dumps(asdict(together))  # no array, no tensor: without `default`
-
-
-def test_margin_options_reach_the_search(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
-
-    def spy(source: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.update(options)
-        return torch.ones(40, dtype=torch.bool), torch.zeros(40, dtype=torch.bool)
-
-    monkeypatch.setattr(tatoeba, "translations_found", spy)
-    options = arguments(margin="ratio", margin_neighbours=3, similarity="dot")
-    result = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, options)
-    assert seen == {"similarity": "dot", "margin": "ratio", "k": 3, "search": "exact"}
-    assert directions(result, "de") == [100.0, 0.0] and result.scores["de"]["accuracy"].value == 50.0
-    assert result.settings["margin_neighbours"] == 3
 
 
 def test_sides_that_sets_share_and_sentences_that_stand_twice_are_encoded_once(
@@ -208,15 +200,3 @@ def test_figure_draws_the_curves_of_the_result(
     assert {text.get_text() for text in axes.texts} == {"de", "fr"}
     alone = evaluate_retrieval(encoder, [make_set("de", seed=1)], RECORD, arguments())
     assert write_figure(path.parent, alone) is None and not list(path.parent.iterdir()), "the older one stays"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "found none"),
-        ({"data_dir": "a", "dataset_name": "b"}, "found data_dir, dataset_name"),
-    ],
-)
-def test_impossible_arguments(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TatoebaArguments(**given)
