@@ -59,25 +59,15 @@ def test_every_encoder_takes_a_new_head_of_the_seed(
     assert torch.equal(weights[weight], again[weight]) and not torch.equal(weights[weight], other[weight])
 
 
-def test_dropout_and_type_are_the_checkpoints(folders: dict[str, Path]) -> None:
-    config = load_head(folders["plain"]).model.config
-    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.2
-    assert config.model_type == "xlm-roberta" and config.num_labels == 3
-    assert load_head(folders["infoxlm"]).model.config.model_type == "infoxlm"
-
-
 def test_a_checkpoint_without_its_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     """Else the result would be that of a random encoder."""
-    model = AutoModel.from_pretrained(folders["bert"])
-    model.save_pretrained(tmp_path)
+    AutoModel.from_pretrained(folders["bert"]).save_pretrained(tmp_path)
     word_tokenizer(token_types=True).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    for name in [name for name in weights if "layer.1." in name]:
-        del weights[name]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        UsageError, match=r"lacks 16 weights of the encoder, such as bert\.encoder\.layer\.1\."
-    ):
+    kept = {name: value for name, value in weights.items() if "layer.1." not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    message = r"lacks 16 weights of the encoder, such as bert\.encoder\.layer\.1\."
+    with pytest.raises(UsageError, match=message):
         load_head(tmp_path)
 
 
@@ -86,15 +76,22 @@ def test_what_cannot_be_loaded_is_a_usage_error(folders: dict[str, Path], tmp_pa
         load_head_model(HeadModelArguments(), AutoModelForSequenceClassification, seed=1)
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_head(tmp_path / "nothing")
-    word_tokenizer(VOCAB + 5).save_pretrained(tmp_path / "words")
-    arguments = HeadModelArguments(
-        model_name_or_path=str(folders["bert"]), tokenizer_name=str(tmp_path / "words")
-    )
+    word_tokenizer(VOCAB + 5).save_pretrained(words := tmp_path / "words")
+    arguments = HeadModelArguments(model_name_or_path=str(folders["bert"]), tokenizer_name=str(words))
     with pytest.raises(UsageError, match="tokenizer has 65 tokens, the model's table 60"):
         load_head_model(arguments, AutoModelForSequenceClassification, seed=1)
+    # Its configuration is in order: the task asks for three labels.
+    config = AutoConfig.from_pretrained(write_encoders(tmp_path)["plain"], num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "plain")
+    message = "or the task needs: .* where the head is for other labels, give the"
+    with pytest.raises(UsageError, match=message):
+        load_head(tmp_path / "plain")
 
 
-def test_lengths_and_heads_are_checked(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_lengths_and_heads_are_checked(folders: dict[str, Path], rows: Dataset, tmp_path: Path) -> None:
+    config = load_head(folders["plain"]).model.config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.2  # the checkpoint's
+    assert config.model_type == "xlm-roberta" and config.num_labels == 3
     head = load_head(folders["bert"])
     head.check(max_seq_length=40, trained=False)
     with pytest.raises(UsageError, match=r"max_seq_length is 41, but .*bert takes at most 40 tokens"):
@@ -104,16 +101,9 @@ def test_lengths_and_heads_are_checked(folders: dict[str, Path], tmp_path: Path)
     head.model.save_pretrained(tmp_path)
     head.tokenizer.save_pretrained(tmp_path)
     load_head(tmp_path).check(max_seq_length=40, trained=True)
-
-
-def test_a_head_for_other_labels_is_told_of(tmp_path: Path) -> None:
-    """Its configuration is in order: the task asks for three labels."""
-    config = AutoConfig.from_pretrained(write_encoders(tmp_path)["plain"], num_labels=2)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "plain")
-    with pytest.raises(
-        UsageError, match="or the task needs: .* where the head is for other labels, give the"
-    ):
-        load_head(tmp_path / "plain")
+    head.model.get_input_embeddings().weight.data[rows["input_ids"][5][1]] = float("nan")
+    with pytest.raises(UsageError, match=r"not finite, first for row \d+; its weights"):
+        forward_batches(head.model, rows, head.tokenizer, lambda *_: None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,11 +130,3 @@ def test_each_row_has_the_output_it_has_alone(
             [head.model(input_ids=torch.tensor([ids])).logits for ids in rows["input_ids"][:]]
         )
     torch.testing.assert_close(found, expected)
-
-
-def test_logits_that_are_not_finite_are_refused(folders: dict[str, Path], rows: Dataset) -> None:
-    head = load_head(folders["bert"])
-    damaged = rows["input_ids"][5][1]
-    head.model.get_input_embeddings().weight.data[damaged] = float("nan")
-    with pytest.raises(UsageError, match=r"not finite, first for row \d+; its weights"):
-        forward_batches(head.model, rows, head.tokenizer, lambda *_: None)

@@ -39,22 +39,17 @@ def test_tokenizers_of_other_rows_have_other_hashes() -> None:
 
 
 def test_rows_are_padded_to_the_longest() -> None:
-    rows = [
-        {"input_ids": [0, 5, 2], "labels": 2, "length": 3},
-        {"input_ids": [0, 2], "labels": 0, "length": 2},
-    ]
-    batch = collate(rows, word_tokenizer(), ("labels",))
-    assert {name: value.tolist() for name, value in batch.items()} == {
-        "input_ids": [[0, 5, 2], [0, 2, 1]],
-        "attention_mask": [[1, 1, 1], [1, 1, 0]],
-        "labels": [[2], [0]],
-    }
+    given = (([0, 5, 2], 2), ([0, 2], 0))
+    rows = [{"input_ids": ids, "labels": label, "length": len(ids)} for ids, label in given]
     left = word_tokenizer()
     left.padding_side, left.model_input_names = "left", ["input_ids"]  # answers are counted from the left
-    again = collate(rows, left, ("labels",))
-    assert {name: value.tolist() for name, value in again.items()} == {
-        name: value.tolist() for name, value in batch.items()
-    }
+    for tokenizer in (word_tokenizer(), left):
+        batch = collate(rows, tokenizer, ("labels",))
+        assert {name: value.tolist() for name, value in batch.items()} == {
+            "input_ids": [[0, 5, 2], [0, 2, 1]],
+            "attention_mask": [[1, 1, 1], [1, 1, 0]],
+            "labels": [[2], [0]],
+        }
     typed = [{"input_ids": [0, 2], "token_type_ids": [0, 1]}, {"input_ids": [0], "token_type_ids": [1]}]
     assert collate(typed, word_tokenizer(token_types=True))["token_type_ids"].tolist() == [[0, 1], [1, 0]]
 

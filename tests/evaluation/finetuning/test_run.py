@@ -18,11 +18,16 @@ from modeling_infoxlm.evaluation.results import ModelRecord
 from modeling_infoxlm.runs.errors import UsageError
 
 
-def test_a_run_is_opened_finished_and_found(tmp_path: Path) -> None:
+def test_a_run_is_opened_finished_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = arguments(tmp_path / "out", weight_decay=0.5)
     model = ModelRecord("org/base", None, None, "xlm-roberta", 3)
     task = EncoderArguments(tokenizer_name="own")
     given = {"argv": ["--rate", "1"], "outputs": ()}
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuningArguments, "n_gpu", 2)
+        with pytest.raises(UsageError, match="fine-tuning runs on one device, found 2"):
+            open_fine_tuning(model, task, args, {}, argv=[])
+    assert not (tmp_path / "out").exists()
     run = open_fine_tuning(model, task, args, {"a.tsv": "0123"}, **given)
     assert not run.finished and run.checkpoint is None
     finish_run(replace(run, checkpoint="x/checkpoint-7"), args, task)
@@ -36,15 +41,6 @@ def test_a_run_is_opened_finished_and_found(tmp_path: Path) -> None:
     (tmp_path / "out" / "checkpoint-7").mkdir()
     with pytest.raises(UsageError, match="holds a different run: files was"):
         open_fine_tuning(model, task, args, {"a.tsv": "4567"}, **given)
-
-
-def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FineTuningArguments, "n_gpu", 2)
-    with pytest.raises(UsageError, match="fine-tuning runs on one device, found 2"):
-        open_fine_tuning(
-            ModelRecord("x", None, None, "x", 3), EncoderArguments(), arguments(tmp_path / "out"), {}, argv=[]
-        )
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_identity_changes_with_what_is_computed(tmp_path: Path) -> None:

@@ -48,19 +48,10 @@ def test_accumulation_changes_neither_loss_nor_gradient(
         for part in head.model.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
-        args = arguments(
-            tmp_path / "out",
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulated,
-            label_smoothing_factor=smoothing,
-            max_steps=1,
-            logging_steps=1,
-            optim="sgd",
-            learning_rate=1.0,
-            warmup_steps=0,
-            max_grad_norm=1e9,
-            eval_strategy="no",
-        )
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+        one_step = {"max_steps": 1, "logging_steps": 1, "warmup_steps": 0, "eval_strategy": "no"}
+        plain = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e9}
+        args = arguments(tmp_path / "out", label_smoothing_factor=smoothing, **sizes, **one_step, **plain)
         trainer = FineTuner(head, args, rows=dataset, label_names=label_names, score=None)
         trainer.train()
         return trainer.model.state_dict(), trainer.state.log_history[0]["loss"]
@@ -75,13 +66,8 @@ def test_the_step_that_is_taken_does_not_depend_on_what_is_saved(
     folders: dict[str, Path], rows: Dataset, tmp_path: Path, saving: dict[str, Any]
 ) -> None:
     head = load_head(folders["infoxlm"])
-    args = arguments(
-        tmp_path / "out",
-        max_steps=4,
-        eval_steps=1,
-        metric_for_best_model="accuracy",
-        **saving,
-    )
+    steps = {"max_steps": 4, "eval_steps": 1, **saving}
+    args = arguments(tmp_path / "out", metric_for_best_model="accuracy", **steps)
     weights, scores = [], iter([1.0, 3.0, 2.0, 0.0])
 
     def score() -> dict[str, float]:
@@ -122,12 +108,7 @@ def test_an_adapter_is_tuned_with_its_head_and_found_again(
     def tuned(checkpoint: Path | None) -> dict[str, torch.Tensor]:
         head = load_head(folders["infoxlm"])
         model = peft.get_peft_model(head.model, peft.LoraConfig(task_type="SEQ_CLS", r=2))
-        args = arguments(
-            tmp_path / "out",
-            eval_strategy="no",
-            save_steps=2,
-            max_steps=2,
-        )
+        args = arguments(tmp_path / "out", eval_strategy="no", save_steps=2, max_steps=2)
         tuner = FineTuner(replace(head, model=model), args, rows=rows, label_names=["labels"], score=None)
         tuner.fine_tune(None if checkpoint is None else str(checkpoint))
         return model.state_dict()

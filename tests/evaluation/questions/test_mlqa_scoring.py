@@ -179,14 +179,14 @@ def test_hand_checked_normalisation(language: str, text: str, expected: str) -> 
         ("en", "a a b", ["a b b"], 2 / 3, 0),  # "a" is an article: b against b b
         ("zh", "北京", ["北京大学"], 2 / 3, 0),  # 2 of 2 and 2 of 4 characters
         ("zh", "2008年8月8日", ["2008年"], 1 / 2, 0),  # 2008 年 8 月 8 日 against 2008 年
-        ("ar", "كتاب", ["الكتاب"], 1, 1),
         ("ar", "سؤ", ["سؤال"], 1, 1),  # not the same word at all, but the script says so
         ("hi", "दिल्ली", ["नई दिल्ली।"], 2 / 3, 0),
         ("vi", "của Việt Nam", ["Việt Nam"], 1, 1),
-        ("vi", "Nam", ["người Việt Nam"], 1 / 2, 0),
         ("ja", "東京", ["東京都"], 0, 0),  # one word each
         ("de", "", ["Berlin"], 0, 0),
         ("en", "the", ["a"], 0, 1),  # nothing is left of either: no word is shared, yet they are equal
+        ("en", "", [], 1, 1),  # a question without answer wants none
+        ("en", "something", [], 0, 0),
     ],
 )
 def test_hand_checked_scores(
@@ -194,8 +194,3 @@ def test_hand_checked_scores(
 ) -> None:
     assert f1_score(prediction, answers, language) == pytest.approx(f1)
     assert exact_match_score(prediction, answers, language) == exact
-
-
-def test_a_question_without_answer_wants_an_empty_prediction() -> None:
-    assert f1_score("", [], "en") == exact_match_score("", [], "en") == 1
-    assert f1_score("something", [], "en") == exact_match_score("something", [], "en") == 0

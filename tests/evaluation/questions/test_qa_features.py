@@ -238,14 +238,14 @@ def test_a_long_context_is_covered_by_windows_that_move_by_the_stride() -> None:
     assert windows.size.tolist() == [7, 7, 7, 7, 4]
     assert windows.context_at.tolist() == [6] * 5
     assert windows.question.tolist() == [0] * 5
-
-
-def test_the_answer_is_marked_where_a_window_holds_all_of_it() -> None:
-    windows = build_windows([long_question()], word_tokenizer(), SMALL)
+    # The answer is marked where a window holds all of it: the first window ends with w16, the second begins
+    # with w14, the third with w18.
     labels = list(zip(*(windows.rows[name][:] for name in LABELS), strict=True))
-    # The first window ends with w16, the second begins with w14, the third with w18.
     assert labels == [(0, 0), (8, 9), (0, 0), (0, 0), (0, 0)]
     assert windows.num_with_answer == 1
+    with pytest.raises(UsageError, match=r"max_seq_length is 10, .* and 4 special tokens need 11"):
+        check_windows(word_tokenizer(), WindowSettings(10, 4, 3))
+    check_windows(word_tokenizer(), WindowSettings(11, 4, 3))
 
 
 @pytest.mark.parametrize("length", [6, 7, 8, 11, 12])
@@ -257,18 +257,13 @@ def test_no_token_is_left_out_and_no_window_is_needless(length: int) -> None:
     assert len(ends) == 1 or ends[-2] < length
 
 
-def test_an_empty_context_and_an_empty_question_have_a_window() -> None:
+def test_what_is_empty_has_a_window_and_blank_answers_are_not_learned() -> None:
     questions = [Question("q", "w4", "", ()), Question("r", "", "w8 w9", ())]
     windows = build_windows(questions, word_tokenizer(), SMALL)
     assert windows.rows["input_ids"][:] == [[0, 4, 2, 2, 2], [0, 2, 2, 8, 9, 2]]
     assert windows.size.tolist() == [0, 2]
-
-
-def test_an_answer_of_spaces_or_beyond_every_token_is_not_learned() -> None:
-    context = "w8 w9  "
-    questions = [Question("q", "w4", context, (Answer(text, 5),)) for text in (" ", "")]
-    windows = build_windows(questions, word_tokenizer(), SMALL)
-    assert windows.num_with_answer == 0
+    blank = [Question("q", "w4", "w8 w9  ", (Answer(text, 5),)) for text in (" ", "")]
+    assert build_windows(blank, word_tokenizer(), SMALL).num_with_answer == 0
 
 
 def test_spans_of_every_window_give_back_the_text() -> None:
@@ -306,27 +301,17 @@ def test_each_token_may_begin_an_answer_in_one_window_where_it_is_furthest_from_
             assert edges[owner] == max(edges.values())
 
 
-def test_bert_pairs_have_token_types() -> None:
-    tokenizer = made(bert)
-    windows = build_windows([Question("q", "a", "x1 a", ())], tokenizer, WindowSettings(32, 8, 8))
-    expected = tokenizer("a", "x1 a")
-    assert windows.rows["input_ids"][:] == [expected["input_ids"]]
-    assert windows.rows["token_type_ids"][:] == [expected["token_type_ids"]]
-
-
 @pytest.mark.parametrize("maker", TOKENIZERS)
 def test_layouts_are_those_of_the_tokenizer(maker: Maker) -> None:
     tokenizer = made(maker)
     layout = PairLayout.of(tokenizer)
     question, context = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a B", "中 x1"))
     before, between, after = layout.ids
-    assert [*before, *question, *between, *context, *after] == tokenizer("a B", "中 x1")["input_ids"]
-
-
-def test_windows_too_short_for_a_question_and_a_step_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"max_seq_length is 10, .* and 4 special tokens need 11"):
-        check_windows(word_tokenizer(), WindowSettings(10, 4, 3))
-    check_windows(word_tokenizer(), WindowSettings(11, 4, 3))
+    expected = tokenizer("a B", "中 x1")
+    assert [*before, *question, *between, *context, *after] == expected["input_ids"]
+    windows = build_windows([Question("q", "a B", "中 x1", ())], tokenizer, WindowSettings(32, 8, 8))
+    for name in ("input_ids", "token_type_ids") if maker is bert else ("input_ids",):
+        assert windows.rows[name][:] == [expected[name]]
 
 
 def test_the_same_windows_are_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,17 +100,18 @@ def texts(settings: SpanSettings) -> list[list[str]]:
     return [[item.text for item in found] for found in choose_answers(QUESTIONS, WINDOWS, BEST, settings)]
 
 
-def test_the_best_span_of_all_windows_is_the_answer() -> None:
-    assert texts(SpanSettings(n_best_size=1)) == [["three"], ["four"], [""]]
-
-
 def test_n_best_lists_hold_each_text_once_best_first() -> None:
+    """The best span of all windows is the answer; questions without windows keep their place."""
+    assert texts(SpanSettings(n_best_size=1)) == [["three"], ["four"], [""]]
     # "two" is found in two windows, "four" with and without its last token, which is no character.
     assert texts(SpanSettings(n_best_size=4)) == [["three", "one two", "two", "one"], ["four"], [""]]
     found = choose_answers(QUESTIONS, WINDOWS, BEST, SpanSettings(n_best_size=4))[0]
     assert [item.score for item in found] == [3.0, 1.0, 0.9, 0.5]
     assert [item.start for item in found] == [8, 0, 4, 0]
     assert texts(SpanSettings(n_best_size=2))[0] == ["three", "one two"]
+    shuffled = replace(BEST, scores=np.where(np.arange(4)[:, None] == 2, BEST.scores, -INF))
+    answers = choose_answers(QUESTIONS, WINDOWS, shuffled, SpanSettings())
+    assert [items[0].text for items in answers] == ["", "four", ""]
 
 
 def test_the_answer_does_not_depend_on_how_many_are_written() -> None:
@@ -142,9 +143,3 @@ def test_no_answer_wins_by_more_than_the_threshold_in_the_window_that_is_least_f
     ]
     assert texts(SpanSettings(null_score_diff_threshold=-1.5))[0] == [""]
     assert texts(SpanSettings(null_score_diff_threshold=4.9))[1] == ["four"]
-
-
-def test_questions_without_windows_between_others_keep_their_place() -> None:
-    shuffled = replace(BEST, scores=np.where(np.arange(4)[:, None] == 2, BEST.scores, -INF))
-    found = choose_answers(QUESTIONS, WINDOWS, shuffled, SpanSettings())
-    assert [items[0].text for items in found] == ["", "four", ""]
