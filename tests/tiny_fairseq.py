@@ -6,28 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 VOCAB = 60  # w4 to w58 and <mask>
 LAYERS, HIDDEN, HEADS, INNER, POSITIONS = 12, 24, 12, 96, 32  # the base model's, scaled down
 CONTRAST_LAYER, QUEUE = 8, 10
-
-
-def save_masked_tokenizer(folder: Path) -> Path:
-    """Words w4 to w58 are their own ids and `<mask>` is the last one, as in XLM-R."""
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"w{i}": i for i in range(4, VOCAB - 1)}}
-    backend = Tokenizer(models.WordLevel({**words, "<mask>": VOCAB - 1}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    special = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
-    names = {f"{name}_token": token for name, token in special.items()}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="<mask>", **names)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_dictionary(path: Path, pieces: Iterable[str] | None = None) -> Path:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote
 from hub.card_rules import metadata_errors
 
 USER = "tester"
+Files = dict[str, bytes]
 LFS_SUFFIXES = (".bin", ".data", ".model", ".onnx", ".pt", ".safetensors")
 
 
@@ -24,7 +25,7 @@ class Commit:
 
     oid: str
     message: str
-    files: dict[str, bytes]
+    files: Files
     lfs: frozenset[str]
     parent: str | None
 
@@ -92,20 +93,13 @@ class Repository:
             yield commit
             commit = self.commits[commit.parent] if commit.parent else None
 
-    def add_commit(
-        self,
-        head: str,
-        parent: str | None,
-        message: str,
-        files: dict[str, bytes],
-        lfs: frozenset[str] = frozenset(),
-    ) -> Commit:
-        """Write a commit and move a head to it: the one place where content changes."""
+    def add_commit(self, head: str, parent: str | None, message: str, files: Files, *lfs: str) -> str:
+        """Write a commit and move a head to it: the one place where content changes; returns its oid."""
         seed = f"{self.name} {len(self.commits)} {parent} {message}".encode()
         oid = hashlib.sha1(seed + b"".join(files.values())).hexdigest()
-        self.commits[oid] = Commit(oid, message, files, lfs, parent)
+        self.commits[oid] = Commit(oid, message, files, frozenset(lfs), parent)
         self.heads[head] = oid
-        return self.commits[oid]
+        return oid
 
 
 class Api:
@@ -177,15 +171,8 @@ class Api:
         found = self.readable(request, repo)
         commit = found.find(revision)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        about = {
-            "id": repo,
-            "sha": commit.oid,
-            "private": found.private,
-            "tags": [],
-            "downloads": 0,
-            "likes": 0,
-        }
-        return Answer.json({**about, "siblings": siblings})
+        about = {"id": repo, "sha": commit.oid, "private": found.private}
+        return Answer.json({**about, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0})
 
     def list_references(self, request: Request, repo: str) -> Answer:
         found = self.readable(request, repo)
@@ -253,24 +240,17 @@ class Api:
         for asked in request.json()["files"]:
             path, sample = asked["path"], base64.b64decode(asked.get("sample", ""))
             is_large = asked["size"] > 0 and (path.endswith(LFS_SUFFIXES) or b"\0" in sample)
-            mode = "lfs" if is_large else "regular"
-            rows.append(
-                {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid_of(commit, path)}
-            )
+            row = {"path": path, "shouldIgnore": False, "oid": oid_of(commit, path)}
+            rows.append(row | {"uploadMode": "lfs" if is_large else "regular"})
         return Answer.json({"files": rows})
 
     def start_large_uploads(self, request: Request, repo: str) -> Answer:
         self.writable(request, repo)
         verify = {"href": f"{self.endpoint}/{repo}.git/info/lfs/objects/verify"}
-        objects = [
-            {"oid": asked["oid"], "size": asked["size"]}
-            | (
-                {}
-                if asked["oid"] in self.large
-                else {"actions": {"upload": {"href": self.address(asked["oid"])}, "verify": verify}}
-            )
-            for asked in request.json()["objects"]
-        ]
+        objects = [{"oid": asked["oid"], "size": asked["size"]} for asked in request.json()["objects"]]
+        for item in objects:
+            if item["oid"] not in self.large:
+                item["actions"] = {"upload": {"href": self.address(item["oid"])}, "verify": verify}
         return Answer.json({"transfer": "basic", "objects": objects})
 
     def verify_large(self, request: Request, repo: str) -> Answer:
@@ -300,12 +280,10 @@ class Api:
         if request.query.get("create_pr", [""])[0].lower() in ("true", "1"):
             number = 1 + sum(name.startswith("refs/pr/") for name in found.heads)
             revision, extra = f"refs/pr/{number}", {"pullRequestUrl": f"{url}/discussions/{number}"}
-        oid = found.add_commit(revision, parent.oid, header["value"]["summary"], files, lfs).oid
+        oid = found.add_commit(revision, parent.oid, header["value"]["summary"], files, *lfs)
         return Answer.json({"success": True, "commitOid": oid, "commitUrl": f"{url}/commit/{oid}", **extra})
 
-    def apply(
-        self, parent: Commit, operations: list[dict[str, Any]]
-    ) -> tuple[dict[str, bytes], frozenset[str]]:
+    def apply(self, parent: Commit, operations: list[dict[str, Any]]) -> tuple[Files, set[str]]:
         """Files after these operations, and which of them are large."""
         files, lfs = dict(parent.files), set(parent.lfs)
         for operation in operations:
@@ -321,7 +299,7 @@ class Api:
                 del files[path]
             else:
                 raise HubError(400, f"{key} of {path} cannot be done: what it names is not there")
-        return files, frozenset(lfs)
+        return files, lfs
 
 
 _API = r"/api/models/(?P<repo>[^/]+/[^/]+)"

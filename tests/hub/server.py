@@ -4,8 +4,7 @@ The real `huggingface_hub` client, transformers and the Trainer talk to it, beca
 in `HF_ENDPOINT`. So what is tested is what users run, and no test needs a network.
 
     with LoopbackHub() as hub:
-        api = HfApi(endpoint=hub.endpoint, token=hub.token)
-        api.create_repo("org/name")
+        hub.client().create_repo("org/name")
         hub.inject(Fault(method="POST", path=r"/commit/", kind="status", status=500))
         ...
         subprocess.run([...], env=hub.environment(tmp_path / "hf_home"))
@@ -36,6 +35,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from hub.hub_api import Answer, Api, Commit, HubError, Request
+from huggingface_hub import HfApi
 
 
 @dataclass
@@ -97,6 +97,10 @@ class LoopbackHub:
         direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
         where = {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token, "HF_HOME": str(hf_home)}
         return kept | direct | dict.fromkeys(switches, "1") | where
+
+    def client(self) -> HfApi:
+        """The real client, whose token may write."""
+        return HfApi(endpoint=self.endpoint, token=self.token)
 
     def inject(self, fault: Fault) -> None:
         """Let something go wrong; of several faults that match, the one given first comes first."""

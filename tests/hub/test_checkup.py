@@ -51,9 +51,6 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-# What is in order.
-
-
 def test_a_release_with_nothing_wrong_passes(release: Path) -> None:
     findings = examine(release)
     assert list(findings) == CHECKS
@@ -71,14 +68,30 @@ def test_a_folder_with_its_code_and_split_weights_passes(release: Path, tmp_path
     assert "8 classes" in findings["code"].text and "InfoXLMForPreTraining" in findings["keys"].text
 
 
-def test_an_encoder_without_the_untrained_pooler_passes(folder: Path) -> None:
+def test_what_is_unusual_but_in_order(folder: Path, tmp_path: Path) -> None:
+    """An encoder without the untrained pooler, code that would do harm where it was run, no card."""
     config = XLMRobertaConfig.from_pretrained(folder)
     XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
-    finding = examine(folder)["keys"]
-    assert (finding.level, finding.text) == ("ok", "all of XLMRobertaModel, and no others")
+    code(f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass Model: pass")(folder)
+    edit_json(folder / "tokenizer_config.json", model_max_length=100_000)
+    findings = examine(folder)
+    assert (findings["keys"].level, findings["keys"].text) == ("ok", "all of XLMRobertaModel, and no others")
+    assert findings["code"].level == "ok" and not (tmp_path / "was-run").exists()
+    assert findings["tokenizer"].level == "warn"
+    assert "set model_max_length to 512" in findings["tokenizer"].text
+    (folder / "README.md").unlink()
+    assert check_card(folder).level == "warn"
+    (folder / WEIGHTS).rename(folder / "model.onnx")
+    found = levels(folder)
+    assert found["weights"] == "warn" and "fail" not in found.values() and "vectors" not in found
 
 
-# What is not: the change, the check that must find it, and what it must say.
+def test_what_cannot_be_read_is_not_read_further(folder: Path) -> None:
+    cut_off(folder, 0.9)
+    assert not {"keys", "vectors"} & set(levels(folder))
+    (folder / "config.json").unlink()
+    assert list(levels(folder)) == CHECKS[:4]
+
 
 Damage = Callable[[Path], object]
 
@@ -120,16 +133,13 @@ def code(text: str, reference: str = "model_code.Model") -> Damage:
     return damage
 
 
-EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
+EMBEDDINGS, DENSE = "roberta.embeddings.word_embeddings.weight", "lm_head.dense.weight"
+# What is not in order: the change, the check that must find it, and what it must say.
 DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "pickle": (write("training_args.bin", "x"), "pickles", "training_args.bin"),
     "pickle below": (write("sub/model.PTH", "x"), "pickles", "sub/model.PTH"),
     "cut off": (lambda folder: cut_off(folder, 0.9), "weights", "bytes, its header promises"),
-    "header cut off": (
-        lambda folder: cut_off(folder, 0.001),
-        "weights",
-        "is no safetensors file: it is cut short",
-    ),
+    "header cut off": (lambda folder: cut_off(folder, 0.001), "weights", "it is cut short"),
     "no safetensors": (write(WEIGHTS, "12345678{}"), "weights", "no safetensors file"),
     "no weights": (remove(WEIGHTS), "weights", "there is no model.safetensors"),
     "part missing": (write(f"{WEIGHTS}.index.json", index_of("b.safetensors")), "weights", "b.safe"),
@@ -154,11 +164,12 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "bad tokenizer": (write("tokenizer.json", "{"), "tokenizer", "cannot be loaded"),
     "other padding": (configure(pad_token_id=5), "tokenizer", "pad_token_id is 1, the model's 5"),
     "no mask": (lambda folder: word_tokenizer().save_pretrained(folder), "tokenizer", "no mask token"),
-    "missing": (
-        weights(lambda tensors: tensors.pop("lm_head.dense.weight")),
-        "keys",
-        "missing: lm_head.dense.weight; unexpected: none",
+    "more tokens": (
+        lambda folder: save_as_xlm_roberta(tiny_model(vocab_size=50), folder),
+        "tokenizer",
+        "ids go up to 59, the model's table has 50 rows",
     ),
+    "missing": (weights(lambda tensors: tensors.pop(DENSE)), "keys", f"missing: {DENSE}; unexpected: none"),
     "unexpected": (
         weights(lambda tensors: tensors.update(extra=torch.zeros(2))),
         "keys",
@@ -178,39 +189,3 @@ def test_a_damage_is_found_by_its_check(folder: Path, name: str) -> None:
     assert findings[check].level == "fail" and text in findings[check].text
     assert [line for line in findings if findings[line].level == "fail"] == [check], findings
     assert not any("\n" in finding.text for finding in findings.values())
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_found(folder: Path) -> None:
-    save_as_xlm_roberta(tiny_model(vocab_size=50), folder)
-    finding = examine(folder)["tokenizer"]
-    assert finding.level == "fail" and "ids go up to 59, the model's table has 50 rows" in finding.text
-
-
-def test_a_tokenizer_that_cuts_too_late_is_warned_about(folder: Path) -> None:
-    edit_json(folder / "tokenizer_config.json", model_max_length=100_000)
-    finding = examine(folder)["tokenizer"]
-    assert finding.level == "warn" and "set model_max_length to 512" in finding.text
-
-
-def test_a_folder_that_was_not_published_needs_no_card(folder: Path) -> None:
-    (folder / "README.md").unlink()
-    assert check_card(folder).level == "warn"
-
-
-def test_what_cannot_be_read_is_not_read_further(folder: Path) -> None:
-    cut_off(folder, 0.9)
-    assert not {"keys", "vectors"} & set(levels(folder))
-    (folder / "config.json").unlink()
-    assert list(levels(folder)) == CHECKS[:4]
-
-
-def test_an_onnx_release_has_no_vectors_to_check(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "model.onnx")
-    found = levels(folder)
-    assert found["weights"] == "warn" and "fail" not in found.values() and "vectors" not in found
-
-
-def test_nothing_of_a_checkpoint_is_run(folder: Path, tmp_path: Path) -> None:
-    mark = tmp_path / "was-run"
-    code(f"open({str(mark)!r}, 'w')\nclass Model: pass")(folder)
-    assert levels(folder)["code"] == "ok" and not mark.exists()
