@@ -16,6 +16,7 @@ from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder, momentum_schedule
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.training.arguments import ContrastArguments
+from modeling_infoxlm.training.step_log import with_prefix
 
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
@@ -142,8 +143,3 @@ def take_over_contrast(folder: Path, encoder: MomentumEncoder, queue: KeyQueue) 
 def _restore(state: Mapping[str, Tensor], encoder: MomentumEncoder, queue: KeyQueue) -> None:
     encoder.load_state_dict(with_prefix(state, "momentum."))
     queue.load_state_dict(with_prefix(state, "queue."))
-
-
-def with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names begin so, under the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

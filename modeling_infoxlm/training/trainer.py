@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -20,20 +20,10 @@ from modeling_infoxlm.data.batches import JointDataset, PretrainingCollator
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.objectives import combine_losses
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
-from modeling_infoxlm.training.contrast import (
-    MOMENTUM_STATE_NAME,
-    ContrastState,
-    take_over_contrast,
-    with_prefix,
-)
+from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME, ContrastState, take_over_contrast
 from modeling_infoxlm.training.layers import compile_layers, recompute_layers
-from modeling_infoxlm.training.meter import (
-    ContrastAlarm,
-    ContrastCollapsed,
-    LengthMeter,
-    LossMeter,
-    describe_collapse,
-)
+from modeling_infoxlm.training.loaders import consecutive_loader
+from modeling_infoxlm.training.meter import ContrastCollapsed, LossMeter, describe_collapse
 from modeling_infoxlm.training.micro_batches import describe_split, split_batch
 from modeling_infoxlm.training.optimizer import (
     clip_in_step,
@@ -42,6 +32,7 @@ from modeling_infoxlm.training.optimizer import (
     low_memory_adamw,
 )
 from modeling_infoxlm.training.safe_trainer import SafeTrainer
+from modeling_infoxlm.training.step_log import StepLog
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 
 logger = logging.getLogger(__name__)
@@ -54,8 +45,7 @@ class InfoXLMTrainer(SafeTrainer):
 
     The loop is the Trainer's. This class adds, in the order of a step: keys by the momentum encoder, one
     forward pass for all losses, their combination over the global batch, enqueueing after the backward pass,
-    the momentum step after the optimiser's; and their logs and checkpoints. A checkpoint is a model folder
-    that the auto classes load, written under another name first and renamed when it is complete.
+    the momentum step after the optimiser's. A checkpoint is a model folder that the auto classes load.
 
     Args:
         model: Model to train.
@@ -103,15 +93,11 @@ class InfoXLMTrainer(SafeTrainer):
         self.contrast_arguments = contrast
         self.contrast: ContrastState | None = None  # from the start of train(), if there is such an objective
         self.evaluator = evaluator
-        self.matmul_peak = matmul_peak
-        self.meter = LossMeter()
-        self.lengths = LengthMeter()
+        self.step_log = StepLog(self.accelerator, matmul_peak)
         self._num_negatives = 0  # queued keys that the batch under way meets
         self._eval_loader: DataLoader | None = None
         self._announced = False
-        self._speed = Speedometer()
         self._tokens = 0  # of this rank, not yet in the Trainer's state
-        self._alarm = ContrastAlarm()
         self.add_callback(_AfterOptimizerStep(self))
 
     @property
@@ -152,8 +138,7 @@ class InfoXLMTrainer(SafeTrainer):
             contrast = self._contrast_state()
             inputs = _with_keys(inputs, contrast.keys(inputs["xlco"]["key"]), contrast.negatives())
         losses = model(inputs, streams=self.streams)
-        self.meter.add(losses)
-        self._speed.add(count_tokens(inputs), self.floating_point_ops(inputs))
+        self.step_log.add(losses, inputs, self.floating_point_ops(inputs))
         loss = combine_losses(losses, num_items_in_batch, self.joint_weights, self.args.loss_normalization)
         # DDP averages gradients over ranks; the loss is a sum over them.
         return loss * self.accelerator.num_processes + self._touch_the_rest(losses)
@@ -191,7 +176,7 @@ class InfoXLMTrainer(SafeTrainer):
             if self.contrast_arguments.xlco_enqueue == "microbatch" or self.accelerator.sync_gradients:
                 self.contrast.enqueue()
         if self.accelerator.sync_gradients:
-            self.meter.end_batch(self.accelerator)
+            self.step_log.end_batch()
         return torch.stack(losses).sum()
 
     def _micro_batches(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -202,7 +187,7 @@ class InfoXLMTrainer(SafeTrainer):
             by_objective=self.args.objective_backward == "sequential",
             whole={stream for name, stream in self.streams.items() if model.objective(name).whole_batch},
         )
-        self.lengths.add(micro_batches)
+        self.step_log.add_batch(micro_batches)
         if not self._announced and self.args.should_log:
             logger.info("the first batch of a device: %s.", describe_split(micro_batches))
         self._announced = True
@@ -262,7 +247,7 @@ class InfoXLMTrainer(SafeTrainer):
             take_over_contrast(folder, self.contrast.encoder, self.contrast.queue)
         elif self.contrast is not None and self.contrast_arguments.queue_prefill:
             self.contrast.prefill(self._unmet_keys(), show_progress=self.args.should_log)
-        self._speed = Speedometer()  # measure from now on
+        self.step_log.speed = Speedometer()  # measure from now on
 
     def _unmet_keys(self) -> Iterator[Mapping[str, Any]]:
         """Key sides of examples that the run does not meet, a device's batch at a time."""
@@ -313,18 +298,7 @@ class InfoXLMTrainer(SafeTrainer):
         return self.args.train_batch_size * self.args.gradient_accumulation_steps
 
     def _dataloader(self, dataset: JointDataset, batch_size: int) -> DataLoader:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=cast(Any, _ConsecutiveBatches(len(dataset), batch_size)),
-            # Its own: each start of a loader draws a number, and dropout must not depend on evaluations.
-            generator=torch.Generator(),
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
+        loader = consecutive_loader(dataset, batch_size, collate=self.data_collator, args=self.args)
         prepared: DataLoader = self.accelerator.prepare(loader)
         return prepared
 
@@ -332,27 +306,26 @@ class InfoXLMTrainer(SafeTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses, metrics and speed since the last entry to the Trainer's own training logs."""
+        alarm = self.step_log.alarm
         if "loss" in logs:
-            logs.update(self.meter.pop(self.accelerator))
-            logs.update(self.lengths.pop(self.accelerator))
+            logs.update(self.step_log.pop())
             if self.contrast is not None:
                 queue = self.contrast.queue
                 logs["xlco/queue_filled"] = queue.num_filled / queue.size
                 logs["xlco/momentum"] = self.contrast.momentum_at(self.state.global_step)
-            logs.update(self._speed.pop(self.accelerator, self.matmul_peak))
-            for warning in self._alarm.check(logs):
+            for warning in alarm.check(logs):
                 if self.args.should_log:
                     logger.warning("step %d: %s", self.state.global_step, warning)
             if self._may_yet_spread():
-                self._alarm.collapsed_logs = 0
+                alarm.collapsed_logs = 0
         super().log(logs, *args, **kwargs)
         limit = 10 if self.args.stop_on_collapse is None else self.args.stop_on_collapse
-        if 0 < limit <= self._alarm.collapsed_logs:
+        if 0 < limit <= alarm.collapsed_logs:
             raise ContrastCollapsed(
                 describe_collapse(
                     self._plain_model().config,
                     step=self.state.global_step,
-                    entries=self._alarm.collapsed_logs,
+                    entries=alarm.collapsed_logs,
                     learning_rate=self.args.learning_rate,
                 )
             )
@@ -398,7 +371,7 @@ class InfoXLMTrainer(SafeTrainer):
         model = self._plain_model()
         was_training = model.training
         model.eval()
-        with self._speed.paused():
+        with self.step_log.speed.paused():
             metrics = self._heldout_losses(model, self.get_eval_dataloader(eval_dataset))
             if self.evaluator is not None:
                 metrics.update(self.evaluator(model))
@@ -433,8 +406,8 @@ class InfoXLMTrainer(SafeTrainer):
                 meter.end_batch(self.accelerator)
         meter.end_batch(self.accelerator)  # of what is left over
         logs = meter.pop(self.accelerator)
-        names = ("loss/", "information/", "xlco/accuracy", "xlco/in_batch_accuracy")
-        logs = {name: value for name, value in logs.items() if name.startswith(names)}
+        kept = ("loss", "information", "accuracy", "in_batch_accuracy")
+        logs = {name: value for name, value in logs.items() if set(name.split("/")) & set(kept)}
         if self.contrast is not None and self.contrast.queue.num_filled == 0:
             # At the start: a loss against no queue is another measure than one against a queue.
             return {name: value for name, value in logs.items() if name not in _AGAINST_QUEUE}
@@ -445,20 +418,12 @@ class InfoXLMTrainer(SafeTrainer):
 
     def _save_beside(self, folder: Path) -> None:
         """Momentum encoder, queue and the sums of the open log entry: beside the model, never in it."""
-        state = self._logged_sums()  # of all ranks: each must come here
-        state["alarm.collapsed_logs"] = torch.tensor(self._alarm.collapsed_logs)
+        state = self.step_log.state_dict()
         if self.contrast is not None:
             state |= self.contrast.state_dict()
         if self.args.should_save:
-            save_file(
-                {name: value.contiguous() for name, value in state.items()}, folder / MOMENTUM_STATE_NAME
-            )
-
-    def _logged_sums(self) -> dict[str, Tensor]:
-        """Sums of the open log entry over all ranks: a resumed run may have another number of them."""
-        meter, lengths = self.meter.state_dict(self.accelerator), self.lengths.state_dict(self.accelerator)
-        sums = {f"meter.{name}": value for name, value in meter.items()}
-        return sums | {f"lengths.{name}": value for name, value in lengths.items()}
+            state = {name: value.contiguous() for name, value in state.items()}
+            save_file(state, folder / MOMENTUM_STATE_NAME)
 
     def _load_momentum_state(self, path: Path) -> None:
         if not path.is_file():
@@ -468,13 +433,7 @@ class InfoXLMTrainer(SafeTrainer):
         state = load_file(path)
         if self.contrast is not None:
             self.contrast.load_state_dict(state)
-        # They are of all ranks, whose sums are added for the log: one goes on with them, the others with 0.
-        share = float(self.args.process_index == 0)
-        sums = with_prefix(state, "meter.")
-        self.meter.load_state_dict({name: value.to(self.args.device) * share for name, value in sums.items()})
-        sums = with_prefix(state, "lengths.")
-        self.lengths.load_state_dict({name: value * share for name, value in sums.items()})
-        self._alarm.collapsed_logs = int(state["alarm.collapsed_logs"])
+        self.step_log.load_state_dict(state)
 
 
 def _with_keys(batch: Mapping[str, Any], keys: Tensor | None, negatives: Tensor) -> dict[str, Any]:
@@ -490,19 +449,3 @@ class _AfterOptimizerStep(TrainerCallback):
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.update_momentum()
-
-
-class _ConsecutiveBatches(Sampler[Sequence[int]]):
-    """Batches of consecutive numbers as ranges: a resumed run skips a million in a fraction of a second."""
-
-    drop_last = True
-
-    def __init__(self, num_rows: int, batch_size: int) -> None:
-        self.num_rows, self.batch_size = num_rows, batch_size
-
-    def __len__(self) -> int:
-        return self.num_rows // self.batch_size
-
-    def __iter__(self) -> Iterator[Sequence[int]]:
-        for first in range(0, len(self) * self.batch_size, self.batch_size):
-            yield range(first, first + self.batch_size)

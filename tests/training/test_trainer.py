@@ -507,7 +507,7 @@ LOGGED = {
 
 def test_a_log_entry_holds_everything_that_is_promised(make: Callable[..., InfoXLMTrainer]) -> None:
     trainer = make(max_steps=4, logging_steps=2)
-    trainer.matmul_peak = 1e12
+    trainer.step_log.peak = 1e12
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in entries] == [2, 4]
@@ -650,7 +650,7 @@ def test_evaluation_changes_nothing(make: Callable[..., InfoXLMTrainer]) -> None
     ]
     assert all(same(one, other) for one, other in zip(before, after, strict=True))
     assert trainer.evaluate() == first  # no dropout, and nothing carried over
-    assert trainer.model.training and trainer.meter.state_dict(trainer.accelerator) == {}
+    assert trainer.model.training and set(trainer.step_log.state_dict()) == {"alarm.collapsed_logs"}
     trainer.model.eval()
     trainer.evaluate()
     assert not trainer.model.training
