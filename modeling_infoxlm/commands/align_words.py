@@ -88,11 +88,7 @@ class AlignWordsArguments:
     overwrite_output_dir: bool = flag(False, "Replace the links and results that are in output_dir.")
 
     def pair_files(self) -> list[PairFiles]:
-        """The files of each pair.
-
-        Raises:
-            UsageError: If the flags name no text or contradict each other.
-        """
+        """The files of each pair; a `UsageError` if the flags name no text or contradict each other."""
         one, two = self.pairs_file is not None, bool(self.source_file and self.target_file)
         if [one, two, self.test_dir is not None].count(True) != 1:
             raise UsageError(
@@ -105,11 +101,7 @@ class AlignWordsArguments:
         return [PairFiles(name, texts, Path(self.gold_file) if self.gold_file else None)]
 
     def check_output(self) -> None:
-        """Refuse to replace links or a result unless asked to, before anything is computed.
-
-        Raises:
-            UsageError: With the name of the first such file.
-        """
+        """Refuse to replace links or a result unless asked to, before anything is computed."""
         found = sorted(Path(self.output_dir).glob(f"{TASK}[-_]*"))
         if found and not self.overwrite_output_dir:
             raise UsageError(f"{found[0]} exists; give another --output_dir, or --overwrite_output_dir true.")

@@ -17,25 +17,17 @@ from modeling_infoxlm.runs.process import configure_process
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A task that models are fine-tuned for.
+    """A task that models are fine-tuned for."""
 
-    Attributes:
-        name: Of the command, `infoxlm NAME`, and of the program, `run_NAME.py`.
-        about: Help of the command.
-        arguments: Dataclasses of the task's flags and of its training's.
-        load_data: From the flags of the task, the training and the model to all data of the run; it has
-            `files`, the hash of each, and `outputs`, the names of what is written beside the model.
-        auto_class: Of the model.
-        run_class: Trains and tests.
-        config: Fields of the configuration of a model that is trained.
-    """
-
-    name: str
-    about: str
-    arguments: tuple[type, type]
+    name: str  # of the command, `infoxlm NAME`, and of the program, `run_NAME.py`
+    about: str  # help of the command
+    arguments: tuple[type, type]  # dataclasses of the task's flags and of its training's
+    # from the flags of the task, the training and the model to all data of the run; it has `files`, the hash
+    # of each, and `outputs`, the names of what is written beside the model
     load_data: Callable[[Any, Any, HeadModelArguments], Any]
-    auto_class: Any
-    run_class: type[HeadRun]
+    auto_class: Any  # of the model
+    run_class: type[HeadRun]  # trains and tests
+    # fields of the configuration of a model that is trained
     config: Mapping[str, Any] = field(default_factory=dict)
 
 

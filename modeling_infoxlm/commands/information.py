@@ -68,11 +68,7 @@ class InformationArguments:
     seed: int = flag(42, "Of the drawn pairs, the masks and the bootstrap.")
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: With what was expected.
-        """
+        """Check the numbers."""
         if self.num_candidates < 2:
             raise ValueError(f"num_candidates must be at least 2, found {self.num_candidates}.")
         if self.max_pairs < 2 * self.num_candidates:
@@ -84,19 +80,12 @@ class InformationArguments:
 
 @dataclass(frozen=True)
 class PairSample:
-    """Pairs drawn from the text of one language pair.
+    """Pairs drawn from the text of one language pair."""
 
-    Attributes:
-        languages: Source and target.
-        texts: Pairs in random order.
-        num_pairs: Pairs with text on both sides from which they were drawn.
-        num_skipped: Lines that could not be read.
-    """
-
-    languages: tuple[str, str]
-    texts: list[tuple[str, str]]
-    num_pairs: int
-    num_skipped: int
+    languages: tuple[str, str]  # source and target
+    texts: list[tuple[str, str]]  # pairs in random order
+    num_pairs: int  # pairs with text on both sides from which they were drawn
+    num_skipped: int  # lines that could not be read
 
     @property
     def sides(self) -> list[list[str]]:
@@ -160,11 +149,7 @@ def _read(sources: Sequence[Source], arguments: InformationArguments) -> PairSam
 
 
 def draw_pairs(sources: Sequence[Source], *, max_pairs: int, seed: int) -> PairSample:
-    """Draw pairs with text on both sides, all equally likely, in one pass over the files (a reservoir).
-
-    Raises:
-        DataError: If a file cannot be read.
-    """
+    """Draw pairs with text on both sides, all equally likely, in one pass over the files (a reservoir)."""
     rng, skipped = np.random.default_rng(seed), SkipBadLines()
     texts: list[tuple[str, str]] = []
     count = 0

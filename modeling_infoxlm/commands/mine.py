@@ -73,11 +73,7 @@ class MiningArguments(SearchArguments):
     on_bad_line: Literal["fail", "skip"] = flag("fail", "What happens at a line that cannot be used.")
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
-
-        Raises:
-            ValueError: If a text is missing.
-        """
+        """Check that there are two texts."""
         if not self.source or not self.target:
             raise ValueError("two texts are needed: infoxlm mine SOURCE TARGET --output pairs.tsv")
 
@@ -124,15 +120,7 @@ def _name_texts(argv: list[str]) -> list[str]:
 
 
 def read_distinct(spec: str, on_bad_line: Literal["fail", "skip"] = "fail") -> list[str]:
-    """Read sentences, in the order of the text and each once; empty ones are left out.
-
-    Args:
-        spec: A file of any known format, or what `parse_mono_sources` takes.
-        on_bad_line: What happens at a line that cannot be used.
-
-    Raises:
-        UsageError: If there is no sentence, or the text cannot be read.
-    """
+    """Read sentences of a file or of what `parse_mono_sources` takes, in order, each once, no empty ones."""
     handler: BadLineHandler = fail_on_bad_line if on_bad_line == "fail" else SkipBadLines()
     # The language does not matter here, so a file's name need not carry it.
     sources = [Source(("und",), (spec,))] if Path(spec).is_file() else parse_mono_sources([spec])

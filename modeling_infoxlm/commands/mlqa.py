@@ -13,12 +13,7 @@ from modeling_infoxlm.evaluation.questions.mlqa import MLQARun
 from modeling_infoxlm.evaluation.questions.mlqa_data import MLQAArguments, MLQATrainingArguments, load_data
 
 PROGRAM = FineTuning(
-    "mlqa",
-    __doc__,
-    (MLQAArguments, MLQATrainingArguments),
-    load_data,
-    AutoModelForQuestionAnswering,
-    MLQARun,
+    "mlqa", __doc__, (MLQAArguments, MLQATrainingArguments), load_data, AutoModelForQuestionAnswering, MLQARun
 )
 
 

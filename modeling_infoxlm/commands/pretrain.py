@@ -172,11 +172,7 @@ def _measure_end(trainer: InfoXLMTrainer, evaluator: HeldoutRetrieval | None) ->
 def _heldout_retrieval(
     corpus: Corpus, model: InfoXLMForPreTraining, args: PretrainingArguments
 ) -> HeldoutRetrieval | None:
-    """What is measured on the held-out pairs; None without any.
-
-    Raises:
-        UsageError: If there is none, and evaluation is asked for.
-    """
+    """What is measured on the held-out pairs; None without any, if no evaluation is asked for."""
     if corpus.heldout:
         layer, pooling = evaluation_vectors(model, args.eval_layer, args.eval_pooling)
         return HeldoutRetrieval(corpus, layer=layer, pooling=pooling, max_pairs=args.eval_max_pairs)

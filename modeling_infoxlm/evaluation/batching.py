@@ -80,10 +80,6 @@ def batches_by_length(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndar
     """Numbers of sequences of like length, whose padded batch has at most so many tokens, or one sequence.
 
     The longest come first: they need the most memory, and if it is not enough it shows at once.
-
-    Args:
-        lengths: Tokens of each sequence, (N,).
-        most_tokens: Of a padded batch.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
@@ -111,10 +107,7 @@ def padded_inputs(batch: PackedRows, model: Any) -> dict[str, Tensor]:
     ids = packed_ids(batch, model.device).split(batch.lengths.tolist())
     pad = model.config.pad_token_id or 0
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    return {
-        "input_ids": pad_sequence(list(ids), batch_first=True, padding_value=pad),
-        "attention_mask": mask,
-    }
+    return {"input_ids": pad_sequence(list(ids), batch_first=True, padding_value=pad), "attention_mask": mask}
 
 
 def check_finite(
@@ -127,9 +120,6 @@ def check_finite(
         model: Which made them.
         show: What to call a text, by its number.
         numbers: Of the N texts; None for 0 to N - 1.
-
-    Raises:
-        UsageError: With the model and the first such text.
     """
     wrong = ~vectors.sum(dim=-1).isfinite()
     if wrong.any():

@@ -11,13 +11,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.encoding import OUR_TYPES, EncodeOptions, encode_layers, longest_sequence
 from modeling_infoxlm.evaluation.results import ModelRecord
@@ -68,19 +62,12 @@ class EncoderArguments:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with any head or none, and its tokenizer.
+    """A model with any head or none, and its tokenizer."""
 
-    Attributes:
-        model: In fp32.
-        tokenizer: Fits the model's vocabulary.
-        record: What it was loaded from, for result files.
-        new_weights: Names of the parameters that the checkpoint does not have, sorted.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    record: ModelRecord
-    new_weights: tuple[str, ...]
+    model: PreTrainedModel  # in fp32
+    tokenizer: PreTrainedTokenizerBase  # fits the model's vocabulary
+    record: ModelRecord  # what it was loaded from, for result files
+    new_weights: tuple[str, ...]  # names of the parameters that the checkpoint does not have, sorted
 
     @property
     def max_length(self) -> int:
@@ -90,13 +77,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Encoder(Checkpoint):
-    """A model without a head, in eval mode; an `InfoXLMModel` for XLM-R and InfoXLM.
+    """A model without a head, in eval mode; an `InfoXLMModel` for XLM-R and InfoXLM."""
 
-    Attributes:
-        bf16: Whether products run in bf16.
-    """
-
-    bf16: bool = False
+    bf16: bool = False  # whether products run in bf16
 
     @property
     def num_layers(self) -> int:
@@ -104,11 +87,7 @@ class Encoder(Checkpoint):
         return int(self.model.config.num_hidden_layers)
 
     def check_layer(self, layer: int) -> int:
-        """Return the layer.
-
-        Raises:
-            UsageError: If the model does not have it.
-        """
+        """Return the layer; a `UsageError` if the model does not have it."""
         if not 0 <= layer <= self.num_layers:
             raise UsageError(
                 f"layer must be in 0..{self.num_layers}, found {layer}: "
@@ -125,14 +104,10 @@ class Encoder(Checkpoint):
         progress: bool = True,
         **options: Unpack[EncodeOptions],
     ) -> Tensor:
-        """Sentence vectors, (N, D), row i for text i.
+        """Sentence vectors of N texts, cut at `max_length`: (N, D), row i for text i.
 
-        Args:
-            texts: N texts; longer ones are cut at `max_length`.
-            layer: 0 is the embedding output.
-            out: Where they are written, (N, D); None is fp32 on the model's device.
-            progress: Show a progress bar when it takes longer than two seconds.
-            options: See `EncodeOptions`.
+        They are written to `out` if it is given; else they are fp32 on the model's device. See
+        `EncodeOptions`.
 
         Raises:
             UsageError: If the model does not have the layer, or the vector of a text is not finite.
@@ -172,8 +147,8 @@ def load_checkpoint(
         overrides: Fields of the configuration, such as `num_labels`.
 
     Raises:
-        UsageError: If none is named, it cannot be loaded, lacks weights of the encoder, or the tokenizer does
-            not fit the model.
+        UsageError: If it cannot be loaded, lacks weights of the encoder, or the tokenizer does not fit the
+            model.
     """
     if arguments.model_name_or_path is None:
         raise UsageError("no model: give --model_name_or_path, a Hub name or a folder.")
@@ -199,11 +174,7 @@ def load_checkpoint(
 
 
 def load_encoder(arguments: EncoderArguments) -> Encoder:
-    """Load an encoder of any architecture that `AutoModel` knows, and its tokenizer.
-
-    Raises:
-        UsageError: As `load_checkpoint`.
-    """
+    """Load an encoder of any architecture that `AutoModel` knows; a `UsageError` as of `load_checkpoint`."""
     loaded = load_checkpoint(arguments, AutoModel, ours=InfoXLMModel)
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device).eval()
@@ -211,11 +182,7 @@ def load_encoder(arguments: EncoderArguments) -> Encoder:
 
 
 def transformer_folder(name_or_path: str) -> str:
-    """Folder of the transformer inside a sentence-transformers folder; anything else is returned as it is.
-
-    Raises:
-        UsageError: If the folder's list of modules names no transformer, or one outside the folder.
-    """
+    """Folder of the transformer inside a sentence-transformers folder; anything else is returned as it is."""
     root = Path(name_or_path)
     modules = root / "modules.json"
     if not modules.is_file():
@@ -246,10 +213,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _describe(
-    arguments: EncoderArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    model_type: str,
+    arguments: EncoderArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_type: str
 ) -> ModelRecord:
     name = str(arguments.model_name_or_path)
     folder = Path(transformer_folder(name))

@@ -41,19 +41,12 @@ TEXTS_PER_CALL = 1024  # the tokenizer's own records of a text are far larger th
 
 
 class EncodeOptions(TypedDict, total=False):
-    """How vectors are made.
+    """How vectors are made."""
 
-    Attributes:
-        pooling: `"mean"` over all tokens, special ones included, or `"cls"`, the first token.
-        normalize: Scale each vector to length 1, so that dot products are cosines.
-        bf16: Run products in bf16, about twice as fast where the processor has it; vectors stay fp32.
-        tokens_per_batch: Tokens encoded at once, at least one text; None suits the model's device.
-    """
-
-    pooling: str
-    normalize: bool
-    bf16: bool
-    tokens_per_batch: int | None
+    pooling: str  # `"mean"` over all tokens, special ones included, or `"cls"`, the first token
+    normalize: bool  # scale each vector to length 1, so that dot products are cosines
+    bf16: bool  # run products in bf16, about twice as fast where the processor has it; vectors stay fp32
+    tokens_per_batch: int | None  # tokens encoded at once, at least one text; None suits the model's device
 
 
 def encode_texts(
@@ -108,9 +101,6 @@ def encode_layers(
     """Write sentence vectors of texts at each of K layers to `out`, (K, N, D), and return it.
 
     As `encode_texts`, for any model of transformers, and to wherever the vectors shall lie.
-
-    Raises:
-        ValueError: As `encode_texts`.
     """
     if isinstance(texts, str):
         raise ValueError("texts must be a list of strings, found one string; write [text] for one text.")
@@ -144,17 +134,8 @@ def encode_rows(
 ) -> None:
     """Write vectors of N whole token sequences at each of K layers to `out`, (K, N, D).
 
-    Args:
-        model: Encoder; it runs in eval mode, and its mode is restored.
-        read: Gives the sequences from one number up to another, special tokens and all.
-        out: Where the vectors shall lie.
-        layers: 0 is the embedding output.
-        show: What to call a sequence in an error, by its number.
-        bar: Progress in sequences.
-        pooling: This and the others: see `EncodeOptions`.
-        normalize: See there.
-        bf16: See there.
-        tokens_per_batch: See there.
+    `read` gives the sequences from one number up to another, special tokens and all; `show` says what to call
+    one in an error. `bar` counts them. For the others see `EncodeOptions`.
 
     Raises:
         ValueError: If a sequence is longer than the model's positions, a layer or the pooling does not exist,

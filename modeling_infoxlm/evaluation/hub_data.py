@@ -10,35 +10,22 @@ from modeling_infoxlm.runs.errors import UsageError
 
 @dataclass(frozen=True)
 class HubData:
-    """How the Hub is asked.
+    """How the Hub is asked."""
 
-    Attributes:
-        token: None is the stored one.
-        cache_dir: None is the `datasets` library's own.
-        commits: Of each dataset and revision that was asked for: all configurations are of the same one.
-    """
-
-    token: str | None
-    cache_dir: str | None
+    token: str | None  # None is the stored one
+    cache_dir: str | None  # None is the `datasets` library's own
+    # of each dataset and revision that was asked for: all configurations are of the same one
     commits: dict[tuple[str, str | None], str] = field(default_factory=dict)
 
     def commit(self, name: str, revision: str | None) -> str:
-        """Commit of a branch or tag of a dataset; None is that which it stands at now.
-
-        Raises:
-            DataError: If the Hub cannot be reached or does not know it.
-        """
+        """Commit of a branch or tag of a dataset; None is that which it stands at now."""
         if (name, revision) not in self.commits:
             commit = hub_revision(f"{HUB_PREFIX}{name}", revision=revision, token=self.token)
             self.commits[name, revision] = commit
         return self.commits[name, revision]
 
     def rows(self, name: str, config: str | None, split: str, revision: str | None) -> Any:
-        """Rows of a part of a dataset.
-
-        Raises:
-            UsageError: If it cannot be loaded.
-        """
+        """Rows of a part of a dataset; a `UsageError` if it cannot be loaded."""
         import datasets
 
         options = {"revision": self.commit(name, revision), "token": self.token, "cache_dir": self.cache_dir}

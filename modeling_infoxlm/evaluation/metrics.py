@@ -48,10 +48,7 @@ class XNLIAccuracy(evaluate.Metric):
         )
 
     def _compute(
-        self,
-        predictions: Sequence[int],
-        references: Sequence[int],
-        languages: Sequence[str] | None = None,
+        self, predictions: Sequence[int], references: Sequence[int], languages: Sequence[str] | None = None
     ) -> dict[str, float]:
         labels = {*predictions, *references}
         if not labels or not labels <= set(range(NUM_LABELS)):
@@ -186,11 +183,7 @@ def _describe(description: str, inputs: str, features: Mapping[str, Any]) -> eva
 
 
 def _by_language(scores: Mapping[str, np.ndarray], languages: Sequence[str]) -> pd.DataFrame:
-    """Mean of each score, a row for each language.
-
-    Raises:
-        ValueError: If there is not one language for each example.
-    """
+    """Mean of each score, a row for each language."""
     table = pd.DataFrame(scores)
     if len(languages) != len(table):
         found = f"{len(table):,} examples, found {len(languages):,}"

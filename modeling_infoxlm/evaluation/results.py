@@ -37,37 +37,25 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number measured on a sample of items, with its 95 % interval.
+    """A number measured on a sample of items, with its 95 % interval."""
 
-    Attributes:
-        value: On the whole sample, in the unit of the result.
-        low: Lower end of the interval; see `estimate_share` for percentages, `bootstrap` for other numbers.
-        high: Upper end.
-        count: Items of the sample.
-    """
-
-    value: float
+    value: float  # on the whole sample, in the unit of the result
+    # lower end of the interval; see `estimate_share` for percentages, `bootstrap` for other numbers
     low: float
-    high: float
-    count: int
+    high: float  # upper end
+    count: int  # items of the sample
 
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """What was measured on.
+    """What was measured on."""
 
-    Attributes:
-        name: Name of the benchmark or of the Hub dataset.
-        files: sha256 of each file by its name, and commit of bitext on the Hub by its location; empty for a
-            dataset of the Hub.
-        revision: Commit of a Hub dataset.
-        repo_id: Which dataset of the Hub; None for files.
-    """
-
-    name: str
+    name: str  # name of the benchmark or of the Hub dataset
+    # sha256 of each file by its name, and commit of bitext on the Hub by its location; empty for a dataset of
+    # the Hub
     files: Mapping[str, str]
-    revision: str | None = None
-    repo_id: str | None = None
+    revision: str | None = None  # commit of a Hub dataset
+    repo_id: str | None = None  # which dataset of the Hub; None for files
 
     @classmethod
     def of_files(
@@ -75,10 +63,7 @@ class DatasetRecord:
     ) -> "DatasetRecord":
         """Hash the files; a name that several of them share is told apart by as many folders as it takes.
 
-        Args:
-            name: Of the whole.
-            paths: Of the files.
-            commits: Commit of each part that lies on the Hub, by its location.
+        `commits` has the commit of each part that lies on the Hub, by its location.
         """
         unique = sorted({Path(path).absolute() for path in paths})
         files = {_shortest_name(path, unique): file_sha256(path) for path in unique}
@@ -101,53 +86,32 @@ def _shortest_name(path: Path, among: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        name_or_path: As it was asked for.
-        revision: Commit on the Hub; None for a folder.
-        sha256: Of the weight files of a folder; None for a model of the Hub.
-        model_type: transformers' name of the architecture.
-        num_parameters: All of them.
-        config_sha256: Of the fields of its configuration that change what it computes, dropout among them.
-        tokenizer_sha256: Of all that decides which ids a text has; None for a slow tokenizer.
-    """
-
-    name_or_path: str
-    revision: str | None
-    sha256: str | None
-    model_type: str
-    num_parameters: int
+    name_or_path: str  # as it was asked for
+    revision: str | None  # commit on the Hub; None for a folder
+    sha256: str | None  # of the weight files of a folder; None for a model of the Hub
+    model_type: str  # transformers' name of the architecture
+    num_parameters: int  # all of them
+    # of the fields of its configuration that change what it computes, dropout among them
     config_sha256: str | None = None
-    tokenizer_sha256: str | None = None
+    tokenizer_sha256: str | None = None  # of all that decides which ids a text has; None for a slow tokenizer
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Scores of one model on one task.
+    """Scores of one model on one task."""
 
-    Attributes:
-        task: `tatoeba`, `xnli`, `mlqa`, ...; also the beginning of the file's name.
-        metric: The metric of tables, one of those in `scores`.
-        unit: Of all scores and of `summary`.
-        dataset: What was measured on.
-        model: What was measured.
-        settings: Everything that shaped the numbers: layer, pooling, learning rate, ...
-        seed: Of the fine-tuning; None where nothing is drawn.
-        scores: Language or pair, then metric, then the number.
-        summary: Numbers over languages, such as `mean` and `gap`.
-        details: More of the same: matrices, layer curves, counts of skipped rows.
-    """
-
-    task: str
-    metric: str
-    unit: Unit
-    dataset: DatasetRecord
-    model: ModelRecord
-    settings: Mapping[str, Any]
-    scores: Mapping[str, Mapping[str, Estimate]]
-    summary: Mapping[str, float]
-    seed: int | None = None
+    task: str  # `tatoeba`, `xnli`, `mlqa`, ...; also the beginning of the file's name
+    metric: str  # the metric of tables, one of those in `scores`
+    unit: Unit  # of all scores and of `summary`
+    dataset: DatasetRecord  # what was measured on
+    model: ModelRecord  # what was measured
+    settings: Mapping[str, Any]  # all that shaped the numbers: layer, pooling, learning rate, ...
+    scores: Mapping[str, Mapping[str, Estimate]]  # language or pair, then metric, then the number
+    summary: Mapping[str, float]  # numbers over languages, such as `mean` and `gap`
+    seed: int | None = None  # of the fine-tuning; None where nothing is drawn
+    # more of the same: matrices, layer curves, counts of skipped rows
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -158,7 +122,7 @@ def write_result(
     command: Sequence[str],
     identity: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `<folder>/<task>_results.json`, whole or not at all.
+    """Write `<folder>/<task>_results.json`, whole or not at all, and return its path.
 
     Args:
         folder: Made if missing.
@@ -166,9 +130,6 @@ def write_result(
         command: The program and its arguments.
         identity: Of the run, as in `run.json`: all that changes what is computed. Where files lay is left
             out, and the files that were read become a list of their hashes.
-
-    Returns:
-        The file.
     """
     content = asdict(result)
     content["dataset"]["sha256"] = result.dataset.sha256
@@ -200,10 +161,6 @@ def print_result(result: TaskResult, console: Console) -> None:
 
 def summarise(values: Mapping[str, float], *, english: str = "en") -> dict[str, float]:
     """Mean over languages and, where English is one of several, the transfer gap.
-
-    Args:
-        values: Score of each language.
-        english: Key of English.
 
     Returns:
         `mean`, and `gap`: English minus the mean of the others (arXiv 2007.07834, table 6).

@@ -24,11 +24,8 @@ def align_states(
 ) -> Tensor:
     """Align the states (..., m, D) and (..., n, D) of a pair as published: (..., m, n) of bool.
 
-    Args:
-        source: States of the source's sub-words.
-        target: States of the target's.
-        method: `"ot"` takes dot products; `"argmax"` cosines; `"itermax"` cosines on SimAlign's scale, 0..1.
-        iterations: Rounds of `sinkhorn`.
+    `"ot"` takes dot products and `iterations` rounds of `sinkhorn`; `"argmax"` cosines; `"itermax"` cosines
+    on SimAlign's scale, 0..1.
     """
     if method == "ot":
         return transport_alignment(source @ target.mT, iterations=iterations)
@@ -37,14 +34,10 @@ def align_states(
 
 
 def sinkhorn(similarity: Tensor, *, iterations: int = SINKHORN_ITERATIONS) -> tuple[Tensor, Tensor]:
-    """Scale similarities to a transport plan, by columns and rows in turn (XLM-Align, section 3.2).
+    """Scale dot products (..., m, n) to a transport plan, columns and rows in turn (XLM-Align, section 3.2).
 
     No exponential and no temperature. Similarities that are not positive become 1e-6, as in the training code
     (the released aligner means to do so, but writes to a copy).
-
-    Args:
-        similarity: Dot products, (..., m, n).
-        iterations: Rounds.
 
     Returns:
         The plan after the last scaling of rows (they sum to 1), and before it (columns sum to 1).
@@ -69,16 +62,9 @@ def argmax_alignment(similarity: Tensor) -> Tensor:
 
 
 def itermax_alignment(similarity: Tensor, *, rounds: int = ITERMAX_ROUNDS) -> Tensor:
-    """Mutual argmax, repeated for sub-words that have no partner yet (SimAlign, section 3.2).
+    """Mutual argmax, repeated for sub-words without a partner (SimAlign, section 3.2): (..., m, n) of bool.
 
-    In later rounds a partner may be aligned already, at 0.9 of its similarity.
-
-    Args:
-        similarity: Not negative, (..., m, n).
-        rounds: 1 is `argmax_alignment`.
-
-    Returns:
-        (..., m, n) of bool.
+    In later rounds a partner may be aligned already, at 0.9 of its similarity. No similarity may be negative.
     """
     aligned = argmax_alignment(similarity)
     if min(similarity.shape[-2:]) <= 2:  # as in the released code

@@ -31,25 +31,16 @@ class GoldAlignment:
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Where the sentences of a language pair and their gold are.
+    """Where the sentences of a language pair and their gold are."""
 
-    Attributes:
-        name: Such as `de-en`.
-        texts: Two files, line i of one translates line i of the other; or one of `source ||| target`.
-        gold: None: align only.
-    """
-
-    name: str
+    name: str  # such as `de-en`
+    # two files, line i of one translates line i of the other; or one of `source ||| target`
     texts: tuple[Path, ...]
-    gold: Path | None
+    gold: Path | None  # none: align only
 
 
 def find_pairs(folder: Path) -> list[PairFiles]:
-    """The pairs of a folder in the layout of XLM-Align's test sets.
-
-    Raises:
-        UsageError: If there is none, or one without gold.
-    """
+    """The pairs of a folder in the layout of XLM-Align's test sets; a `UsageError` if there is none."""
     found = []
     for inner in sorted(path for path in folder.glob("*-*") if path.is_dir()):
         texts = tuple(inner / f"test.{language}" for language in inner.name.split("-", 1))
@@ -63,11 +54,7 @@ def find_pairs(folder: Path) -> list[PairFiles]:
 
 
 def read_words(files: PairFiles) -> tuple[list[list[str]], list[list[str]]]:
-    """Words of the sentences of a pair of languages.
-
-    Raises:
-        UsageError: If a file cannot be read or is empty, or the two sides differ in length.
-    """
+    """Words of the sentences of a pair of languages; a `UsageError` if the two sides differ in length."""
     joined = len(files.texts) == 1
     sources, targets = _read_joined(files.texts[0]) if joined else map(_read_lines, files.texts)
     if len(sources) != len(targets):
@@ -101,8 +88,8 @@ def read_gold(
         The gold of each sentence; None where the second form has none (it was not annotated).
 
     Raises:
-        UsageError: With file and line, if a line cannot be read, a link points outside of its sentence, or it
-            cannot be told from where sentences or words are counted.
+        UsageError: If a line cannot be read, a link points outside of its sentence, or it cannot be told from
+            where sentences or words are counted.
     """
     lines = _read_lines(path)
     first = next((line for line in lines if line.strip()), "")
@@ -183,9 +170,6 @@ def _sentence_of(sentences: Sequence[int], lengths: Sequence[tuple[int, int]], p
 
     Numbers from 1, or from 0 where there is a 0, are those of the lines; some may be left out. Others can
     only be known by their order, if there is one for each pair, or for each pair with text.
-
-    Raises:
-        UsageError: If neither holds.
     """
     numbers = list(dict.fromkeys(sentences))
     begin = int(0 not in numbers)

@@ -14,44 +14,27 @@ METRICS = ("aer", "precision", "recall", "f1")
 
 
 class AlignmentCounts(NamedTuple):
-    """What a score of alignments is made of; counts of several sentences are added.
+    """What a score of alignments is made of; counts of several sentences are added."""
 
-    Attributes:
-        predicted: Links found.
-        sure: Sure links of the gold.
-        in_sure: Links found that are sure.
-        in_possible: Links found that are possible; a sure link is possible too.
-    """
-
-    predicted: int
-    sure: int
-    in_sure: int
-    in_possible: int
+    predicted: int  # links found
+    sure: int  # sure links of the gold
+    in_sure: int  # links found that are sure
+    in_possible: int  # links found that are possible; a sure link is possible too
 
 
 def alignment_scores(
     predicted: Iterable[Link], sure: Iterable[Link], possible: Iterable[Link]
 ) -> AlignmentCounts:
-    """Compare the links of one sentence with the gold.
-
-    Args:
-        predicted: Links (source word, target word).
-        sure: Links that an aligner must find.
-        possible: Links that it may find, with or without the sure ones among them.
-    """
+    """Compare the links of one sentence with the gold; a sure link is possible, listed there or not."""
     found, must = set(predicted), set(sure)
     may = must | set(possible)
     return AlignmentCounts(len(found), len(must), len(found & must), len(found & may))
 
 
 def alignment_rates(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Each of `METRICS`, in percent (Och and Ney, 2003, section 5).
+    """Each of `METRICS`, (...), in percent (Och and Ney, 2003, section 5); nothing to nothing is 0.
 
-    Args:
-        counts: Sums or means of `AlignmentCounts` over sentences, (..., 4).
-
-    Returns:
-        Each rate, (...). A ratio of nothing to nothing is 0.
+    `counts` are sums or means of `AlignmentCounts` over sentences, (..., 4).
     """
     predicted, sure, in_sure, in_possible = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     precision, recall = _ratio(in_possible, predicted), _ratio(in_sure, sure)

@@ -49,12 +49,6 @@ class WordAligner:
             what the method was published with.
         iterations: Rounds of Sinkhorn scaling.
 
-    Attributes:
-        num_cut: Pairs so far that were longer than the model has positions for.
-
-    Raises:
-        UsageError: If the model does not have a layer.
-
     Example:
         >>> WordAligner(encoder, layers=[8]).align([["das", "Haus"]], [["the", "house"]])
         [[{(0, 0), (1, 1)}]]
@@ -78,12 +72,7 @@ class WordAligner:
     def align(
         self, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], *, progress: bool = False
     ) -> list[list[set[Link]]]:
-        """Links (source word, target word), from 0, of each pair at each of the K layers.
-
-        Args:
-            sources: Words of N sentences.
-            targets: Words of their translations.
-            progress: Show a progress bar when it takes longer than two seconds.
+        """Links (source word, target word), from 0, of each of N pairs of word lists at each of the K layers.
 
         Raises:
             ValueError: If there is not one translation for each sentence.

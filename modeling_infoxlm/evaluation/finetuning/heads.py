@@ -23,15 +23,7 @@ class HeadModel(Checkpoint):
         self.model.to(device)  # type: ignore[arg-type]  # the library's own annotation is wrong
 
     def check(self, *, max_seq_length: int, trained: bool) -> None:
-        """Refuse a length that the model has no positions for, or a head that was never trained.
-
-        Args:
-            max_seq_length: Tokens of a row, special tokens included.
-            trained: Whether the head has to be.
-
-        Raises:
-            UsageError: If it is so.
-        """
+        """Refuse a length that the model has no positions for, or an untrained head if `trained` is asked."""
         if max_seq_length > self.max_length:
             raise UsageError(
                 f"max_seq_length is {max_seq_length}, but {self.record.name_or_path} takes at most "
@@ -49,16 +41,8 @@ def load_head_model(
 ) -> HeadModel:
     """Load a model with a task's head from any checkpoint of its encoder, with or without a head.
 
-    Dropout and everything else is as the checkpoint's configuration says, apart from `overrides`.
-
-    Args:
-        arguments: Which one.
-        auto_class: Such as `AutoModelForSequenceClassification`.
-        seed: Of the head, where the checkpoint has none.
-        overrides: Fields of the configuration, such as `num_labels`.
-
-    Raises:
-        UsageError: As `load_checkpoint`.
+    Dropout and everything else is as the checkpoint's configuration says, apart from `overrides`, such as
+    `num_labels`. A head that the checkpoint does not have is drawn with `seed`.
     """
     set_seed(seed)
     return HeadModel(**vars(load_checkpoint(arguments, auto_class, **overrides)))
@@ -73,18 +57,10 @@ def forward_batches(
     bf16: bool = False,
     description: str = "predicting",
 ) -> None:
-    """Run the model over all rows in eval mode, those of like length together, the longest first.
+    """Run a model over rows of `cached_rows` in eval mode, those of like length together, the longest first.
 
-    Args:
-        model: Any, on its device.
-        rows: From `cached_rows`.
-        tokenizer: Pads.
-        take: Called with the numbers of the rows of a batch, (B,), and the model's output for them.
-        bf16: Run products in bf16.
-        description: Of the progress bar, which shows after two seconds.
-
-    Raises:
-        UsageError: If logits are not finite.
+    `take` is called with the numbers of the rows of a batch, (B,), and the model's output. Logits that are
+    not finite are a `UsageError`.
     """
 
     def run(members: np.ndarray) -> None:

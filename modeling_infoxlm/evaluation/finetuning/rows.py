@@ -25,15 +25,12 @@ _DRAW_SEED = 0  # not the run's: runs with other seeds are scored on the same ro
 def cached_rows(
     encode: Callable[[], Iterator[Mapping[str, Any]]], *, key: Iterable[object], cache_dir: str | None
 ) -> Dataset:
-    """Tokenised rows, read from the disk if the same were made before.
+    """Tokenised rows, read from the disk if the same were made before, with one more column, `length`.
 
     Args:
         encode: Yields the rows; each has `input_ids`, all have the same names.
         key: Everything that decides what it yields: the tokenizer's hash, settings, every text.
         cache_dir: Folder of the cache. None: that of the `datasets` library.
-
-    Returns:
-        The rows in order, on disk, with one more column, `length`.
     """
     digest = hashlib.sha256()
     for part in key:
@@ -49,13 +46,10 @@ def cached_rows(
 
 
 def draw(groups: Sequence[str], count: int | None) -> list[int]:
-    """Numbers of rows that stand for all, ascending, the same in every run; None takes all.
+    """Numbers of so many rows that stand for all, ascending, the same in every run; None takes all.
 
-    Each group has its share: files are sorted by genre or article, so that the first rows are of one.
-
-    Args:
-        groups: Genre or article of each row.
-        count: Rows wanted.
+    `groups` is the genre or article of each row. Each has its share: files are sorted by them, so that the
+    first rows are of one.
     """
     if count is None or count >= len(groups):
         return list(range(len(groups)))
@@ -90,15 +84,10 @@ def collate(
 class LengthBuckets(BatchSampler):
     """Batches of rows of like length, in an order that is a function of seed and epoch alone.
 
-    Rows are shuffled, sorted by length within 50 steps' worth of them, and the steps are shuffled. As no
-    generator with a state is drawn from, a resumed run meets the batches of an uninterrupted one. The rows of
-    a step do not depend on how many batches it is cut into.
-
-    Args:
-        lengths: Tokens of each row, (N,).
-        batch_size: Rows of a batch; the last of an epoch may have fewer.
-        accumulated: Batches of a step.
-        seed: Of the order.
+    Rows are shuffled, sorted by length within 50 steps' worth of them, and the steps, of `accumulated`
+    batches, are shuffled. As no generator with a state is drawn from, a resumed run meets the batches of an
+    uninterrupted one. The rows of a step do not depend on how many batches it is cut into. The last batch may
+    be smaller.
     """
 
     drop_last = False

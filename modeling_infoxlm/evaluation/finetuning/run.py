@@ -30,15 +30,8 @@ _COMPUTED = (
 class HeadRun(ABC):
     """A model with a head on the data of a task: fine-tunes, predicts and scores.
 
-    Args:
-        head: The model.
-        data: What the task reads.
-        task: What is asked for, the task's dataclass of arguments; it has a `max_seq_length`.
-        args: Training arguments.
-        cache_dir: Folder of the cache of tokenised rows; None is the `datasets` library's own.
-
-    Raises:
-        UsageError: If the model cannot take so many tokens, or is not to be trained and has no trained head.
+    `task` is the task's dataclass of arguments, which has a `max_seq_length`; `cache_dir` is the folder of
+    the cache of tokenised rows, None the `datasets` library's own. See `HeadModel.check` for what is refused.
     """
 
     label_names: ClassVar[tuple[str, ...]]  # columns of rows that the model takes as labels
@@ -63,22 +56,10 @@ class HeadRun(ABC):
 
     @abstractmethod
     def test(self, training: Mapping[str, Any] | None, folder: Path) -> Iterator[TaskResult]:
-        """Predict, write the predictions into the folder, and score.
-
-        Args:
-            training: From `train`; None if there was none.
-            folder: Of the run.
-        """
+        """Predict, write the predictions into the run's folder, and score; `training` is from `train`."""
 
     def train(self, checkpoint: str | None) -> dict[str, Any]:
-        """Fine-tune; the chosen weights are in the model afterwards, and in the output folder.
-
-        Args:
-            checkpoint: To go on from; None starts anew.
-
-        Returns:
-            How it went.
-        """
+        """Fine-tune, from a checkpoint on if there is one; how it went. The model has the chosen weights."""
         trainer = FineTuner(
             self.head,
             self.args,
@@ -109,13 +90,8 @@ def open_fine_tuning(
 ) -> Run:
     """Look for this run in `args.output_dir`, and begin it there if it is new.
 
-    Args:
-        model: What is fine-tuned.
-        task_args: The task's dataclass of arguments.
-        args: Training arguments.
-        files: Hash of each data file by its name.
-        argv: Arguments of the command, for `run.json`.
-        outputs: Names of files and folders that an earlier run may have left, for `--overwrite_output_dir`.
+    `files` has the hash of each data file by its name, `outputs` the names of what an earlier run may have
+    left.
 
     Raises:
         UsageError: If the folder holds a different run, or files of something else; or there are several

@@ -30,7 +30,7 @@ Score = Callable[[], dict[str, float]]
 def batch_loss(
     output: Any, labels: Tensor, mask: Tensor, *, num_items: Tensor | int, smoothing: float = 0.0
 ) -> Tensor:
-    """A micro-batch's share of the mean cross entropy over all labels of a step.
+    """A micro-batch's share of the mean cross entropy over all labels of a step, `num_items` of them.
 
     Not left to the models: the heads of transformers know nothing of the other micro-batches of a step, and
     the Trainer adds up the means of those that say that they do. Their span heads also take padding for a
@@ -59,29 +59,18 @@ def batch_loss(
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How fine-tuning went.
+    """How fine-tuning went."""
 
-    Attributes:
-        steps: Optimiser steps.
-        selected_step: The step whose weights were taken.
-        history: Step and metrics of each score on the dev set.
-    """
-
-    steps: int
-    selected_step: int
-    history: list[dict[str, float]]
+    steps: int  # optimiser steps
+    selected_step: int  # the step whose weights were taken
+    history: list[dict[str, float]]  # step and metrics of each score on the dev set
 
 
 class FineTuner(SafeTrainer):
     """Trainer with length buckets and our own dev scores.
 
-    Args:
-        head: Model to train, and its tokenizer.
-        args: Training arguments.
-        rows: Training set, from `cached_rows`.
-        label_names: Columns of the rows that the model takes as labels.
-        score: Scores the model on the dev set: metrics by name, one of which is `metric_for_best_model`, the
-            higher the better. None takes the last step.
+    `score` scores the model on the dev set: metrics by name, one of which is `metric_for_best_model`, the
+    higher the better. None takes the last step. `label_names` are the columns of the rows that are labels.
     """
 
     loss_is_scaled_for_ga = True
@@ -168,10 +157,7 @@ class FineTuner(SafeTrainer):
         return best or self.state.global_step
 
     def fine_tune(self, checkpoint: str | None) -> TrainingRecord:
-        """Train, and save the chosen weights in `args.output_dir`; they are in the model afterwards.
-
-        Args:
-            checkpoint: To go on from; None starts anew.
+        """Train, from a checkpoint on if there is one, and save the chosen weights, which the model has then.
 
         Raises:
             Interrupted: If a signal came; a checkpoint is saved.

@@ -56,15 +56,8 @@ _HUB_SPLITS: dict[Split, str] = {"train": "train", "dev": "validation", "test": 
 _FORMATS = ("tsv", "jsonl", "parquet")
 
 
-# --------------------------------------------------------------------------------------------- finding files
-
-
 def files_in_folder(folder: str | Path, split: Split, languages: Sequence[str]) -> dict[str, Path]:
-    """File of each language; several languages share one that holds all of them.
-
-    Raises:
-        UsageError: If the folder is missing, or lacks a language.
-    """
+    """File of each language; several languages share one that holds all of them."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"--data_dir {root}: no such folder.")
@@ -84,14 +77,8 @@ def files_of_patterns(
 ) -> dict[str, Path]:
     """File of each language, by the language at the end of its name (`dev-de.tsv`, `train.de.jsonl.gz`).
 
-    Args:
-        patterns: Paths or globs.
-        flag: Where they were given, for messages.
-        languages: Those wanted, in order; None wants those of the names.
-        unnamed: Languages that a single file without one in its name is taken for.
-
-    Raises:
-        UsageError: If a file or a language is missing, two files are of one language, or none is in a name.
+    Languages that are None are those of the names; `unnamed` are those that a single file without one in its
+    name is taken for. `flag` is where the paths or globs were given, for messages.
     """
     paths = [path for pattern in patterns for path in _expand(pattern, flag)]
     named: dict[str, Path] = {}
@@ -133,21 +120,11 @@ def _require(found: Mapping[str, Path], languages: Sequence[str], message: str) 
         )
 
 
-# --------------------------------------------------------------------------------------------------- reading
-
-
 def read_nli(path: Path, language: str, left_out: Counter[str]) -> pd.DataFrame:
-    """Read the rows of one language.
+    """Read the rows of one language from TSV, JSON lines or Parquet, as a table with the columns `COLUMNS`.
 
-    Args:
-        path: TSV, JSON lines or Parquet.
-        language: Rows of other ones are left out where the file says each row's.
-        left_out: Counts lines and rows that are not among the rows by the reason: blank lines, and rows
-            without a gold label.
-
-    Returns:
-        The rows, with the columns `COLUMNS`; a label is its number in `LABELS`, a genre that is not given is
-        empty.
+    A label is its number in `LABELS`, a genre that is not given is empty. Rows of other languages are left
+    out where the file says each row's. `left_out` counts blank lines, and rows without a gold label.
 
     Raises:
         UsageError: If the file cannot be read, lacks a column, has no row, or a label is none of the three.
@@ -163,11 +140,7 @@ def read_nli(path: Path, language: str, left_out: Counter[str]) -> pd.DataFrame:
 def read_hub_nli(
     hub: HubData, name: str, split: Split, revision: str | None, language: str, left_out: Counter[str]
 ) -> pd.DataFrame:
-    """Read one language of a Hub dataset laid out as facebook/xnli: its configuration is the language.
-
-    Raises:
-        UsageError: If it cannot be loaded, lacks a column, or a label is none of the three.
-    """
+    """Read one language of a Hub dataset laid out as facebook/xnli: its configuration is the language."""
     loaded = hub.rows(name, language, _HUB_SPLITS[split], revision)
     # What a number says, where the dataset tells it: not all number the labels alike.
     feature = _canonical(loaded.features).get("label")

@@ -42,11 +42,7 @@ def label_config() -> dict[str, Any]:
 
 
 def label_columns(config: Any) -> list[int]:
-    """Column of each of `LABELS` in the logits of a model; others number them in another order.
-
-    Raises:
-        UsageError: If the model's labels are not the three.
-    """
+    """Column of each of `LABELS` in the logits of a model; others number them in another order."""
     columns = {str(name).lower(): int(number) for number, name in config.id2label.items()}
     if sorted(columns) != sorted(LABELS):
         raise UsageError(
@@ -102,12 +98,7 @@ def predict_probabilities(
 
 
 class XNLIRun(HeadRun):
-    """A model on the rows of a run.
-
-    Raises:
-        UsageError: If the model has no head for the three labels, or the best step is to be chosen by a score
-            that there is not.
-    """
+    """A model on the rows of a run; refuses a head for other labels, and a score to choose by that is not."""
 
     label_names = ("labels",)
     data: XNLIData
@@ -145,10 +136,9 @@ class XNLIRun(HeadRun):
         return score
 
     def predict(self) -> pd.DataFrame:
-        """Test rows of all languages, batched together, with the number and the probability of each label.
+        """Test rows of all languages, batched together, indexed by language and row, with what is predicted.
 
-        Returns:
-            `predicted` and the columns of `LABELS` beside those of the rows, indexed by language and row.
+        That is a label's number in the column `predicted`, and probabilities in the columns of `LABELS`.
         """
         rows = _joined(self.data.test)
         probabilities = self._predict(self._tokenise(rows))
@@ -177,13 +167,7 @@ class XNLIRun(HeadRun):
     def score(
         self, predicted: pd.DataFrame, mixed: np.ndarray | None, training: Mapping[str, Any] | None
     ) -> TaskResult:
-        """Put the numbers of the run together, in percent.
-
-        Args:
-            predicted: From `predict`.
-            mixed: From `predict_mixed`, None if it was not asked for.
-            training: How fine-tuning went, None if there was none.
-        """
+        """Put the numbers of the run together, in percent; `mixed` and `training` may be None."""
         data = self.data
         correct = 100.0 * (predicted.predicted == predicted.label)
         accuracy = {language: estimate_share(correct[language].to_numpy()) for language in data.test}
@@ -243,11 +227,7 @@ def _joined(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def score_mixed(correct: np.ndarray, languages: Sequence[str]) -> dict[str, Any]:
-    """Accuracies of mixed-language XNLI, in percent.
-
-    Args:
-        correct: Which rows are right, (L, L, N): premise in the first language, hypothesis in the second.
-        languages: L names.
+    """Accuracies of mixed-language XNLI, in percent, by what `predict_mixed` returned, (L, L, N).
 
     Returns:
         `languages`; `matrix`, (L, L) as lists; `within`, the mean of its diagonal, and `across`, that of the
@@ -269,11 +249,6 @@ def write_predictions(folder: Path, split: str, predicted: pd.DataFrame) -> None
 
     Columns: premise, hypothesis, gold, predicted, and the probability of each label. A tab or a line break in
     a text becomes a space.
-
-    Args:
-        folder: Of the run.
-        split: What was tested on.
-        predicted: From `XNLIRun.predict`.
     """
     names = pd.Series(LABELS)
     texts = predicted[["premise", "hypothesis"]].replace(r"[\t\n\r]", " ", regex=True)

@@ -109,27 +109,17 @@ class XNLITrainingArguments(FineTuningArguments):
 
 @dataclass(frozen=True)
 class XNLIData:
-    """All rows of a run, a table for each language with the columns of `nli_files.COLUMNS`.
+    """All rows of a run, a table for each language with the columns of `nli_files.COLUMNS`."""
 
-    Attributes:
-        train: Empty if nothing is trained.
-        dev: What the best step is chosen by; empty if none is.
-        test: Empty if nothing is predicted.
-        record: What is tested on.
-        files: Hash of each file by its path, or the revision of the Hub dataset by its name.
-        left_out: Lines and rows of the files that are not among the rows, by split, language and reason.
-        selected_on_test: Whether rows are tested on that the best step was chosen by.
-        outputs: What a run writes beside the model.
-    """
-
-    train: Mapping[str, pd.DataFrame]
-    dev: Mapping[str, pd.DataFrame]
-    test: Mapping[str, pd.DataFrame]
-    record: DatasetRecord
-    files: Mapping[str, str]
+    train: Mapping[str, pd.DataFrame]  # empty if nothing is trained
+    dev: Mapping[str, pd.DataFrame]  # what the best step is chosen by; empty if none is
+    test: Mapping[str, pd.DataFrame]  # empty if nothing is predicted
+    record: DatasetRecord  # what is tested on
+    files: Mapping[str, str]  # hash of each file by its path, or the revision of the Hub dataset by its name
+    # lines and rows of the files that are not among the rows, by split, language and reason
     left_out: Mapping[str, Mapping[str, Mapping[str, int]]]
-    selected_on_test: bool
-    outputs: tuple[str, ...] = ("xnli_results.json", "predictions")
+    selected_on_test: bool  # whether rows are tested on that the best step was chosen by
+    outputs: tuple[str, ...] = ("xnli_results.json", "predictions")  # what a run writes beside the model
 
     @property
     def num_train_rows(self) -> dict[str, int]:
@@ -141,8 +131,7 @@ def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelAr
     """Read all rows that the run needs, and check them.
 
     Raises:
-        UsageError: If a file or a language is missing, a file is damaged, a label is none of the three, or
-            rows that are to be mixed are not parallel.
+        UsageError: If rows are missing, damaged, or to be mixed and not parallel.
     """
     source = _Source(task, model)
     languages = source.languages()
@@ -164,12 +153,7 @@ def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelAr
 
 
 class _Source:
-    """Where rows are read from: files, or a Hub dataset of one commit.
-
-    Attributes:
-        files: Those read, with their hashes, or the commit of the dataset.
-        left_out: See `XNLIData`.
-    """
+    """Where rows are read from: files, or a Hub dataset of one commit. For its attributes see `XNLIData`."""
 
     def __init__(self, task: XNLIArguments, model: HeadModelArguments) -> None:
         self.task, self.hub = task, HubData(model.token, model.cache_dir)

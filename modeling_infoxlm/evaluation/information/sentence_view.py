@@ -23,31 +23,19 @@ _BISECTIONS = 16  # the logarithm of the temperature to 1e-4
 
 @dataclass(frozen=True)
 class SentenceBound:
-    """A bound of the information of a sentence and its translation.
+    """A bound of the information of a sentence and its translation."""
 
-    Attributes:
-        estimate: On the second half of the pairs, in nats.
-        tuned: The same on the first half, which chose the temperature: higher than honest.
-        temperature: Of the softmax.
-    """
-
-    estimate: Estimate
-    tuned: float
-    temperature: float
+    estimate: Estimate  # on the second half of the pairs, in nats
+    tuned: float  # the same on the first half, which chose the temperature: higher than honest
+    temperature: float  # of the softmax
 
 
 def sentence_bound(source: Tensor, target: Tensor, *, num_candidates: int, seed: int = 0) -> SentenceBound:
-    """InfoNCE bound of line-aligned sentence vectors, mean of both directions, scores cosine / temperature.
+    """InfoNCE bound of line-aligned vectors, (N, D) each, in random order; scores are cosine / temperature.
 
     The first half of the pairs chooses the temperature, the second half is measured: chosen and measured on
-    the same pairs the number could exceed the information.
-
-    Args:
-        source: Sentence vectors in random order, (N, D).
-        target: Vectors of their translations, (N, D).
-        num_candidates: K sentences among which each translation is sought; pairs are taken in groups of K,
-            and what is left over of a half is not used.
-        seed: Of the bootstrap, which draws pairs and keeps their candidates.
+    the same pairs the number could exceed the information. Pairs are taken in groups of K candidates; what is
+    left over of a half is not used. The bootstrap draws pairs and keeps their candidates.
 
     Raises:
         ValueError: If a half has fewer than K pairs, K is below 2, or the sides differ in shape.
@@ -80,14 +68,11 @@ def grouped_cosines(source: Tensor, target: Tensor, num_candidates: int) -> Tens
 
 
 def infonce_terms(scores: Tensor, temperature: float) -> Tensor:
-    """Terms whose mean is the InfoNCE bound in nats, none above log K, (G * K,).
+    """Terms whose mean is the InfoNCE bound in nats, none above log K, (G * K,), of scores (G, K, K).
 
-    Each is the mean of two: the sentence seeks its translation, the translation its sentence. Both have the
-    bound's expectation below the information, so their mean has it too.
-
-    Args:
-        scores: Of sentences with candidates, (G, K, K), each pair's own on the diagonal.
-        temperature: Divides the scores.
+    Each pair's own score is on the diagonal. A term is the mean of two: the sentence seeks its translation,
+    the translation its sentence. Both have the bound's expectation below the information, so their mean has
+    it too.
     """
     logits = scores.double() / temperature  # in fp32 the sum with log K may round to above log K
     log_sums = (logits.logsumexp(dim=2) + logits.logsumexp(dim=1)) / 2

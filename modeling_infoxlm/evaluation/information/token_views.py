@@ -47,38 +47,25 @@ _PADDED_TOKENS_PER_BATCH = 512  # whole logits are held, 1 MB a token of a large
 
 @dataclass(frozen=True)
 class MaskedSide:
-    """Sentences of one language without special tokens, and masks in them.
+    """Sentences of one language without special tokens, and masks in them."""
 
-    Attributes:
-        text: N sentences.
-        inputs: The same tokens with the chosen ones masked, (T,).
-        chosen: Where, bool (T,).
-        counts: Chosen tokens of each sentence, (N,), sum M.
-        surprisals: -log p of each chosen token, (M,); p is its share of the ordinary tokens of `text`.
-        entropy: Of p, in nats.
-        entropy_bias: By how much `entropy`, and with it a bound, is too low at least, in nats, since p is
-            that of a sample, in which rare tokens are missing: the first term of the bias (Miller, 1955).
-    """
-
-    text: PackedRows
-    inputs: np.ndarray
-    chosen: np.ndarray
-    counts: np.ndarray
+    text: PackedRows  # N sentences
+    inputs: np.ndarray  # the same tokens with the chosen ones masked, (T,)
+    chosen: np.ndarray  # where, bool (T,)
+    counts: np.ndarray  # chosen tokens of each sentence, (N,), sum M
+    # -log p of each chosen token, (M,); p is its share of the ordinary tokens of `text`
     surprisals: np.ndarray
-    entropy: float
+    entropy: float  # of p, in nats
+    # by how much `entropy`, and with it a bound, is too low at least, in nats, since p is that of a sample,
+    # in which rare tokens are missing: the first term of the bias (Miller, 1955)
     entropy_bias: float
 
 
 def mask_side(text: PackedRows, special: SpecialTokens, *, keys: np.ndarray) -> MaskedSide:
-    """Mask 15 % of the ordinary tokens of each sentence.
+    """Mask 15 % of the ordinary tokens of N sentences without special tokens; masks follow from `keys`, (N,).
 
     All of them become `<mask>`. Pre-training leaves a tenth as they are; that would tell the model the very
     token whose information is measured.
-
-    Args:
-        text: N sentences without special tokens.
-        special: The tokenizer's special tokens.
-        keys: One uint64 for each sentence, (N,); the masks follow from it.
     """
     masked = mask_tokens(
         text.tokens,
@@ -108,17 +95,12 @@ def mask_side(text: PackedRows, special: SpecialTokens, *, keys: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class MaskedSequences:
-    """Whole sequences for the model, with special tokens.
+    """Whole sequences for the model, with special tokens."""
 
-    Attributes:
-        inputs: N sequences.
-        targets: The true tokens, (T,).
-        place: Number of each chosen token among the M of all sides, side by side and sentence by sentence; -1
-            for tokens that are not chosen, (T,).
-    """
-
-    inputs: PackedRows
-    targets: np.ndarray
+    inputs: PackedRows  # N sequences
+    targets: np.ndarray  # the true tokens, (T,)
+    # number of each chosen token among the M of all sides, side by side and sentence by sentence; -1 for
+    # tokens that are not chosen, (T,)
     place: np.ndarray
 
 
@@ -152,19 +134,12 @@ class NoLanguageModel(ValueError):
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model with a head that predicts masked tokens.
+    """A model with a head that predicts masked tokens."""
 
-    Attributes:
-        model: In eval mode; an `InfoXLMForPreTraining` for XLM-R and InfoXLM.
-        tokenizer: Its tokenizer.
-        special: The special tokens of it.
-        bf16: Run products in bf16.
-    """
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    special: SpecialTokens
-    bf16: bool = False
+    model: Any  # in eval mode; an `InfoXLMForPreTraining` for XLM-R and InfoXLM
+    tokenizer: PreTrainedTokenizerBase  # its tokenizer
+    special: SpecialTokens  # the special tokens of it
+    bf16: bool = False  # run products in bf16
 
     def losses(self, sequences: MaskedSequences, *, progress: bool = True) -> np.ndarray:
         """-log q of the true token at each chosen position, in nats, by their numbers, (M,)."""
@@ -203,11 +178,7 @@ class LanguageModel:
 
 
 def load_language_model(arguments: EncoderArguments, encoder: Encoder) -> LanguageModel:
-    """Load the language model head of a checkpoint, and the encoder below it.
-
-    Args:
-        arguments: Which checkpoint.
-        encoder: The same one as `load_encoder` gives it.
+    """Load the language model head of a checkpoint, and the encoder below it, the one that is given.
 
     Raises:
         NoLanguageModel: If the checkpoint has no such head, or the tokenizer no mask.
@@ -233,18 +204,14 @@ class TokenBounds:
 
     Each language's tokens are held against their own frequencies: which language a token is of counts for
     nothing.
-
-    Attributes:
-        mlm: The context is the rest of the sentence.
-        tlm: The context is the rest of the sentence and the translation, which is masked as well.
-        difference: `tlm` - `mlm` over the same tokens; as a difference of two bounds it bounds nothing.
-        languages: For each language its number of masked `tokens`, their `entropy`, `entropy_bias`, and the
-            bounds `mlm` and `tlm`.
     """
 
-    mlm: Estimate
-    tlm: Estimate
+    mlm: Estimate  # the context is the rest of the sentence
+    tlm: Estimate  # the context is the rest of the sentence and the translation, which is masked as well
+    # `tlm` - `mlm` over the same tokens; as a difference of two bounds it bounds nothing
     difference: Estimate
+    # for each language its number of masked `tokens`, their `entropy`, `entropy_bias`, and the bounds `mlm`
+    # and `tlm`
     languages: Mapping[str, Mapping[str, float]]
 
 
@@ -253,12 +220,8 @@ def token_bounds(
 ) -> TokenBounds:
     """Bounds for both token views, of the same masked tokens.
 
-    Args:
-        model: Language model.
-        sides: Source language and its N sentences without special tokens, target language and their
-            translations.
-        seed: Of the masks and the bootstrap, which draws pairs of sentences.
-        progress: Show a progress bar when it takes longer than two seconds.
+    `sides` are two languages, each with N sentences without special tokens that translate each other. The
+    bootstrap draws pairs of sentences.
 
     Raises:
         ValueError: If no token is masked.

@@ -30,17 +30,11 @@ from modeling_infoxlm.runs.files import write_json
 
 @dataclass(frozen=True)
 class AnsweredSet:
-    """A set of N questions, their answers and scores.
-
-    Attributes:
-        part: The questions.
-        answers: Best first; the first of each question is the prediction.
-        scores: `f1` and `exact_match` of each prediction, 0..1, (N,) each.
-    """
+    """A set of N questions, their answers and scores."""
 
     part: QuestionSet
-    answers: Sequence[Sequence[Candidate]]
-    scores: Mapping[str, np.ndarray]
+    answers: Sequence[Sequence[Candidate]]  # best first; the first of each question is the prediction
+    scores: Mapping[str, np.ndarray]  # `f1` and `exact_match` of each prediction, 0..1, (N,) each
 
     @classmethod
     def of(
@@ -61,11 +55,7 @@ class AnsweredSet:
 
 
 class MLQARun(HeadRun):
-    """A model on the questions of a run.
-
-    Raises:
-        UsageError: If windows are too short for a question.
-    """
+    """A model on the questions of a run; refuses windows that are too short for a question."""
 
     label_names = LABELS
     data: MLQAData
@@ -124,10 +114,7 @@ class MLQARun(HeadRun):
     ) -> TaskResult:
         """Scores of every set, means, transfer gap, and the matrix of context and question languages.
 
-        Args:
-            task: Name of the result.
-            answered: Sets of it, no two of the same languages.
-            training: How fine-tuning went, None if there was none.
+        No two sets are of the same languages; `training` is None if there was none.
         """
         parts = [item.part for item in answered]
         scores = {item.part.name: item.estimates() for item in answered}

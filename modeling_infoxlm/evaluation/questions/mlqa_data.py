@@ -124,17 +124,13 @@ class MLQATrainingArguments(FineTuningArguments):
 
 @dataclass(frozen=True)
 class MLQAData:
-    """All questions of a run.
+    """All questions of a run."""
 
-    Attributes:
-        train: Sets to learn from, without the questions that cannot be learned; empty if nothing is trained.
-        test: Sets to answer, by the name of their task; empty if nothing is predicted.
-        rules: What each task is scored by.
-    """
-
+    # sets to learn from, without the questions that cannot be learned; empty if nothing is trained
     train: Sequence[QuestionSet]
+    # sets to answer, by the name of their task; empty if nothing is predicted
     test: Mapping[str, Sequence[QuestionSet]]
-    rules: Mapping[str, Rules]
+    rules: Mapping[str, Rules]  # what each task is scored by
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -158,8 +154,7 @@ def load_data(task: MLQAArguments, args: FineTuningArguments, model: HeadModelAr
     """Read all questions that the run needs, and check them.
 
     Raises:
-        UsageError: If a file is missing, damaged or of another layout, none is given, or two sets would write
-            the same predictions.
+        UsageError: If files are missing, damaged, or of the same languages.
     """
     read = partial(
         read_question_sets,
@@ -194,11 +189,7 @@ def load_data(task: MLQAArguments, args: FineTuningArguments, model: HeadModelAr
 
 
 def choose_rules(task: MLQAArguments, name: str, parts: Sequence[QuestionSet]) -> Rules:
-    """Rules that a result is scored by.
-
-    Raises:
-        UsageError: If the literature scores some of its sets by others.
-    """
+    """Rules that a result is scored by; a `UsageError` if the literature scores its sets by several."""
     if task.scoring_rules is not None:
         return task.scoring_rules
     benchmarks = [name] if name in SCORING_RULES else sorted({part.benchmark for part in parts})

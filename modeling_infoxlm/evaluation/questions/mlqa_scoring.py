@@ -43,10 +43,7 @@ _CHINESE_WORDS = re.compile(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+")
 def normalize_answer(text: str, language: str, *, rules: Rules = "mlqa") -> str:
     """Bring an answer into the form that is compared, words with one space between them.
 
-    Args:
-        text: Answer.
-        language: Its language, `zh` or a code that begins with it such as `zh-Hans`.
-        rules: Whose.
+    The language may be longer than its code, such as `zh-Hans`.
 
     Example:
         >>> normalize_answer("The  Beatles!", "en")
@@ -81,14 +78,7 @@ def score_answers(
     *,
     rules: Rules = "mlqa",
 ) -> dict[str, np.ndarray]:
-    """`f1` and `exact_match` of each of N predictions, (N,) each; see `f1_score`.
-
-    Args:
-        predictions: N answers.
-        references: Gold answers of each.
-        languages: Language of each context.
-        rules: Whose.
-    """
+    """`f1` and `exact_match` of each of N predictions, (N,) each; see `f1_score`."""
     rows = list(zip(predictions, references, languages, strict=True))
     return {
         "f1": np.array([f1_score(*row, rules=rules) for row in rows]),
@@ -97,14 +87,9 @@ def score_answers(
 
 
 def f1_score(prediction: str, answers: Sequence[str], language: str, *, rules: Rules = "mlqa") -> float:
-    """Overlap of words with the gold answer that it is largest with, in 0..1.
+    """Overlap of words with the gold answer that it is largest with, in 0..1; the prediction may be empty.
 
-    Args:
-        prediction: Empty if the question was not answered.
-        answers: Gold answers; none means that the question has no answer, as in SQuAD 2.0, and an empty
-            prediction is right.
-        language: Language of the answers.
-        rules: Whose.
+    No gold answer means that the question has none, as in SQuAD 2.0, and an empty prediction is right.
     """
     if not answers:
         return exact_match_score(prediction, answers, language, rules=rules)

@@ -31,35 +31,23 @@ _SPACE, _INVISIBLE = 1, 2
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How questions and contexts become windows.
+    """How questions and contexts become windows."""
 
-    Attributes:
-        max_seq_length: Tokens of a window, special ones included.
-        doc_stride: Tokens by which the next window of a long context lies further on, as in the scripts of
-            BERT and XTREME.
-        max_query_length: Questions are cut there, in tokens.
-    """
-
-    max_seq_length: int = 384
+    max_seq_length: int = 384  # tokens of a window, special ones included
+    # tokens by which the next window of a long context lies further on, as in the scripts of BERT and XTREME
     doc_stride: int = 128
-    max_query_length: int = 64
+    max_query_length: int = 64  # questions are cut there, in tokens
 
 
 @dataclass(frozen=True)
 class PairLayout:
-    """What a tokenizer puts around a question and a context, as ids and token types.
+    """What a tokenizer puts around a question and a context, as ids and token types."""
 
-    Attributes:
-        ids: Special tokens before the question, between the two, and behind the context.
-        types: Their token types.
-        text_types: Token types of the question and of the context.
-        has_types: Whether the model takes token types.
-    """
-
+    # special tokens before the question, between the two, and behind the context
     ids: tuple[tuple[int, ...], ...]
-    types: tuple[tuple[int, ...], ...]
-    text_types: tuple[int, int]
-    has_types: bool
+    types: tuple[tuple[int, ...], ...]  # their token types
+    text_types: tuple[int, int]  # token types of the question and of the context
+    has_types: bool  # whether the model takes token types
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "PairLayout":
@@ -89,26 +77,17 @@ class PairLayout:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of many questions, in the order of the questions.
+    """Windows of many questions, in the order of the questions."""
 
-    Attributes:
-        rows: For the model: `input_ids`, `token_type_ids` where it takes them, and as labels the positions of
-            the first and last token of the answer, both 0 where the window does not hold all of it.
-        question: Number of the question of each window, (F,).
-        context_at: Position in the window of the first token of the context, (F,).
-        first: Number in the context of that token, (F,).
-        begins: Where each window's context begins in the next two, and the end, (F + 1,).
-        starts: First character of each token of the contexts of all windows, (T,).
-        ends: Its last character, exclusive, (T,).
-    """
-
+    # for the model: `input_ids`, `token_type_ids` where it takes them, and as labels the positions of the
+    # first and last token of the answer, both 0 where the window does not hold all of it
     rows: Dataset
-    question: np.ndarray
-    context_at: np.ndarray
-    first: np.ndarray
-    begins: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
+    question: np.ndarray  # number of the question of each window, (F,)
+    context_at: np.ndarray  # position in the window of the first token of the context, (F,)
+    first: np.ndarray  # number in the context of that token, (F,)
+    begins: np.ndarray  # where each window's context begins in the next two, and the end, (F + 1,)
+    starts: np.ndarray  # first character of each token of the contexts of all windows, (T,)
+    ends: np.ndarray  # its last character, exclusive, (T,)
 
     @classmethod
     def of_rows(cls, rows: Dataset) -> "Windows":
@@ -138,12 +117,10 @@ class Windows:
     def characters(
         self, window: np.ndarray, start: np.ndarray, end: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """First character of spans of tokens, and their last, exclusive, (K,) each.
+        """First character of K spans of tokens, and their last, exclusive, (K,) each.
 
-        Args:
-            window: Numbers of windows, (K,).
-            start: Position in the window of the first token, (K,).
-            end: Position of the last token, (K,).
+        `window` are the numbers of their windows, `start` and `end` the positions there of first and last
+        token.
         """
         base = self.begins[window] - self.context_at[window]
         return self.starts[base + start], self.ends[base + end]
@@ -165,8 +142,7 @@ class Windows:
 def check_windows(tokenizer: PreTrainedTokenizerBase, settings: WindowSettings) -> PairLayout:
     """Return what the tokenizer puts around a question and a context.
 
-    Raises:
-        UsageError: If the tokenizer is not a fast one, or windows are too short for a question and a step.
+    A `UsageError` if it is not a fast one, or windows are too short for a question and a step.
     """
     tokenizer_hash(tokenizer)  # refuses slow ones, which do not know where in the text a token stands
     layout = PairLayout.of(tokenizer)
@@ -189,14 +165,7 @@ def build_windows(
 ) -> Windows:
     """Tokenise questions and contexts and cut them to windows, or read what was made so before.
 
-    Args:
-        questions: N questions.
-        tokenizer: A fast one.
-        settings: Lengths of windows.
-        cache_dir: See `cached_rows`.
-
-    Raises:
-        UsageError: As `check_windows`.
+    For `cache_dir` see `cached_rows`, for what is refused `check_windows`.
     """
     key = (_FORMAT, tokenizer_hash(tokenizer), settings, *questions)
     layout = check_windows(tokenizer, settings)
@@ -281,18 +250,11 @@ def _answer_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int] |
     return (start, end) if text and start <= end else None
 
 
-# ---------------------------------------------------------------------------------------------- characters
-
-
 def _whole_characters(text: str, offsets: np.ndarray) -> np.ndarray:
-    """Offsets without white space at either end, and with the characters that normalisation joined to others.
+    """Offsets (T, 2) without white space around, and with characters that normalisation joined to others.
 
     A tokenizer may count the space before a word to its first token. And where a letter and its marks, or two
     half-width characters, become one, that one's offsets name the first alone: an answer would lose the rest.
-
-    Args:
-        text: Context.
-        offsets: Of its tokens, ascending, (T, 2).
     """
     if not len(offsets):
         return offsets

@@ -20,50 +20,32 @@ from modeling_infoxlm.evaluation.questions.question_sets import Question
 
 @dataclass(frozen=True)
 class SpanSettings:
-    """Which spans can be answers.
+    """Which spans can be answers."""
 
-    Attributes:
-        max_answer_length: Most tokens of an answer.
-        n_best_size: Answers kept for each question, and spans of each window.
-        null_score_diff_threshold: A question stays unanswered if the score of no answer is higher than that
-            of the best answer by more than this; None answers every question.
-    """
-
-    max_answer_length: int = 30
-    n_best_size: int = 1
+    max_answer_length: int = 30  # most tokens of an answer
+    n_best_size: int = 1  # answers kept for each question, and spans of each window
+    # a question stays unanswered if the score of no answer is higher than that of the best answer by more
+    # than this; None answers every question
     null_score_diff_threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class BestSpans:
-    """Best spans of each window.
+    """Best spans of each window."""
 
-    Attributes:
-        scores: Sums of start and end logit, best first, `-inf` where there is no span, (F, K).
-        starts: Positions in the window of the first token, (F, K).
-        ends: Positions of the last token, (F, K).
-        null_scores: Sums of both logits of the first token, which stands for no answer, (F,).
-    """
-
-    scores: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    null_scores: np.ndarray
+    scores: np.ndarray  # sums of start and end logit, best first, `-inf` where there is no span, (F, K)
+    starts: np.ndarray  # positions in the window of the first token, (F, K)
+    ends: np.ndarray  # positions of the last token, (F, K)
+    null_scores: np.ndarray  # sums of both logits of the first token, which stands for no answer, (F,)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible answer, cut from the context.
+    """A possible answer, cut from the context."""
 
-    Attributes:
-        text: Empty for no answer.
-        start: Its first character in the context.
-        score: Sum of start and end logit.
-    """
-
-    text: str
-    start: int
-    score: float
+    text: str  # empty for no answer
+    start: int  # its first character in the context
+    score: float  # sum of start and end logit
 
 
 def predict_answers(
@@ -76,17 +58,7 @@ def predict_answers(
     bf16: bool = False,
     description: str = "answering",
 ) -> list[list[Candidate]]:
-    """Answers of each question, best first, at least one.
-
-    Args:
-        model: With a span head, on its device.
-        tokenizer: Pads.
-        questions: N questions.
-        windows: Made of these.
-        settings: Which spans can be answers.
-        bf16: Run products in bf16.
-        description: Of the progress bar.
-    """
+    """Answers of each of N questions, best first, at least one, by a model with a span head on its device."""
     shape = (len(windows), settings.n_best_size)
     scores, starts, ends = np.full(shape, -np.inf), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     null_scores = np.zeros(len(windows))
@@ -173,11 +145,9 @@ def best_spans(
 def choose_answers(
     questions: Sequence[Question], windows: Windows, best: BestSpans, settings: SpanSettings
 ) -> list[list[Candidate]]:
-    """Answers of each question from the best spans of its windows.
+    """Up to `n_best_size` answers of different texts for each question, best first.
 
-    Returns:
-        Up to `n_best_size` answers of different texts for each question, best first. The first is the
-        prediction; it is empty for no answer.
+    The first is the prediction; it is empty for no answer.
     """
     window, rank = np.nonzero(best.scores > -np.inf)
     scores = best.scores[window, rank]

@@ -17,34 +17,21 @@ OnMismatch = Literal["skip", "fail"]
 
 @dataclass(frozen=True)
 class Answer:
-    """A gold answer.
+    """A gold answer."""
 
-    Attributes:
-        text: As it stands in the file.
-        start: Its first character in the context.
-    """
-
-    text: str
-    start: int
+    text: str  # as it stands in the file
+    start: int  # its first character in the context
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a context.
+    """A question about a context."""
 
-    Attributes:
-        id: Names it in prediction files.
-        text: The question.
-        context: Where its answer stands.
-        answers: Gold answers; none if the context does not answer it.
-        article: That the context is of.
-    """
-
-    id: str
+    id: str  # names it in prediction files
     text: str
-    context: str
-    answers: tuple[Answer, ...]
-    article: str = ""
+    context: str  # where its answer stands
+    answers: tuple[Answer, ...]  # gold answers; none if the context does not answer it
+    article: str = ""  # that the context is of
 
     @property
     def golds(self) -> list[str]:
@@ -65,29 +52,17 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions of one language about contexts of one language.
+    """Questions of one language about contexts of one language."""
 
-    Attributes:
-        benchmark: `mlqa`, `xquad`, `tydiqa` or `qa`.
-        split: `dev`, `test`, ...
-        context_language: Language of contexts and answers.
-        question_language: Language of the questions.
-        location: File or Hub dataset that it was read from.
-        questions: In the order of the file.
-        num_mismatched: Questions with an answer that does not stand where its `answer_start` says.
-        num_blank: Questions whose answers are blank.
-        commit: Of a Hub dataset.
-    """
-
-    benchmark: str
-    split: str
-    context_language: str
-    question_language: str
-    location: str
-    questions: Sequence[Question]
-    num_mismatched: int = 0
-    num_blank: int = 0
-    commit: str | None = None
+    benchmark: str  # `mlqa`, `xquad`, `tydiqa` or `qa`
+    split: str  # `dev`, `test`, ...
+    context_language: str  # language of contexts and answers
+    question_language: str  # language of the questions
+    location: str  # file or Hub dataset that it was read from
+    questions: Sequence[Question]  # in the order of the file
+    num_mismatched: int = 0  # questions with an answer that does not stand where its `answer_start` says
+    num_blank: int = 0  # questions whose answers are blank
+    commit: str | None = None  # of a Hub dataset
 
     @property
     def name(self) -> str:
@@ -111,15 +86,10 @@ def limit_questions(part: QuestionSet, count: int | None) -> QuestionSet:
 
 
 def cross_languages(sets: Sequence[QuestionSet]) -> list[QuestionSet]:
-    """Pair contexts of each language with questions of each other, where both have questions of the same id.
+    """The given sets, and all pairs of contexts of one language with questions of another that share ids.
 
     XQuAD and MLQA ask the same questions in several languages, so monolingual files hold every mixed pair.
-
-    Args:
-        sets: Of any benchmarks; pairs are made within one, and not where one is given.
-
-    Returns:
-        The given sets, and behind them the made ones.
+    Pairs are made within a benchmark, and not where one is given.
     """
     given = {(part.benchmark, part.split, part.name) for part in sets}
     own = [part for part in sets if part.context_language == part.question_language]
@@ -145,12 +115,8 @@ def check_places(
 ) -> QuestionSet:
     """Count answers that do not stand where they are said to; for training leave out what teaches nothing.
 
-    Args:
-        part: As it was read.
-        on_mismatched_answers: Whether such an answer ends the run.
-        with_negatives: Take questions without an answer, as in SQuAD 2.0.
-        for_training: Leave questions with such an answer out, and with a blank one. In evaluation they stay,
-            because scores compare texts alone.
+    That is questions with such an answer, and with a blank one. In evaluation they stay, because scores
+    compare texts alone. `with_negatives` takes questions without an answer, as in SQuAD 2.0.
 
     Raises:
         UsageError: If a question is not what is expected, or none is left.
@@ -183,11 +149,7 @@ def check_places(
 
 
 def check_answers(part: QuestionSet, rules: Rules) -> QuestionSet:
-    """Count the questions that only a blank answer is right for.
-
-    Raises:
-        UsageError: If there are no others: scores would be those of a model that does not answer.
-    """
+    """Count the questions that only a blank answer is right for; a `UsageError` if there are no others."""
     blank = count_blank((question.golds for question in part.questions), part.context_language, rules=rules)
     if blank == sum(bool(question.answers) for question in part.questions):
         raise UsageError(
@@ -206,11 +168,7 @@ def check_answers(part: QuestionSet, rules: Rules) -> QuestionSet:
 
 
 def check_distinct_ids(part: QuestionSet) -> None:
-    """Refuse a set that prediction files could not tell apart.
-
-    Raises:
-        UsageError: If two questions have the same id.
-    """
+    """Refuse a set that prediction files could not tell apart: two of its questions have the same id."""
     for key, count in Counter(question.id for question in part.questions).items():
         if count > 1:
             raise UsageError(

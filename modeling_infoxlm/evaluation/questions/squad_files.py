@@ -61,14 +61,9 @@ def read_question_sets(
 ) -> list[QuestionSet]:
     """Read files, folders of them and Hub datasets.
 
-    Args:
-        specs: `LOCATION` or `LANGUAGE=LOCATION` or `CONTEXT-QUESTION=LOCATION`; a location is a file, a
-            glob, a folder or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`.
-        unnamed: Language where neither the spec nor the name tells it; None refuses such a location.
-        hub: How the Hub is asked.
-        on_mismatched_answers: See `check_places`, and for the next two.
-        with_negatives: Whether questions without an answer are taken.
-        for_training: Whether what teaches nothing is left out.
+    A spec is `LOCATION`, `LANGUAGE=LOCATION` or `CONTEXT-QUESTION=LOCATION`; a location is a file, a glob, a
+    folder or `hub:NAME[@REVISION][:CONFIG[:SPLIT]]`. `unnamed` is the language where neither the spec nor the
+    name tells it; None refuses such a location. For the other arguments see `check_places`.
 
     Raises:
         UsageError: If a location is missing, damaged or not in SQuAD's layout, its language is not known, or
@@ -94,9 +89,6 @@ def record_questions(name: str, sets: Sequence[QuestionSet]) -> DatasetRecord:
         return DatasetRecord.of_files(name, paths, commits)
     ((repo_id, commit),) = datasets
     return DatasetRecord(name, {}, commit, repo_id)
-
-
-# ----------------------------------------------------------------------------------------------- locations
 
 
 def _take_apart(spec: str) -> tuple[tuple[str, str] | None, str]:
@@ -164,15 +156,8 @@ def _parse_name(name: str) -> tuple[str, str, tuple[str, str] | None]:
     return "qa", "test", None
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
 def _questions(location: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Question]:
-    """Questions of rows of id, question, context, answers and perhaps a title, the article's.
-
-    Raises:
-        UsageError: If a row lacks one of them, or has something else in its place.
-    """
+    """Questions of rows of id, question, context, answers and perhaps a title, the article's."""
     place = "the file"
     try:
         for row in rows:

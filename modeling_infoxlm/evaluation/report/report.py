@@ -41,11 +41,7 @@ class ReportArguments:
     formats: str = flag(",".join(FORMATS), f"What is written, comma between: {', '.join(FORMATS)}.")
 
     def chosen_formats(self) -> list[str]:
-        """The formats as a list.
-
-        Raises:
-            UsageError: If one is unknown.
-        """
+        """The formats as a list; a `UsageError` if one is unknown."""
         chosen = [name.strip() for name in self.formats.split(",") if name.strip()]
         unknown = [name for name in chosen if name not in FORMATS]
         if unknown or not chosen:
@@ -69,11 +65,7 @@ def report_command(argv: list[str]) -> None:
     names: dict[str, list[str]] = {}
     for name, (title, _) in figures.items():
         names.setdefault(title, []).append(name)
-    texts = {
-        "md": to_markdown(sections, files, names),
-        "tex": to_latex(sections),
-        "csv": to_csv(sections),
-    }
+    texts = {"md": to_markdown(sections, files, names), "tex": to_latex(sections), "csv": to_csv(sections)}
     written = {f"report.{name}": texts[name] for name in formats if name in texts}
     with writing(arguments.output_dir):
         _write(Path(arguments.output_dir), written, figures)
@@ -91,18 +83,8 @@ def _write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, tuple[s
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-# --------------------------------------------------------------------------------------------------- figures
-
-
 def draw_figures(sections: Sequence[Section]) -> dict[str, tuple[str, Any]]:
-    """Heat maps and radar charts.
-
-    Returns:
-        File name -> title of the section and the figure.
-
-    Raises:
-        UsageError: If matplotlib is not installed.
-    """
+    """Heat maps and radar charts: the title of the section and the figure, by the name of the file."""
     try:
         import modeling_infoxlm.plots as plots
     except ImportError as error:

@@ -20,17 +20,11 @@ _HASH_SHOWN = 10  # digits of a hash, enough to tell files apart
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A result file and its number in the report's list.
+    """A result file and its number in the report's list."""
 
-    Attributes:
-        number: From 1.
-        path: As it was found.
-        content: All of it.
-    """
-
-    number: int
-    path: Path
-    content: Mapping[str, Any] = field(repr=False)
+    number: int  # from 1
+    path: Path  # as it was found
+    content: Mapping[str, Any] = field(repr=False)  # all of it
 
     @property
     def data(self) -> str:
@@ -81,9 +75,7 @@ class ResultFile:
 def find_results(paths: Sequence[str]) -> list[ResultFile]:
     """Read result files, and those in folders at any depth.
 
-    Args:
-        paths: Files and folders. In a folder, JSON files of other programs (no `schema` in them, as the
-            Trainer's `all_results.json`) are passed over.
+    There, JSON files of other programs (no `schema` in them, as the Trainer's) are passed over.
 
     Raises:
         UsageError: If a path does not exist, a named file is no result, or there is none.
@@ -140,11 +132,7 @@ def name_files(files: Sequence[ResultFile]) -> str:
 
 
 def label_rows(files: Sequence[ResultFile]) -> list[str]:
-    """Name of each row: the model, and what tells it from other rows: settings, data, weights.
-
-    Args:
-        files: One of each row.
-    """
+    """Name of each row, by one of its files: the model, and what tells it from other rows."""
     names = [_short_name(file.content["model"]) for file in files]
     labels = []
     for file, name in zip(files, names, strict=True):

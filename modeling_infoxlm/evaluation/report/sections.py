@@ -29,45 +29,30 @@ _DEV_WORDS = ("dev", "validation")
 
 @dataclass(frozen=True)
 class Matrix:
-    """Scores of pairs of languages.
+    """Scores of pairs of languages."""
 
-    Attributes:
-        label: Of the row that it belongs to.
-        values: Mean over the runs, NaN where a pair was not measured; index and columns are named after the
-            part of the input that they are the languages of, premise and hypothesis for example.
-        source: Numbers of files.
-        runs: How many.
-    """
-
-    label: str
+    label: str  # of the row that it belongs to
+    # mean over the runs, NaN where a pair was not measured; index and columns are named after the part of the
+    # input that they are the languages of, premise and hypothesis for example
     values: pd.DataFrame
-    source: str
-    runs: int
+    source: str  # numbers of files
+    runs: int  # how many
 
 
 @dataclass(frozen=True)
 class Section:
-    """All rows of one task on one dataset.
+    """All rows of one task on one dataset."""
 
-    Attributes:
-        task: As in the files.
-        dataset: Its name.
-        unit: percent or nats.
-        metric: The headline.
-        numbers: A line for each number, with the columns `NUMBERS`: ours first, then published ones, whose
-            `runs` is 0. `spread` is the standard deviation of several runs (n - 1), `low` and `high` are the
-            95 % interval of one run, `count` are items measured; each is NaN where there is none.
-        matrices: One for each of our rows that has one.
-        notes: What a reader must know before comparing rows.
-    """
-
-    task: str
-    dataset: str
-    unit: str
-    metric: str
+    task: str  # as in the files
+    dataset: str  # its name
+    unit: str  # percent or nats
+    metric: str  # the headline
+    # a line for each number, with the columns `NUMBERS`: ours first, then published ones, whose `runs` is 0.
+    # `spread` is the standard deviation of several runs (n - 1), `low` and `high` are the 95 % interval of
+    # one run, `count` are items measured; each is NaN where there is none.
     numbers: pd.DataFrame
-    matrices: tuple[Matrix, ...]
-    notes: tuple[str, ...]
+    matrices: tuple[Matrix, ...]  # one for each of our rows that has one
+    notes: tuple[str, ...]  # what a reader must know before comparing rows
 
     @property
     def title(self) -> str:
@@ -86,12 +71,7 @@ class Section:
         return found if metric == SUMMARY else sorted(found, key=_column_order)
 
     def table(self, metric: str, values: str = "value") -> pd.DataFrame:
-        """A metric's table, ours first, indexed by `model`, `runs` and `source`; NaN for no number.
-
-        Args:
-            metric: One of `metrics`.
-            values: Which column of `numbers` stands in the cells.
-        """
+        """A metric's table of some column of `numbers`, ours first; NaN for no number."""
         lines = self.numbers[self.numbers.metric == metric]
         lines = lines.assign(runs=lines.groupby(["model", "source"]).runs.transform("max"))
         rows = ["model", "runs", "source"]
@@ -120,9 +100,6 @@ def _column_order(column: str) -> tuple[int, int, str]:
         return 2, len(column), column
     paper = LANGUAGES["xnli"]
     return (0, paper.index(column), "") if column in paper else (1, 0, column)
-
-
-# --------------------------------------------------------------------------------------------------- our rows
 
 
 def build_sections(files: Sequence[ResultFile]) -> list[Section]:
@@ -242,9 +219,6 @@ def _read_matrix(content: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame()
 
 
-# ------------------------------------------------------------------------------------------------- published
-
-
 def _published_lines(
     published: Sequence[Published], ours: pd.DataFrame, files: Sequence[ResultFile]
 ) -> pd.DataFrame:
@@ -286,9 +260,6 @@ def _published_numbers(row: Published, columns: set[str]) -> dict[str, float]:
     for whole, mean in row.means.items():
         numbers[MEAN if set(whole) == set(languages) else _mean_of(whole)] = mean
     return {column: numbers[column] for column in sorted(columns & numbers.keys(), key=_column_order)}
-
-
-# ----------------------------------------------------------------------------------------------------- notes
 
 
 def _notes(files: Sequence[ResultFile], groups: Sequence[Sequence[ResultFile]]) -> list[str]:

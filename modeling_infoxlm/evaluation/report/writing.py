@@ -16,19 +16,13 @@ _DIGITS = {"percent": 1, "nats": 2}
 
 @dataclass(frozen=True)
 class _Table:
-    """Text of a table.
+    """Text of a table."""
 
-    Attributes:
-        title: What is in it.
-        headings: Of the columns; the first column and one called source hold text, the others numbers.
-        parts: Rows, ours and published ones apart.
-        notes: For its caption.
-    """
-
-    title: str
+    title: str  # what is in it
+    # of the columns; the first column and one called source hold text, the others numbers
     headings: Sequence[str]
-    parts: Sequence[Sequence[Sequence[str]]]
-    notes: Sequence[str] = ()
+    parts: Sequence[Sequence[Sequence[str]]]  # rows, ours and published ones apart
+    notes: Sequence[str] = ()  # for its caption
 
     def sides(self, left: str, right: str) -> list[str]:
         """Alignment of each column."""
@@ -85,19 +79,10 @@ def _round(value: float, digits: int) -> str:
     return f"{round(float(value), digits) + 0.0:.{digits}f}"  # + 0.0: never "-0.0"
 
 
-# -------------------------------------------------------------------------------------------------- Markdown
-
-
 def to_markdown(
     sections: Sequence[Section], files: Sequence[ResultFile], figures: Mapping[str, Sequence[str]]
 ) -> str:
-    """The report as Markdown.
-
-    Args:
-        sections: All tables.
-        files: What they were made of.
-        figures: Names of figures by title of their section.
-    """
+    """The report as Markdown; `figures` has their names by the title of their section."""
     lines = ["# Results", "", "Made by `infoxlm report` from the files listed at the end.", ""]
     for section in sections:
         lines += [f"## {_markdown(section.title)}", ""]
@@ -138,9 +123,6 @@ def _describe_file(file: ResultFile) -> str:
         f"model {_code(model['name_or_path'])} ({_markdown(weights)}); data {name} ({_markdown(data)}); "
         f"commit {content['commit']}; command {command}"
     )
-
-
-# ------------------------------------------------------------------------------------------- LaTeX and CSV
 
 
 _TEX = {

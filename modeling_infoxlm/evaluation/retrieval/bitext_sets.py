@@ -45,36 +45,24 @@ _PAIR_COLUMNS = ("sentence1", "sentence2")
 
 @dataclass(frozen=True)
 class BitextSet:
-    """Aligned sentences of one pair of languages.
+    """Aligned sentences of one pair of languages."""
 
-    Attributes:
-        language: Key in results: the language beside English, such as `de`; the pair, such as `de-fr`, where
-            neither side is English.
-        pair: Source and target language, joined by a hyphen. English is the target.
-        source: N sentences.
-        target: Their translations, (N,).
-    """
-
+    # key in results: the language beside English, such as `de`; the pair, such as `de-fr`, where neither side
+    # is English
     language: str
-    pair: str
-    source: Sequence[str]
-    target: Sequence[str]
+    pair: str  # source and target language, joined by a hyphen. English is the target.
+    source: Sequence[str]  # N sentences
+    target: Sequence[str]  # their translations, (N,)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A set that was found but not read yet.
+    """A set that was found but not read yet."""
 
-    Attributes:
-        languages: Short codes of both sides.
-        read: Its pairs.
-        files: Where they lie.
-        commits: Commit of each part that lies on the Hub, by its location.
-    """
-
-    languages: tuple[str, str]
-    read: Callable[[], Iterable[tuple[str, str]]]
-    files: tuple[Path, ...] = ()
+    languages: tuple[str, str]  # short codes of both sides
+    read: Callable[[], Iterable[tuple[str, str]]]  # its pairs
+    files: tuple[Path, ...] = ()  # where they lie
+    # commit of each part that lies on the Hub, by its location
     commits: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -94,11 +82,7 @@ class _Candidate:
 
 
 def refuse_bad_line(error: DataError) -> None:
-    """Stop at a line that cannot be used: without it the lines would not be aligned.
-
-    Raises:
-        DataError: Always.
-    """
+    """Stop at a line that cannot be used: without it the lines would not be aligned."""
     raise error
 
 
@@ -111,17 +95,10 @@ def short_code(code: str) -> str:
     return _SHORT_CODES.get(code, code)
 
 
-# ---------------------------------------------------------------------------------------------------- loading
-
-
 def load_folder(
     folder: str | Path, languages: Sequence[str] | None = None
 ) -> tuple[list[BitextSet], DatasetRecord]:
     """Read the test sets in a folder in the layout of Tatoeba, NTREX or FLORES, or of bitext for training.
-
-    Args:
-        folder: Where they lie.
-        languages: Which of them; None takes all.
 
     Raises:
         UsageError: If the folder or a language is missing, or the two sides of a set differ in length.
@@ -137,15 +114,7 @@ def load_folder(
 def load_files(
     specs: Sequence[str], languages: Sequence[str] | None = None
 ) -> tuple[list[BitextSet], DatasetRecord]:
-    """Read test sets named as bitext is for pre-training, see `parse_bitext_sources`.
-
-    Args:
-        specs: Such as `x.de,x.en` (two plain files), `de-en.tsv`, `de-en=pairs.tsv`.
-        languages: Which of them; None takes all.
-
-    Raises:
-        UsageError: If one cannot be read, or a language is missing.
-    """
+    """Read test sets named as bitext is for pre-training: `x.de,x.en` (plain files), `de-en=pairs.tsv`."""
     name = " ".join(specs)
     return _load(map(_candidate, parse_bitext_sources(specs)), languages, name, name)
 
@@ -157,15 +126,9 @@ def load_dataset_pairs(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[list[BitextSet], DatasetRecord]:
-    """Read a dataset with a config for each pair and the columns `sentence1` and `sentence2`.
+    """Read the split `test` of a dataset with a config for each pair, columns `sentence1` and `sentence2`.
 
-    Such as `mteb/tatoeba-bitext-mining`, whose configs are `deu-eng`, ...; its split `test`.
-
-    Args:
-        name: Of a dataset on the Hub, or a folder that `datasets` loads.
-        languages: Which of them; None takes all.
-        revision: Branch, tag or commit on the Hub; None takes the newest.
-        token: Of the Hub; None is the stored one.
+    Such as `mteb/tatoeba-bitext-mining`, whose configs are `deu-eng`, ...; or a folder that `datasets` loads.
 
     Raises:
         UsageError: If it cannot be loaded, or a language is missing.
@@ -209,9 +172,6 @@ def _load(
     commits = {location: commit for one in chosen for location, commit in one.commits.items()}
     files = [path for candidate in chosen for path in candidate.files]
     return [candidate.load() for candidate in chosen], DatasetRecord.of_files(name, files, commits)
-
-
-# ---------------------------------------------------------------------------------------------------- layouts
 
 
 def _short_codes(source: str, target: str) -> tuple[str, str]:

@@ -17,16 +17,9 @@ from modeling_infoxlm.modeling_infoxlm import InfoXLMModel
 
 
 class HeldoutRetrieval:
-    """Top-1 retrieval among the held-out sentences of each language pair.
+    """Top-1 retrieval among the first `max_pairs` held-out sentences of each language pair of a corpus.
 
-    Args:
-        corpus: Prepared corpus with held-out pairs.
-        layer: Layer of the sentence vectors; 0 is the embedding output.
-        pooling: `"mean"` or `"cls"`.
-        max_pairs: Candidates of each pair: its first so many held-out sentences.
-
-    Raises:
-        ValueError: If the corpus has no held-out pair.
+    Vectors are of `layer`, 0 is the embedding output. A corpus without held-out pairs is a `ValueError`.
     """
 
     def __init__(self, corpus: Corpus, *, layer: int, pooling: str = "mean", max_pairs: int = 300) -> None:
@@ -35,11 +28,7 @@ class HeldoutRetrieval:
         self.corpus, self.layer, self.pooling, self.max_pairs = corpus, layer, pooling, max_pairs
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """Measure a model with a `roberta` encoder.
-
-        Returns:
-            `retrieval/<pair>`: mean of both directions, 0..1; `retrieval/mean` over the pairs.
-        """
+        """`retrieval/<pair>`, mean of both directions, 0..1, and `retrieval/mean`, of `model.roberta`."""
         scores = {
             f"retrieval/{pair}": accuracy.mean for pair, accuracy in self.accuracies(model.roberta).items()
         }
@@ -70,15 +59,10 @@ class HeldoutRetrieval:
 
 
 def with_start(end: Mapping[str, float], history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Metrics of the end of a run, with those of its start beside them.
+    """Metrics of the end of a run, `eval_<measure>`, with those of its start beside them, `start_<measure>`.
 
-    Args:
-        end: What `InfoXLMTrainer.evaluate` returned: `eval_<measure>`.
-        history: Log history of the run; what it evaluated at step 0 is the start.
-
-    Returns:
-        `end`; `start_<measure>` of every measure that the start has too; and `warning`, in capitals, if the
-        run ended worse than it began: in mean retrieval, or in the loss of a masked objective.
+    The start is what the log history has of step 0. `warning`, in capitals, is added if the run ended worse
+    than it began: in mean retrieval, or in the loss of a masked objective.
     """
     first = next((entry for entry in history if entry["step"] == 0), {})
     results: dict[str, Any] = dict(end)
@@ -92,13 +76,7 @@ def with_start(end: Mapping[str, float], history: Iterable[Mapping[str, Any]]) -
 
 
 def describe_change(results: Mapping[str, Any], *, layer: int, pooling: str) -> list[str]:
-    """Lines that say what a run has made of the held-out measures.
-
-    Args:
-        results: What `with_start` returned.
-        layer: Layer of the vectors of the retrieval.
-        pooling: Their pooling.
-    """
+    """Lines that say what a run has made of the held-out measures of `with_start`."""
     changes = ", ".join(change for change, _ in _changes(results))
     lines = [f"held-out pairs, vectors of layer {layer} by {pooling} pooling: {changes}"] if changes else []
     return lines + [results["warning"]] if "warning" in results else lines
@@ -116,13 +94,7 @@ def _changes(results: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
 
 
 def heldout_corpus(corpus: Corpus) -> Corpus:
-    """The held-out pairs as a corpus of their own, for held-out losses.
-
-    Its MLM examples are single sentences.
-
-    Args:
-        corpus: Prepared corpus with held-out pairs.
-    """
+    """The held-out pairs as a corpus, for held-out losses; its MLM examples are single sentences."""
     mono: dict[str, TokenStore] = {}
     for pair in corpus.heldout.values():
         sides = ((pair.source_language, pair.source), (pair.target_language, pair.target))

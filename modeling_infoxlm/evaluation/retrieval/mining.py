@@ -36,15 +36,12 @@ _ROWS_AT_ONCE = 16384
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Vectors of the other side that are nearest to, or fit best, each of N vectors.
+    """Vectors of the other side that are nearest to, or fit best, each of N vectors."""
 
-    Attributes:
-        score: Similarities (N, k), the highest first, nan where an approximate search found fewer than k; or
-            margin scores of the best match (N,), -inf where none was found.
-        index: Numbers of the neighbours, of equal ones the first, in the same shape; 0 where none was found.
-    """
-
+    # similarities (N, k), the highest first, nan where an approximate search found fewer than k; or margin
+    # scores of the best match (N,), -inf where none was found
     score: Tensor
+    # numbers of the neighbours, of equal ones the first, in the same shape; 0 where none was found
     index: Tensor
 
 
@@ -61,19 +58,8 @@ class RetrievalAccuracy:
         return (self.source_to_target + self.target_to_source) / 2
 
 
-# ------------------------------------------------------------------------------------------------- retrieval
-
-
 def retrieval_accuracy(source: Tensor, target: Tensor) -> RetrievalAccuracy:
-    """Top-1 accuracy in both directions of line-aligned sentences (the Tatoeba protocol: cosine, no margin).
-
-    Args:
-        source: Sentence vectors, (N, D).
-        target: Vectors of their translations, (N, D).
-
-    Raises:
-        ValueError: If there is not exactly one translation for each sentence.
-    """
+    """Top-1 accuracy in both directions of aligned vectors, (N, D) (as Tatoeba: cosine, no margin)."""
     forth, back = translations_found(source, target)
     return RetrievalAccuracy(forth.float().mean().item(), back.float().mean().item())
 
@@ -87,18 +73,7 @@ def translations_found(
     k: int = NEIGHBOURS,
     search: Search = "exact",
 ) -> tuple[Tensor, Tensor]:
-    """Whether each sentence's best match (see `match`) is its translation.
-
-    Args:
-        source: Sentence vectors, (N, D).
-        target: Vectors of their translations, (N, D).
-        similarity: Of two vectors.
-        margin: See `margin_scores`.
-        k: Neighbours of the margin.
-        search: See `find_neighbours`.
-
-    Returns:
-        For the source and for the target sentences, (N,) each, bool.
+    """Whether the best match (see `match`) of each source and target vector is its translation, (N,) each.
 
     Raises:
         ValueError: If there is not exactly one translation for each sentence.
@@ -113,23 +88,12 @@ def translations_found(
     return forth.index == expected, back.index == expected
 
 
-# --------------------------------------------------------------------------------------------------- margins
-
-
 def margin_scores(forth: Neighbours, back: Neighbours, margin: Margin) -> Tensor:
-    """Score each sentence with each of its neighbours against what is usual around the two.
+    """Score each of N sentences with each of its neighbours against what is usual around the two, (N, k).
 
     A sentence that is near to everything (a hub) is no translation of all of it. So the similarity of x and y
     is compared with the mean b of the similarities of x and of y to their k nearest neighbours each:
     `ratio` a / b, `distance` a - b, `none` a (Artetxe and Schwenk, arXiv 1811.01136, section 3).
-
-    Args:
-        forth: Neighbours of the N sentences.
-        back: Neighbours of the M sentences of the other side.
-        margin: Which comparison.
-
-    Returns:
-        (N, k), in the order of `forth.index`.
     """
     if margin == "none":
         return forth.score
@@ -149,16 +113,9 @@ def best_matches(forth: Neighbours, back: Neighbours, margin: Margin) -> Neighbo
 def match(
     source: Tensor, target: Tensor, *, margin: Margin, k: int = NEIGHBOURS, **options: Any
 ) -> tuple[Neighbours, Neighbours]:
-    """The best match on the other side of each of N and M sentences, (N,) and (M,).
+    """The best match on the other side of each of N and M vectors, (N, D) and (M, D): (N,) and (M,).
 
-    With a margin the candidates are the k nearest neighbours, as in LASER.
-
-    Args:
-        source: Sentence vectors, (N, D).
-        target: The same of the other side, (M, D).
-        margin: See `margin_scores`.
-        k: Neighbours of the margin.
-        options: See `find_neighbours`.
+    With a margin the candidates are the k nearest neighbours, as in LASER. For options see `find_neighbours`.
     """
     forth, back = find_neighbours(source, target, k=1 if margin == "none" else k, **options)
     return best_matches(forth, back, margin), best_matches(back, forth, margin)
@@ -166,10 +123,6 @@ def match(
 
 def best_pairs(forth: Neighbours, back: Neighbours) -> pd.DataFrame:
     """The best match of every sentence of both sides as pairs, the best first, each once.
-
-    Args:
-        forth: Best target sentence of each source sentence.
-        back: Best source sentence of each target sentence.
 
     Returns:
         Columns `score`, descending, and `source` and `target`, the numbers of the sentences.
@@ -198,15 +151,8 @@ def one_to_one(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[chosen]
 
 
-# ---------------------------------------------------------------------------------------------------- search
-
-
 def choose_search(num_source: int, num_target: int) -> Search:
-    """Exact up to `EXACT_LIMIT` sentences a side, approximate beyond.
-
-    Raises:
-        UsageError: If that needs faiss and it is not installed.
-    """
+    """Exact up to `EXACT_LIMIT` sentences a side, approximate beyond, for which faiss has to be installed."""
     if max(num_source, num_target) <= EXACT_LIMIT:
         return "exact"
     _import_faiss()
@@ -222,24 +168,18 @@ def find_neighbours(
     search: Search = "exact",
     progress: bool = False,
 ) -> tuple[Neighbours, Neighbours]:
-    """The k nearest neighbours of each sentence on the other side, in both directions.
+    """The k nearest neighbours of each sentence on the other side, in both directions; all if they are fewer.
 
     Args:
         source: (N, D), fp32 or fp16; products are computed in fp32.
         target: (M, D).
-        k: Neighbours; as many as there are, if there are fewer.
+        k: Neighbours.
         similarity: Of two vectors. With `"dot"` the vectors are used as they are, so they may lie in a
             memory-mapped file.
         search: `"exact"` takes (N + M) x k numbers beside the vectors and time that grows with N x M.
             `"approximate"` looks at the lists of vectors that are nearest to a query; some of its true
             neighbours may be missed. It runs on the CPU.
         progress: Show a progress bar when it takes longer than two seconds.
-
-    Returns:
-        Neighbours of the source sentences, and of the target sentences.
-
-    Raises:
-        UsageError: If faiss is needed and not installed.
     """
     source, target = _scaled(source, similarity), _scaled(target, similarity)
     find = _exact_neighbours if search == "exact" else _approximate_neighbours
@@ -308,9 +248,6 @@ class _Nearest(Neighbours):
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         self.score[rows] = scores[:, :-1]
         self.index[rows] = indices.gather(1, order)[:, :-1]
-
-
-# ------------------------------------------------------------------------------------------------------ faiss
 
 
 def _approximate_neighbours(

@@ -92,11 +92,7 @@ class TatoebaArguments(SearchArguments):
     hub_model_id: str | None = flag(None, "Repository for push_to_hub, ORG/NAME. Unset: the folder's name.")
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
-
-        Raises:
-            ValueError: If the test sets are not given in one way.
-        """
+        """Check that the test sets are given in one way."""
         given = [name for name in ("data_dir", "bitext_files", "dataset_name") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
@@ -105,14 +101,7 @@ class TatoebaArguments(SearchArguments):
             )
 
     def load_sets(self, token: str | None = None) -> tuple[list[BitextSet], DatasetRecord]:
-        """Read the test sets.
-
-        Args:
-            token: Of the Hub; None is the stored one.
-
-        Raises:
-            UsageError: If one cannot be read or a language is missing.
-        """
+        """Read the test sets; a `UsageError` if one cannot be read or a language is missing."""
         if self.dataset_name:
             return load_dataset_pairs(
                 self.dataset_name, self.languages, revision=self.dataset_revision, token=token
@@ -123,11 +112,7 @@ class TatoebaArguments(SearchArguments):
 
 
 def check_output(arguments: TatoebaArguments) -> None:
-    """Refuse what could not be written, before anything is computed.
-
-    Raises:
-        UsageError: If there are results already, or figures cannot be drawn.
-    """
+    """Refuse what could not be written, before anything is computed."""
     path = Path(arguments.output_dir) / f"{TASK}{RESULT_SUFFIX}"
     if path.exists() and not arguments.overwrite_output_dir:
         raise UsageError(f"{path} exists; give another --output_dir, or --overwrite_output_dir true.")
@@ -139,9 +124,6 @@ def resolve_layer(encoder: Encoder, layer: int | None) -> int:
     """The layer asked for; unset it is the paper's, or the last one of a model with fewer.
 
     Of a sentence-transformers folder it is the last: those are the vectors that it gives.
-
-    Raises:
-        UsageError: If the model does not have it.
     """
     if layer is None:
         is_cut = (Path(encoder.record.name_or_path) / "modules.json").is_file()
@@ -150,25 +132,12 @@ def resolve_layer(encoder: Encoder, layer: int | None) -> int:
 
 
 def evaluate_retrieval(
-    encoder: Encoder,
-    sets: Sequence[BitextSet],
-    dataset: DatasetRecord,
-    arguments: TatoebaArguments,
+    encoder: Encoder, sets: Sequence[BitextSet], dataset: DatasetRecord, arguments: TatoebaArguments
 ) -> TaskResult:
-    """Measure retrieval in both directions of every set.
+    """Measure retrieval in both directions of every set, of which there is at least one.
 
-    Args:
-        encoder: Encoder of the sentences.
-        sets: At least one.
-        dataset: What the sets are.
-        arguments: Layer, pooling, similarity and margin.
-
-    Returns:
-        The result of the task `tatoeba`. `scores` has `accuracy`, the mean of both directions, and each
-        direction; English is the target.
-
-    Raises:
-        UsageError: If the model lacks the layer, or faiss is needed and not installed.
+    `scores` has `accuracy`, the mean of both directions, and each direction; English is the target. A layer
+    that the model lacks, or faiss if it is needed and not there, is a `UsageError`.
     """
     layer = resolve_layer(encoder, arguments.layer)
     largest = max(len(one.source) for one in sets)
