@@ -1,7 +1,6 @@
 """The story of a fine-tuning program: flags, data, model, run folder, training, test, finish."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -15,32 +14,33 @@ from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.process import configure_process
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """A task that models are fine-tuned for."""
+def fine_tune(
+    name: str,
+    about: str | None,
+    arguments: tuple[type, type],
+    load_data: Callable[[Any, Any, HeadModelArguments], Any],
+    run_class: type[HeadRun],
+    argv: list[str],
+) -> None:
+    """Fine-tune a model on a task, test it in all languages, and write the model, predictions and scores.
 
-    name: str  # of the command, `infoxlm NAME`, and of the program, `run_NAME.py`
-    about: str  # help of the command
-    arguments: tuple[type, type]  # dataclasses of the task's flags and of its training's
-    # from the flags of the task, the training and the model to all data of the run; it has `files`, the hash
-    # of each, and `outputs`, the names of what is written beside the model
-    load_data: Callable[[Any, Any, HeadModelArguments], Any]
-    auto_class: Any  # of the model
-    run_class: type[HeadRun]  # trains and tests
-    # fields of the configuration of a model that is trained
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-
-def fine_tune(program: FineTuning, argv: list[str]) -> None:
-    """Fine-tune a model on a task, test it in all languages, and write the model, predictions and scores."""
+    Args:
+        name: Of the command, `infoxlm NAME`, and of the program, `run_NAME.py`.
+        about: Help of the command.
+        arguments: Dataclasses of the task's flags and of its training's.
+        load_data: From the flags of the task, the training and the model to all data of the run; it has
+            `files`, the hash of each, and `outputs`, the names of what is written beside the model.
+        run_class: Trains and tests.
+        argv: Words of the command line.
+    """
     model_args, task, args = parse_args_with_config(
-        (HeadModelArguments, *program.arguments), argv, program=f"infoxlm {program.name}", about=program.about
+        (HeadModelArguments, *arguments), argv, program=f"infoxlm {name}", about=about
     )
     configure_process()
-    data = program.load_data(task, args, model_args)
-    config = program.config if args.do_train else {}
-    head = load_head_model(model_args, program.auto_class, seed=args.seed, **config)
-    work = program.run_class(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
+    data = load_data(task, args, model_args)
+    config = run_class.config if args.do_train else {}
+    head = load_head_model(model_args, run_class.auto_class, seed=args.seed, **config)
+    work = run_class(head, data, task=task, args=args, cache_dir=model_args.cache_dir)
 
     run = open_fine_tuning(head.record, task, args, data.files, argv=argv, outputs=data.outputs)
     if run.finished:
@@ -51,7 +51,6 @@ def fine_tune(program: FineTuning, argv: list[str]) -> None:
     if args.do_predict:
         head.to(args.device)
         for result in work.test(training, run.folder):
-            command = [f"run_{program.name}.py", *argv]
-            write_result(run.folder, result, command=command, identity=run.identity)
+            write_result(run.folder, result, command=[f"run_{name}.py", *argv], identity=run.identity)
             print_result(result, Console())
     finish_run(run, args, task)

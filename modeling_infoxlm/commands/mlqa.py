@@ -6,17 +6,11 @@ r"""Fine-tune an encoder to answer questions, and score it in every language: `i
 Run the same command again to go on after a kill.
 """
 
-from transformers import AutoModelForQuestionAnswering
-
-from modeling_infoxlm.commands.fine_tune import FineTuning, fine_tune
+from modeling_infoxlm.commands.fine_tune import fine_tune
 from modeling_infoxlm.evaluation.questions.mlqa import MLQARun
 from modeling_infoxlm.evaluation.questions.mlqa_data import MLQAArguments, MLQATrainingArguments, load_data
-
-PROGRAM = FineTuning(
-    "mlqa", __doc__, (MLQAArguments, MLQATrainingArguments), load_data, AutoModelForQuestionAnswering, MLQARun
-)
 
 
 def run(argv: list[str]) -> None:
     """Fine-tune on questions, and answer those of all languages."""
-    fine_tune(PROGRAM, argv)
+    fine_tune("mlqa", __doc__, (MLQAArguments, MLQATrainingArguments), load_data, MLQARun, argv)

@@ -34,6 +34,8 @@ class HeadRun(ABC):
     the cache of tokenised rows, None the `datasets` library's own. See `HeadModel.check` for what is refused.
     """
 
+    auto_class: ClassVar[Any]  # of the model
+    config: ClassVar[Mapping[str, Any]] = {}  # fields of the configuration of a model that is trained
     label_names: ClassVar[tuple[str, ...]]  # columns of rows that the model takes as labels
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.encoders import tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel, forward_batches
@@ -100,6 +100,7 @@ def predict_probabilities(
 class XNLIRun(HeadRun):
     """A model on the rows of a run; refuses a head for other labels, and a score to choose by that is not."""
 
+    auto_class, config = AutoModelForSequenceClassification, label_config()
     label_names = ("labels",)
     data: XNLIData
 

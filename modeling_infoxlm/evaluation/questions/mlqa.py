@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import AutoModelForQuestionAnswering
 
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel
 from modeling_infoxlm.evaluation.finetuning.rows import SAMPLES
@@ -22,8 +23,7 @@ from modeling_infoxlm.evaluation.questions.mlqa_data import N_BEST, PREDICTIONS,
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, score_answers
 from modeling_infoxlm.evaluation.questions.qa_features import LABELS, Windows, build_windows, check_windows
 from modeling_infoxlm.evaluation.questions.qa_spans import Candidate, predict_answers
-from modeling_infoxlm.evaluation.questions.question_sets import Question, QuestionSet
-from modeling_infoxlm.evaluation.questions.squad_files import record_questions
+from modeling_infoxlm.evaluation.questions.question_sets import Question, QuestionSet, record_questions
 from modeling_infoxlm.evaluation.results import Estimate, TaskResult, estimate_share, summarise
 from modeling_infoxlm.runs.files import write_json
 
@@ -57,6 +57,7 @@ class AnsweredSet:
 class MLQARun(HeadRun):
     """A model on the questions of a run; refuses windows that are too short for a question."""
 
+    auto_class = AutoModelForQuestionAnswering
     label_names = LABELS
     data: MLQAData
 

@@ -17,8 +17,8 @@ from modeling_infoxlm.evaluation.questions.question_sets import (
     check_distinct_ids,
     cross_languages,
     limit_questions,
+    read_question_sets,
 )
-from modeling_infoxlm.evaluation.questions.squad_files import read_question_sets
 from modeling_infoxlm.evaluation.results import RESULT_SUFFIX
 from modeling_infoxlm.hub.benchmarks import SCORING_RULES
 from modeling_infoxlm.runs.errors import UsageError

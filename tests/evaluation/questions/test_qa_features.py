@@ -25,8 +25,7 @@ from modeling_infoxlm.evaluation.questions.qa_features import (
     build_windows,
     check_windows,
 )
-from modeling_infoxlm.evaluation.questions.question_sets import Answer, Question
-from modeling_infoxlm.evaluation.questions.squad_files import read_question_sets
+from modeling_infoxlm.evaluation.questions.question_sets import Answer, Question, read_question_sets
 from modeling_infoxlm.runs.errors import UsageError
 
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))

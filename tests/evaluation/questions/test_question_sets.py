@@ -11,8 +11,13 @@ import pytest
 from tiny_qa import article, question, write_squad
 
 from modeling_infoxlm.evaluation.hub_data import HubData
-from modeling_infoxlm.evaluation.questions.question_sets import Answer, QuestionSet, cross_languages
-from modeling_infoxlm.evaluation.questions.squad_files import read_question_sets, record_questions
+from modeling_infoxlm.evaluation.questions.question_sets import (
+    Answer,
+    QuestionSet,
+    cross_languages,
+    read_question_sets,
+    record_questions,
+)
 from modeling_infoxlm.runs.errors import UsageError
 
 DATA = Path(os.environ.get("INFOXLM_DATA", "../shared/data"))
