@@ -12,7 +12,7 @@ Each word is cut into sub-words by itself, and two words are aligned if any of t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,21 +106,6 @@ class AlignWordsArguments:
         if found and not self.overwrite_output_dir:
             raise UsageError(f"{found[0]} exists; give another --output_dir, or --overwrite_output_dir true.")
 
-    def data_name(self) -> str:
-        """What the result calls the test set."""
-        folder = Path(self.test_dir or self.gold_file or ".").resolve()
-        return self.dataset_name or (folder.name if self.test_dir else folder.parent.name)
-
-
-@dataclass(frozen=True)
-class _PairData:
-    """What the files of a language pair hold."""
-
-    files: PairFiles
-    sources: list[list[str]]
-    targets: list[list[str]]
-    gold: list[GoldAlignment | None] | None
-
 
 def run(argv: list[str]) -> None:
     """Align the words of translations and compare with gold alignments."""
@@ -129,8 +114,13 @@ def run(argv: list[str]) -> None:
     )
     arguments.check_output()
     configure_process()
-    work = [_read_pair(files, arguments.gold_index_base) for files in arguments.pair_files()]
-    has_gold = any(pair.gold for pair in work)
+    pairs = arguments.pair_files()
+    texts = [read_words(files) for files in pairs]
+    gold = {
+        files.name: _read_gold(files.gold, *words, arguments.gold_index_base)
+        for files, words in zip(pairs, texts, strict=True)
+        if files.gold is not None
+    }
     encoder = load_encoder(encoder_arguments)
     layer = encoder.check_layer(
         round(encoder.num_layers * 2 / 3) if arguments.layer is None else arguments.layer
@@ -138,34 +128,37 @@ def run(argv: list[str]) -> None:
     aligner = WordAligner(
         encoder,
         method=arguments.method,
-        layers=None if has_gold else [layer],  # without gold nothing is asked of the others
+        layers=None if gold else [layer],  # without gold nothing is asked of the others
         context=arguments.context,
         iterations=arguments.sinkhorn_iter,
     )
-    links = [aligner.align(pair.sources, pair.targets, progress=True) for pair in work]
+    links = [aligner.align(*words, progress=True) for words in texts]
     if aligner.num_cut:
         message = "%d pairs are longer than the model's %d tokens; the words past them stay unaligned."
         logger.warning(message, aligner.num_cut, encoder.max_length)
     output_dir = Path(arguments.output_dir)
-    for pair, found in zip(work, links, strict=True):
-        path = output_dir / f"{TASK}-{pair.files.name}.txt"
+    for files, found in zip(pairs, links, strict=True):
+        path = output_dir / f"{TASK}-{files.name}.txt"
         write_links(path, [by_layer[aligner.layers.index(layer)] for by_layer in found])
         print(f"{path}: links of {len(found):,} sentences at layer {layer}.")
-    if has_gold:
-        result = _score(work, links, aligner, layer=layer, dataset_name=arguments.data_name())
+    if gold:
+        folder = Path(arguments.test_dir or arguments.gold_file or ".").resolve()
+        name = arguments.dataset_name or (folder.name if arguments.test_dir else folder.parent.name)
+        paths = [path for files in pairs for path in (*files.texts, files.gold) if path is not None]
+        found_of = {files.name: found for files, found in zip(pairs, links, strict=True)}
+        result = _score(gold, found_of, aligner, layer=layer, dataset=DatasetRecord.of_files(name, paths))
         print_layers(result)
         print(write_result(output_dir, result, command=["infoxlm", "align-words", *argv]))
 
 
-def _read_pair(files: PairFiles, index_base: str | None) -> _PairData:
-    sources, targets = read_words(files)
-    if files.gold is None:
-        return _PairData(files, sources, targets, None)
+def _read_gold(
+    path: Path, sources: Sequence[list[str]], targets: Sequence[list[str]], index_base: str | None
+) -> list[GoldAlignment | None]:
     lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
-    gold = read_gold(files.gold, lengths, index_base=None if index_base is None else int(index_base))
+    gold = read_gold(path, lengths, index_base=None if index_base is None else int(index_base))
     if not any(one.possible for one in gold if one is not None):
-        raise UsageError(f"{files.gold} holds no link.")
-    return _PairData(files, sources, targets, gold)
+        raise UsageError(f"{path} holds no link.")
+    return gold
 
 
 def write_links(path: Path, links: Sequence[set[Link]]) -> None:
@@ -175,31 +168,29 @@ def write_links(path: Path, links: Sequence[set[Link]]) -> None:
 
 
 def _score(
-    work: Sequence[_PairData],
-    links: Sequence[list[list[set[Link]]]],
+    gold: Mapping[str, list[GoldAlignment | None]],
+    links: Mapping[str, list[list[set[Link]]]],
     aligner: WordAligner,
     *,
     layer: int,
-    dataset_name: str,
+    dataset: DatasetRecord,
 ) -> TaskResult:
     """Compare the links of every layer with the gold of every pair."""
     layers = {}
-    for pair, found in zip(work, links, strict=True):
-        both = zip(found, pair.gold or [], strict=True)
-        annotated = [(by_layer, gold) for by_layer, gold in both if gold is not None]
-        layers[pair.files.name] = {
+    for pair, drawn in gold.items():
+        both = [(found, one) for found, one in zip(links[pair], drawn, strict=True) if one is not None]
+        layers[pair] = {
             str(number): estimate_rates(
-                [alignment_scores(by_layer[k], gold.sure, gold.possible) for by_layer, gold in annotated]
+                [alignment_scores(found[k], one.sure, one.possible) for found, one in both]
             )
             for k, number in enumerate(aligner.layers)
         }
     scores = {name: by_layer[str(layer)] for name, by_layer in layers.items()}
-    paths = [path for pair in work for path in (*pair.files.texts, pair.files.gold) if path is not None]
     return TaskResult(
         task=TASK,
         metric="aer",
         unit="percent",
-        dataset=DatasetRecord.of_files(dataset_name, paths),
+        dataset=dataset,
         model=aligner.encoder.record,
         settings={
             "method": aligner.method,
@@ -212,7 +203,7 @@ def _score(
         summary=summarise({name: rates["aer"].value for name, rates in scores.items()}),
         details={
             "layers": layers,
-            "sentences_without_gold": {pair.files.name: (pair.gold or []).count(None) for pair in work},
+            "sentences_without_gold": {pair: drawn.count(None) for pair, drawn in gold.items()},
             "pairs_cut": aligner.num_cut,
         },
     )

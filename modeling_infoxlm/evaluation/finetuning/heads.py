@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from modeling_infoxlm.evaluation.batching import check_finite, progress_bar, run_batches
 from modeling_infoxlm.evaluation.encoders import Checkpoint, load_checkpoint
@@ -49,9 +49,8 @@ def load_head_model(
 
 
 def forward_batches(
-    model: PreTrainedModel,
+    head: HeadModel,
     rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
     take: Callable[[np.ndarray, Any], None],
     *,
     bf16: bool = False,
@@ -64,12 +63,12 @@ def forward_batches(
     """
 
     def run(members: np.ndarray) -> None:
-        batch = collate(rows.__getitems__(members.tolist()), tokenizer)
-        output = model(**{name: part.to(model.device) for name, part in batch.items()})
+        batch = collate(rows.__getitems__(members.tolist()), head.tokenizer)
+        output = head.model(**{name: part.to(head.model.device) for name, part in batch.items()})
         logits = [output.logits] if "logits" in output else [output.start_logits, output.end_logits]
         for part in logits:
-            check_finite(part, model, lambda number: f"row {number + 1:,}", members)
+            check_finite(part, head.model, lambda number: f"row {number + 1:,}", members)
         take(members, output)
 
     with progress_bar(len(rows), description, " rows") as bar:
-        run_batches(model, np.asarray(rows[LENGTH][:]), run, bf16=bf16, bar=bar)
+        run_batches(head.model, np.asarray(rows[LENGTH][:]), run, bf16=bf16, bar=bar)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from modeling_infoxlm.data.prepare import remove_prepared
 from modeling_infoxlm.evaluation.finetuning.arguments import FineTuningArguments
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel
-from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner, Score, TrainingRecord
+from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner, Score
 from modeling_infoxlm.evaluation.results import ModelRecord, TaskResult
 from modeling_infoxlm.hub.push import push_run
 from modeling_infoxlm.runs.errors import UsageError
@@ -52,10 +52,6 @@ class HeadRun(ABC):
         """What the best step is chosen by; None takes the last one."""
         return None
 
-    def describe_training(self, record: TrainingRecord) -> dict[str, Any]:
-        """How training went, for the result file."""
-        return asdict(record)
-
     @abstractmethod
     def test(self, training: Mapping[str, Any] | None, folder: Path) -> Iterator[TaskResult]:
         """Predict, write the predictions into the run's folder, and score; `training` is from `train`."""
@@ -69,7 +65,7 @@ class HeadRun(ABC):
             label_names=self.label_names,
             score=self.dev_score(),
         )
-        return self.describe_training(trainer.fine_tune(checkpoint))
+        return trainer.fine_tune(checkpoint)
 
     def training_settings(self) -> dict[str, Any]:
         """Of the training, for the result file; empty if there is none."""

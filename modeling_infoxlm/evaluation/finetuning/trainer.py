@@ -4,7 +4,6 @@ Shapes: B rows of a batch, T tokens of the longest, K labels of a row.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -55,15 +54,6 @@ def batch_loss(
         for part, column in zip(logits, labels.unbind(dim=1), strict=True)
     ]
     return torch.stack(losses).sum() / num_items
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """How fine-tuning went."""
-
-    steps: int  # optimiser steps
-    selected_step: int  # the step whose weights were taken
-    history: list[dict[str, float]]  # step and metrics of each score on the dev set
 
 
 class FineTuner(SafeTrainer):
@@ -156,8 +146,11 @@ class FineTuner(SafeTrainer):
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         return best or self.state.global_step
 
-    def fine_tune(self, checkpoint: str | None) -> TrainingRecord:
+    def fine_tune(self, checkpoint: str | None) -> dict[str, Any]:
         """Train, from a checkpoint on if there is one, and save the chosen weights, which the model has then.
+
+        Returns:
+            `steps`, `selected_step` and `history`, the step and the metrics of each score on the dev set.
 
         Raises:
             Interrupted: If a signal came; a checkpoint is saved.
@@ -177,4 +170,4 @@ class FineTuner(SafeTrainer):
             for entry in self.state.log_history
             if any(name.startswith("eval_") for name in entry)
         ]
-        return TrainingRecord(self.state.global_step, self.selected_step, history)
+        return {"steps": self.state.global_step, "selected_step": self.selected_step, "history": history}

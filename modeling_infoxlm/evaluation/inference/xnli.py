@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from modeling_infoxlm.evaluation.encoders import tokenizer_hash
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel, forward_batches
@@ -79,21 +79,16 @@ def tokenise(
 
 
 def predict_probabilities(
-    model: PreTrainedModel,
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    bf16: bool = False,
-    description: str = "predicting",
+    head: HeadModel, rows: Dataset, *, bf16: bool = False, description: str = "predicting"
 ) -> np.ndarray:
     """Probability of each of `LABELS`, (N, C), row i for row i."""
-    columns = label_columns(model.config)
+    columns = label_columns(head.model.config)
     probabilities = np.empty((len(rows), len(LABELS)), dtype=np.float32)
 
     def take(members: np.ndarray, output: Any) -> None:
         probabilities[members] = output.logits.float().softmax(dim=-1)[:, columns].cpu().numpy()
 
-    forward_batches(model, rows, tokenizer, take, bf16=bf16, description=description)
+    forward_batches(head, rows, take, bf16=bf16, description=description)
     return probabilities
 
 
@@ -218,8 +213,7 @@ class XNLIRun(HeadRun):
         return tokenise(rows, self.head.tokenizer, max_length=length, cache_dir=self.cache_dir)
 
     def _predict(self, rows: Dataset, description: str = "predicting") -> np.ndarray:
-        model, tokenizer = self.head.model, self.head.tokenizer
-        return predict_probabilities(model, rows, tokenizer, bf16=self.args.bf16, description=description)
+        return predict_probabilities(self.head, rows, bf16=self.args.bf16, description=description)
 
 
 def _joined(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -18,7 +18,6 @@ from transformers import AutoModelForQuestionAnswering
 from modeling_infoxlm.evaluation.finetuning.heads import HeadModel
 from modeling_infoxlm.evaluation.finetuning.rows import SAMPLES
 from modeling_infoxlm.evaluation.finetuning.run import HeadRun
-from modeling_infoxlm.evaluation.finetuning.trainer import TrainingRecord
 from modeling_infoxlm.evaluation.questions.mlqa_data import N_BEST, PREDICTIONS, MLQAData
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import Rules, score_answers
 from modeling_infoxlm.evaluation.questions.qa_features import LABELS, Windows, build_windows, check_windows
@@ -64,23 +63,21 @@ class MLQARun(HeadRun):
     def __init__(self, head: HeadModel, data: MLQAData, **options: Any) -> None:
         super().__init__(head, data, **options)
         check_windows(head.tokenizer, self.task.windows)
-        self._learned: Windows | None = None
 
     def training_rows(self) -> Dataset:
         """Windows of all questions that are learned."""
-        self._learned = self._windows(self.data.training_questions)
-        return self._learned.rows
+        return self._windows(self.data.training_questions).rows
 
-    def describe_training(self, record: TrainingRecord) -> dict[str, Any]:
-        """What was learned from, and the steps."""
-        assert self._learned is not None
+    def train(self, checkpoint: str | None) -> dict[str, Any]:
+        """Fine-tune; the steps, and what was learned from."""
+        learned = self._windows(self.data.training_questions)  # from the cache
         return {
             "questions": {part.location: len(part.questions) for part in self.data.train},
             "mismatched_answers": sum(part.num_mismatched for part in self.data.train),
             "blank_answers": sum(part.num_blank for part in self.data.train),
-            "windows": len(self._learned),
-            "windows_with_answer": self._learned.num_with_answer,
-            "steps": record.steps,
+            "windows": len(learned),
+            "windows_with_answer": learned.num_with_answer,
+            "steps": super().train(checkpoint)["steps"],
         }
 
     def test(self, training: Mapping[str, Any] | None, folder: Path) -> Iterator[TaskResult]:
@@ -97,8 +94,7 @@ class MLQARun(HeadRun):
 
     def _answer(self, part: QuestionSet, rules: Rules) -> AnsweredSet:
         answers = predict_answers(
-            self.head.model,
-            self.head.tokenizer,
+            self.head,
             part.questions,
             self._windows(part.questions),
             self.task.spans,

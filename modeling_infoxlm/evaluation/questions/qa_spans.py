@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_infoxlm.evaluation.finetuning.heads import forward_batches
+from modeling_infoxlm.evaluation.finetuning.heads import HeadModel, forward_batches
 from modeling_infoxlm.evaluation.questions.qa_features import Windows
 from modeling_infoxlm.evaluation.questions.question_sets import Question
 
@@ -49,8 +48,7 @@ class Candidate:
 
 
 def predict_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    head: HeadModel,
     questions: Sequence[Question],
     windows: Windows,
     settings: SpanSettings,
@@ -83,7 +81,7 @@ def predict_answers(
             table[members, :count] = part.cpu().numpy()
         null_scores[members] = (first_logits[:, 0] + last_logits[:, 0]).cpu().numpy()
 
-    forward_batches(model, windows.rows, tokenizer, take, bf16=bf16, description=description)
+    forward_batches(head, windows.rows, take, bf16=bf16, description=description)
     return choose_answers(questions, windows, BestSpans(scores, starts, ends, null_scores), settings)
 
 

@@ -103,7 +103,7 @@ def test_lengths_and_heads_are_checked(folders: dict[str, Path], rows: Dataset, 
     load_head(tmp_path).check(max_seq_length=40, trained=True)
     head.model.get_input_embeddings().weight.data[rows["input_ids"][5][1]] = float("nan")
     with pytest.raises(UsageError, match=r"not finite, first for row \d+; its weights"):
-        forward_batches(head.model, rows, head.tokenizer, lambda *_: None)
+        forward_batches(head, rows, lambda *_: None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +121,7 @@ def test_each_row_has_the_output_it_has_alone(
         found[members] = output.logits
         sizes.append(len(members))
 
-    forward_batches(head.model, rows, head.tokenizer, take)
+    forward_batches(head, rows, take)
     assert head.model.training and torch.is_grad_enabled()
     assert sum(sizes) == 60 and 3 <= min(sizes) < max(sizes)
     head.model.eval()

@@ -75,7 +75,7 @@ def test_the_step_that_is_taken_does_not_depend_on_what_is_saved(
         return {"accuracy": next(scores)}
 
     record = FineTuner(head, args, rows=rows, label_names=("labels",), score=score).fine_tune(None)
-    assert record.selected_step == 2 and len(weights) == 4
+    assert record["selected_step"] == 2 and len(weights) == 4
     assert torch.equal(head.model.classifier.out_proj.weight, weights[1])
     kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
     assert "checkpoint-2" in kept

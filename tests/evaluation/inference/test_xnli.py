@@ -82,13 +82,13 @@ def test_a_model_that_numbers_its_labels_otherwise_predicts_the_same(
 ) -> None:
     head = load(folders["bert"])
     rows = tokenise(as_rows("en", 20), head.tokenizer, max_length=40, cache_dir=str(tmp_path))
-    expected = predict_probabilities(head.model, rows, head.tokenizer)
+    expected = predict_probabilities(head, rows)
     np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
     with torch.no_grad():
         for part in (head.model.classifier.weight, head.model.classifier.bias):
             part.copy_(part[[2, 0, 1]].clone())
     head.model.config.id2label = {0: "contradiction", 1: "entailment", 2: "neutral"}
-    np.testing.assert_allclose(predict_probabilities(head.model, rows, head.tokenizer), expected, rtol=1e-5)
+    np.testing.assert_allclose(predict_probabilities(head, rows), expected, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------- mixed languages

@@ -123,10 +123,8 @@ def test_the_answer_does_not_depend_on_how_many_are_written() -> None:
     def answers(count: int) -> list[list[str]]:
         output = SimpleNamespace(start_logits=first, end_logits=last)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(qa_spans, "forward_batches", lambda *args, **kwargs: args[3](np.array([0]), output))
-            found = predict_answers(
-                None, None, [Question("a", "?", text, ())], windows, SpanSettings(3, count)
-            )
+            patch.setattr(qa_spans, "forward_batches", lambda *args, **kwargs: args[2](np.array([0]), output))
+            found = predict_answers(None, [Question("a", "?", text, ())], windows, SpanSettings(3, count))
         return [[item.text for item in items] for items in found]
 
     assert answers(1) == [["a"]]  # of "a ", 10, and " b", 10, the first; the space alone had 18
