@@ -5,7 +5,7 @@
 The paper (arXiv 2007.07834, section 3) reads its objectives as raising the mutual information of two views:
 a masked token and its context (MLM), the same with the translation beside the context (TLM), and a sentence
 and its translation (XlCo). Here that information is bounded from below, in nats, on text that is given; how
-stands in `evaluation/information/`.
+stands in `evaluation/information.py`.
 """
 
 import logging
@@ -23,13 +23,14 @@ from modeling_infoxlm.data.readers import SkipBadLines, read_rows
 from modeling_infoxlm.data.sources import Source, parse_bitext_sources
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
 from modeling_infoxlm.evaluation.encoding import Pooling
-from modeling_infoxlm.evaluation.information.sentence_view import SentenceBound, sentence_bound
-from modeling_infoxlm.evaluation.information.token_views import (
+from modeling_infoxlm.evaluation.information import (
     MASK_PROBABILITY,
     LanguageModel,
     NoLanguageModel,
+    SentenceBound,
     TokenBounds,
     load_language_model,
+    sentence_bound,
     token_bounds,
 )
 from modeling_infoxlm.evaluation.results import DatasetRecord, TaskResult, print_result, write_result

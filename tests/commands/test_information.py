@@ -30,7 +30,7 @@ from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.evaluation.batching import runs_packed
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
-from modeling_infoxlm.evaluation.information.token_views import join_sides, load_language_model, mask_side
+from modeling_infoxlm.evaluation.information import join_sides, load_language_model, mask_side
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.process import run_main

@@ -135,9 +135,8 @@ def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelAr
     """
     source = _Source(task, model)
     languages = source.languages()
-    train: Mapping[str, pd.DataFrame] = {}
-    dev: Mapping[str, pd.DataFrame] = {}
-    test: Mapping[str, pd.DataFrame] = {}
+    train: Mapping[str, pd.DataFrame]
+    train, dev, test = {}, {}, {}
     if args.do_train:
         train = draw_rows(source.read("train", source.train_languages(languages)), task.max_train_samples)
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_infoxlm.evaluation.information.sentence_view import (
+from modeling_infoxlm.evaluation.information import (
     best_temperature,
     grouped_cosines,
     infonce_terms,

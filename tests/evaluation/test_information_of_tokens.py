@@ -10,7 +10,7 @@ from transformers import XLMRobertaForMaskedLM
 
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.sampling import hash64
-from modeling_infoxlm.evaluation.information.token_views import (
+from modeling_infoxlm.evaluation.information import (
     LanguageModel,
     join_sides,
     mask_side,

@@ -1,1 +1,0 @@
-"""Lower bounds of mutual information for the views of InfoXLM's three objectives."""
