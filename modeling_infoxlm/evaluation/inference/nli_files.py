@@ -61,7 +61,11 @@ def files_in_folder(folder: str | Path, split: Split, languages: Sequence[str]) 
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"--data_dir {root}: no such folder.")
-    by_stem = {take_apart(path).stem: path for path in sorted(root.iterdir()) if _is_data(path)}
+    by_stem = {
+        take_apart(path).stem: path
+        for path in sorted(root.iterdir())
+        if path.is_file() and take_apart(path).format in _FORMATS
+    }
     found: dict[str, Path] = {}
     for language in languages:
         stems = [stem.format(language) for stem in _STEMS[split]]
@@ -97,10 +101,6 @@ def files_of_patterns(
         return named
     _require(named, languages, f"{flag} names no file")
     return {language: named[language] for language in languages}
-
-
-def _is_data(path: Path) -> bool:
-    return path.is_file() and take_apart(path).format in _FORMATS
 
 
 def _expand(pattern: str, flag: str) -> list[Path]:
@@ -195,7 +195,7 @@ def _records(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, dict[str
     if kind == "parquet":
         yield from ((place, _canonical(record)) for place, record in parquet_records(path, tuple(_CANONICAL)))
         return
-    if kind not in ("tsv", "jsonl"):
+    if kind not in _FORMATS:
         raise UsageError(
             f"{path}: unknown kind of file; expected .tsv, .jsonl or .parquet, or these with .gz."
         )

@@ -135,8 +135,9 @@ def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelAr
     """
     source = _Source(task, model)
     languages = source.languages()
-    train: Mapping[str, pd.DataFrame]
-    train, dev, test = {}, {}, {}
+    train: dict[str, pd.DataFrame] = {}
+    dev: dict[str, pd.DataFrame] = {}
+    test: dict[str, pd.DataFrame] = {}
     if args.do_train:
         train = draw_rows(source.read("train", source.train_languages(languages)), task.max_train_samples)
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
@@ -159,6 +160,11 @@ class _Source:
         self.files: dict[str, str] = {}
         self.left_out: dict[str, dict[str, Counter[str]]] = {}
         self._tested: list[Path] = []
+        self._given: dict[Split, tuple[list[str] | None, str]] = {
+            "train": (task.train_file, "--train_file"),
+            "dev": (task.validation_files, "--validation_files"),
+            "test": (task.test_files, "--test_files"),
+        }
         if task.dataset_name:
             try:
                 self.files[task.dataset_name] = self.hub.commit(task.dataset_name, task.dataset_revision)
@@ -167,25 +173,24 @@ class _Source:
 
     def languages(self) -> Sequence[str]:
         """Languages that are tested: those asked for, or of the files named, if any are."""
-        if self.task.languages:
-            return self.task.languages
-        patterns, flag = self._patterns(self.task.test_split)
-        if patterns:
-            return list(files_of_patterns(patterns, flag, languages=None, unnamed=XNLI_LANGUAGES))
-        return XNLI_LANGUAGES
+        return self.task.languages or self._named(self.task.test_split, XNLI_LANGUAGES) or XNLI_LANGUAGES
 
     def train_languages(self, languages: Sequence[str]) -> Sequence[str]:
         """Languages that are trained on: those of the files named, if any are."""
-        patterns, flag = self._patterns("train")
-        if not patterns:
+        named = self._named("train", [self.task.train_language])
+        if not named:
             return languages if self.task.translate_train else [self.task.train_language]
-        named = files_of_patterns(patterns, flag, languages=None, unnamed=[self.task.train_language])
         if len(named) > 1 and not self.task.translate_train:
             raise UsageError(
                 f"--train_file names {len(named)} languages ({', '.join(named)}); give one file, "
                 "or --translate_train true to train on all of them."
             )
-        return list(named)
+        return named
+
+    def _named(self, split: Split, unnamed: Sequence[str]) -> list[str]:
+        """Languages of the files that are named for a split; empty if none are."""
+        patterns, flag = self._given[split]
+        return list(files_of_patterns(patterns or [], flag, languages=None, unnamed=unnamed))
 
     def read(self, split: Split, languages: Sequence[str]) -> dict[str, pd.DataFrame]:
         """Rows of each language."""
@@ -214,7 +219,7 @@ class _Source:
         return DatasetRecord(f"{name}{suffix}", {}, commit, repo_id)
 
     def _paths(self, split: Split, languages: Sequence[str]) -> dict[str, Path]:
-        patterns, flag = self._patterns(split)
+        patterns, flag = self._given[split]
         if patterns:
             paths = files_of_patterns(patterns, flag, languages=languages, unnamed=languages)
         elif self.task.data_dir:
@@ -224,14 +229,6 @@ class _Source:
         if split == self.task.test_split:
             self._tested = list(paths.values())
         return paths
-
-    def _patterns(self, split: Split) -> tuple[list[str] | None, str]:
-        given = {
-            "train": (self.task.train_file, "--train_file"),
-            "dev": (self.task.validation_files, "--validation_files"),
-            "test": (self.task.test_files, "--test_files"),
-        }
-        return given[split]
 
 
 def draw_rows(sets: Mapping[str, pd.DataFrame], count: int | None) -> dict[str, pd.DataFrame]:
