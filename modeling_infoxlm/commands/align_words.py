@@ -66,9 +66,7 @@ class AlignWordsArguments:
         None,
         "Number of the first word in the gold. Unset: 1 in the second form, told by the links in the first.",
     )
-    pair: str | None = flag(
-        None, "Name of the language pair, such as de-en. Unset: from the names of the files."
-    )
+    pair: str | None = flag(None, "Name of the language pair, such as de-en. Unset: by the files' names.")
     dataset_name: str | None = flag(None, "Name of the test set in the result. Unset: the folder's name.")
     method: Method = flag(
         "ot",
@@ -122,9 +120,8 @@ def run(argv: list[str]) -> None:
         if files.gold is not None
     }
     encoder = load_encoder(encoder_arguments)
-    layer = encoder.check_layer(
-        round(encoder.num_layers * 2 / 3) if arguments.layer is None else arguments.layer
-    )
+    default = round(encoder.num_layers * 2 / 3)
+    layer = encoder.check_layer(default if arguments.layer is None else arguments.layer)
     aligner = WordAligner(
         encoder,
         method=arguments.method,

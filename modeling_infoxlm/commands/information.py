@@ -56,9 +56,7 @@ class InformationArguments:
         "a comma (x.en,x.de), folders or globs; en-de=PATH if the name does not say the languages.",
     )
     output_dir: str = flag(TASK, "Folder of information_results.json.")
-    layers: list[int] = flag(
-        [], "Layers of the sentence vectors, 0 the embedding output. Unset: all of them."
-    )
+    layers: list[int] = flag([], "Layers of the sentence vectors, 0 the embedding output. Unset: all.")
     pooling: Pooling = flag("mean", "Sentence vector: mean of all tokens, or <s>.")
     max_pairs: int = flag(2000, "Pairs drawn of each language pair.")
     num_candidates: int = flag(
@@ -104,9 +102,7 @@ def run(argv: list[str]) -> None:
     samples = {pair: _read(found, arguments) for pair, found in sources.items()}
     encoder = load_encoder(encoder_arguments)
     layers = [encoder.check_layer(layer) for layer in arguments.layers] or list(range(encoder.num_layers + 1))
-    sentences = {
-        pair: _sentence_bounds(encoder, sample, layers, arguments) for pair, sample in samples.items()
-    }
+    sentences = {pair: _sentence_bounds(encoder, one, layers, arguments) for pair, one in samples.items()}
     tokens: dict[str, TokenBounds] = {}
     try:
         model = load_language_model(encoder_arguments, encoder)

@@ -54,19 +54,13 @@ class MiningArguments(SearchArguments):
 
     _argument_group_name = "mining"
 
-    margin: Margin = flag(
-        "ratio", "Compare a cosine with those to the nearest neighbours (arXiv 1811.01136)."
-    )
+    margin: Margin = flag("ratio", "Compare a cosine with those of nearest neighbours (arXiv 1811.01136).")
     source: str | None = flag(None, "Text of one language: a file, a folder, or de=PATH. Or the 1st word.")
     target: str | None = flag(None, "Text of the other language. Or the 2nd word.")
     output: str = flag("pairs.tsv", "File of the pairs: score, source, target.")
     overwrite: bool = flag(False, "Replace the output if it exists.")
-    threshold: float | None = flag(
-        None, "Lowest score that is written. Unset: all. With ratio some 1.04 to 1.1 are usual."
-    )
-    one_to_one: bool = flag(
-        True, "Write a sentence in its best pair only; false: every sentence's best match."
-    )
+    threshold: float | None = flag(None, "Lowest score written. Unset: all. With ratio 1.04 to 1.1 is usual.")
+    one_to_one: bool = flag(True, "Write a sentence in its best pair only; false: every one's best match.")
     search: Literal["auto", "exact", "approximate"] = flag(
         "auto", "auto: exact up to 100,000 sentences a side, approximate (faiss) beyond."
     )

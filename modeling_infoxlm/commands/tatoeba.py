@@ -31,9 +31,7 @@ def run(argv: list[str]) -> None:
     configure_process()
     check_output(args)
     if args.push_to_hub and not Path(encoder_args.model_name_or_path).is_dir():
-        raise UsageError(
-            "--push_to_hub publishes a model of your own: --model_name_or_path must be a folder."
-        )
+        raise UsageError("--push_to_hub publishes a model of your own: --model_name_or_path must be a folder")
     sets, dataset = args.load_sets(encoder_args.token)
     encoder = load_encoder(encoder_args)
     result = evaluate_retrieval(encoder, sets, dataset, args)

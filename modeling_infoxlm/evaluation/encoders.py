@@ -37,9 +37,7 @@ class EncoderArguments:
         None, "Encoder: a Hub name or a folder that AutoModel loads, or a sentence-transformers folder."
     )
     model_revision: str = flag("main", "Branch, tag or commit of model_name_or_path on the Hub.")
-    tokenizer_name: str | None = flag(
-        None, "Tokenizer, a Hub name or a folder. Unset: that of model_name_or_path."
-    )
+    tokenizer_name: str | None = flag(None, "Tokenizer, a Hub name or a folder. Unset: the model's own.")
     cache_dir: str | None = flag(None, "Folder for files from the Hub. Unset: the Hub client's own.")
     # repr=False: a printed or logged instance must not show the secret.
     token: str | None = field(
@@ -204,10 +202,7 @@ def transformer_folder(name_or_path: str) -> str:
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of everything that decides which ids a fast tokenizer gives a text, hex."""
     if not tokenizer.is_fast:
-        raise UsageError(
-            f"{type(tokenizer).__name__} is a slow tokenizer; a fast one is needed (a folder with a "
-            "tokenizer.json)."
-        )
+        raise UsageError(f"{type(tokenizer).__name__} is a slow tokenizer; give one with tokenizer.json.")
     text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.model_input_names)
     return text_sha256(text)
 

@@ -64,9 +64,7 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
 
     per_device_train_batch_size: int = flag(32, "Rows of a batch (paper: 32).")
     warmup_steps: float = flag(0.1, "Steps of linear warm-up; below 1 a share of all steps.")
-    eval_strategy: str = flag(
-        "steps", "When the dev set is scored: steps (eval_steps), epoch, or no: the last step wins."
-    )
+    eval_strategy: str = flag("steps", "When the dev set is scored: steps, epoch, or no: the last step wins.")
     eval_steps: float | None = flag(
         5000,
         "Steps between two scores on the dev set (paper: 5,000); below 1 a share of all steps. The last "
@@ -79,9 +77,7 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
     )
     save_steps: float = flag(0, "Steps between checkpoints, a multiple of eval_steps. 0: eval_steps.")
     save_total_limit: int | None = flag(2, "Checkpoints kept: the best and the newest. At least 2.")
-    load_best_model_at_end: bool = flag(
-        True, "Take the checkpoint with the best dev score (paper), not the last."
-    )
+    load_best_model_at_end: bool = flag(True, "Take the checkpoint of the best dev score, not the last.")
     logging_steps: float = flag(50, "Steps between two entries of the log.")
     remove_unused_columns: bool = flag(False, "Must stay off: batches hold what the model takes.")
     do_train: bool = flag(True, "Fine-tune. false: the model already is, only predict.")

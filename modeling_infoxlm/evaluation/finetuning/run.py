@@ -58,13 +58,8 @@ class HeadRun(ABC):
 
     def train(self, checkpoint: str | None) -> dict[str, Any]:
         """Fine-tune, from a checkpoint on if there is one; how it went. The model has the chosen weights."""
-        trainer = FineTuner(
-            self.head,
-            self.args,
-            rows=self.training_rows(),
-            label_names=self.label_names,
-            score=self.dev_score(),
-        )
+        rows, score = self.training_rows(), self.dev_score()
+        trainer = FineTuner(self.head, self.args, rows=rows, label_names=self.label_names, score=score)
         return trainer.fine_tune(checkpoint)
 
     def training_settings(self) -> dict[str, Any]:

@@ -45,10 +45,9 @@ def batch_loss(
     if "logits" in output:
         logits = [output.logits.float()]
     else:
-        padding = mask == 0
-        logits = [
-            part.float().masked_fill(padding, -torch.inf) for part in (output.start_logits, output.end_logits)
-        ]
+        # padding is no place of an answer
+        outputs = output.start_logits, output.end_logits
+        logits = [part.float().masked_fill(mask == 0, -torch.inf) for part in outputs]
     losses = [
         cross_entropy(part, column, reduction="sum", label_smoothing=smoothing)
         for part, column in zip(logits, labels.unbind(dim=1), strict=True)

@@ -91,9 +91,7 @@ def files_of_patterns(
         if language is None and len(paths) == 1:
             return dict.fromkeys(languages or unnamed, path)
         if language is None:
-            raise UsageError(
-                f"{flag}: {path} carries no language at the end of its name, as dev-de.tsv does."
-            )
+            raise UsageError(f"{flag}: {path} carries no language at the end of its name, as dev-de.tsv.")
         if language in named:
             raise UsageError(f"{flag}: {named[language]} and {path} are both of the language {language}.")
         named[language] = path
@@ -115,9 +113,7 @@ def _expand(pattern: str, flag: str) -> list[Path]:
 def _require(found: Mapping[str, Path], languages: Sequence[str], message: str) -> None:
     missing = [language for language in languages if language not in found]
     if missing:
-        raise UsageError(
-            f"{message} for {', '.join(missing)}; name the languages that you have with --languages."
-        )
+        raise UsageError(f"{message} for {', '.join(missing)}; name the languages you have with --languages.")
 
 
 def read_nli(path: Path, language: str, left_out: Counter[str]) -> pd.DataFrame:
@@ -129,11 +125,8 @@ def read_nli(path: Path, language: str, left_out: Counter[str]) -> pd.DataFrame:
     Raises:
         UsageError: If the file cannot be read, lacks a column, has no row, or a label is none of the three.
     """
-    records = (
-        (place, record)
-        for place, record in _records(path, left_out)
-        if record.get("language", language) == language
-    )
+    found = _records(path, left_out)
+    records = ((place, row) for place, row in found if row.get("language", language) == language)
     return _table(records, str(path), language, left_out)
 
 
@@ -178,9 +171,7 @@ def _row(record: Mapping[str, Any], place: str, left_out: Counter[str]) -> tuple
             raise UsageError(f"{place}: no {column}; found {', '.join(map(str, record)) or 'nothing'}.")
     label = _LABEL_NUMBERS.get(_label_text(record["label"]))
     if label is None:
-        raise UsageError(
-            f"{place}: label {str(record['label'])!r} is none of {', '.join(LABELS)}, or 0, 1, 2."
-        )
+        raise UsageError(f"{place}: label {str(record['label'])!r} is none of {', '.join(LABELS)}, 0, 1, 2.")
     return str(record["premise"]), str(record["hypothesis"]), label, str(record.get("genre") or "")
 
 
@@ -196,9 +187,7 @@ def _records(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, dict[str
         yield from ((place, _canonical(record)) for place, record in parquet_records(path, tuple(_CANONICAL)))
         return
     if kind not in _FORMATS:
-        raise UsageError(
-            f"{path}: unknown kind of file; expected .tsv, .jsonl or .parquet, or these with .gz."
-        )
+        raise UsageError(f"{path}: unknown kind of file; expected .tsv, .jsonl or .parquet, also with .gz.")
     parse = _TsvLines() if kind == "tsv" else _json_record
     for number, line in raw_lines(path):
         place = f"{path}, line {number:,}"

@@ -105,10 +105,8 @@ class XNLIRun(HeadRun):
         scored = ["accuracy", *(f"accuracy/{language}" for language in data.dev)]
         chosen = (self.args.metric_for_best_model or "").removeprefix("eval_")
         if data.dev and self.args.load_best_model_at_end and chosen not in scored:
-            raise UsageError(
-                f"metric_for_best_model is {self.args.metric_for_best_model}; give one of "
-                f"{', '.join(scored)}."
-            )
+            chosen = f"metric_for_best_model is {self.args.metric_for_best_model}"
+            raise UsageError(f"{chosen}; give one of {', '.join(scored)}.")
 
     def training_rows(self) -> Dataset:
         """Rows of all languages that are trained on."""
@@ -247,9 +245,8 @@ def write_predictions(folder: Path, split: str, predicted: pd.DataFrame) -> None
     """
     names = pd.Series(LABELS)
     texts = predicted[["premise", "hypothesis"]].replace(r"[\t\n\r]", " ", regex=True)
-    table = texts.assign(
-        gold=predicted.label.map(names), predicted=predicted.predicted.map(names), **predicted[[*LABELS]]
-    )
+    gold, found = predicted.label.map(names), predicted.predicted.map(names)
+    table = texts.assign(gold=gold, predicted=found, **predicted[[*LABELS]])
     with whole_folder(folder / "predictions", overwrite=True) as staged:
         for language, rows in table.groupby(level="language", sort=False):
             rows.to_csv(

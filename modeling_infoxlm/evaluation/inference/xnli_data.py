@@ -40,48 +40,32 @@ class XNLIArguments:
         "language. XNLI's own xnli.dev.tsv and xnli.test.tsv are found too.",
     )
     dataset_name: str | None = flag(None, "Dataset of the Hub instead of files: facebook/xnli.")
-    dataset_revision: str | None = flag(
-        None, "Branch, tag or commit of dataset_name. Unset: the newest commit."
-    )
+    dataset_revision: str | None = flag(None, "Branch, tag or commit of dataset_name. Unset: the newest.")
     train_file: list[str] | None = flag(
-        None, "Training files (globs allowed) in place of data_dir's; several: translate_train."
+        None, "Training files (globs) in place of data_dir's; several: translate_train."
     )
     validation_files: list[str] | None = flag(
-        None, "Dev files of all languages in place of data_dir's; globs allowed."
+        None, "Dev files of all languages (globs) in place of data_dir's."
     )
-    test_files: list[str] | None = flag(
-        None, "Test files of all languages in place of data_dir's; globs allowed."
-    )
-    languages: list[str] | None = flag(
-        None, "Languages tested. Unset: those of test_files, else all 15 of XNLI."
-    )
+    test_files: list[str] | None = flag(None, "Test files of all languages (globs) in place of data_dir's.")
+    languages: list[str] | None = flag(None, "Languages tested. Unset: those of test_files, else XNLI's 15.")
     train_language: str = flag(ENGLISH, "Language of the training set (paper: en, cross-lingual transfer).")
-    translate_train: bool = flag(
-        False, "Train on the translated training sets of all languages (translate-train-all)."
-    )
-    test_split: Literal["test", "dev"] = flag(
-        "test", "What is tested on: test, or dev where there is no test set."
-    )
+    translate_train: bool = flag(False, "Train on translated sets of all languages (translate-train-all).")
+    test_split: Literal["test", "dev"] = flag("test", "What is tested on; dev where there is no test set.")
     select_on: Literal["all", "english"] = flag(
         "all",
         "Dev sets that the best step is chosen by: the mean over all languages (paper: one model for all), "
         "or English alone (strictly zero-shot).",
     )
     max_seq_length: int = flag(256, "Tokens of premise and hypothesis; longer are cut (authors: 256).")
-    max_train_samples: int | None = flag(
-        None, "Rows drawn of each language's training set, see max_predict_samples. Unset: all."
-    )
-    max_eval_samples: int | None = flag(
-        None, "Rows drawn of each language's dev set, see max_predict_samples. Unset: all."
-    )
+    max_train_samples: int | None = flag(None, "Rows of a training set, see max_predict_samples. Unset: all.")
+    max_eval_samples: int | None = flag(None, "Rows of each dev set, see max_predict_samples. Unset: all.")
     max_predict_samples: int | None = flag(
         None,
         "Rows drawn of each language's test set: the same in every run and language, and of each genre its "
         "share where the data names it. Unset: all.",
     )
-    mixed_languages: bool = flag(
-        False, "Also test every pair of a premise's and a hypothesis's language: L x L passes."
-    )
+    mixed_languages: bool = flag(False, "Also test premise and hypothesis of every two languages: L x L.")
     mixed_max_samples: int | None = flag(
         500, "Rows drawn for mixed_languages, see max_predict_samples; 15 languages run 225 times them."
     )

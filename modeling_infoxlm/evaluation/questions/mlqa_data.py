@@ -46,17 +46,13 @@ class MLQAArguments:
         "Questions to answer: files by the names of MLQA, XQuAD or TyDiQA, globs, folders, or Hub datasets; "
         "de=FILE, or de-en=FILE for English questions about German contexts, if the name does not say so.",
     )
-    task_name: str | None = flag(
-        None, "Name of the result. Unset: a result for each benchmark that file names tell."
-    )
+    task_name: str | None = flag(None, "Name of the result. Unset: by benchmark, as file names tell.")
     scoring_rules: Rules | None = flag(
         None,
         "Rules of F1 and exact match: MLQA's, which know the language, or SQuAD v1.1's, which take each for "
         "English. Unset: as in the literature, squad for XQuAD and TyDiQA, else mlqa.",
     )
-    all_pairs: bool = flag(
-        False, "Answer also questions of each language about contexts of each other, put together by id."
-    )
+    all_pairs: bool = flag(False, "Also ask each language about contexts of each other, put together by id.")
     max_seq_length: int = flag(384, "Tokens of question and context together.")
     doc_stride: int = flag(128, "Tokens by which the window moves over a context that is too long.")
     max_query_length: int = flag(64, "Longer questions are cut, in tokens.")
@@ -69,9 +65,7 @@ class MLQAArguments:
         "training and count them; they are scored all the same, as scores compare texts.",
     )
     version_2_with_negative: bool = flag(False, "Some questions have no answer, as in SQuAD 2.0.")
-    null_score_diff_threshold: float = flag(
-        0.0, "With these: no answer is predicted if it scores higher by more than this."
-    )
+    null_score_diff_threshold: float = flag(0.0, "With these: no answer if it scores more than this higher.")
     max_train_samples: int | None = flag(
         None, "Questions drawn of each training file, see max_predict_samples. Unset: all."
     )
@@ -115,10 +109,8 @@ class MLQATrainingArguments(FineTuningArguments):
         if str(self.eval_strategy) != "no":
             raise ValueError(f"eval_strategy must be no for question answering, found {self.eval_strategy}.")
         if self.label_smoothing_factor:  # over which of the tokens?
-            raise ValueError(
-                "label_smoothing_factor must be 0 for question answering, "
-                f"found {self.label_smoothing_factor}."
-            )
+            found = self.label_smoothing_factor
+            raise ValueError(f"label_smoothing_factor must be 0 for question answering, found {found}.")
         super().__post_init__()
 
 
@@ -167,9 +159,7 @@ def load_data(task: MLQAArguments, args: FineTuningArguments, model: HeadModelAr
     rules: dict[str, Rules] = {}
     if args.do_train:
         if not task.train_file:
-            raise UsageError(
-                "nothing to learn from: give --train_file, or --do_train false for a trained model."
-            )
+            raise UsageError("nothing to learn from: give --train_file, or --do_train false.")
         # What language they are in changes nothing, and SQuAD's own names do not tell it.
         train = read(task.train_file, unnamed="en", for_training=True)
         train = [limit_questions(part, task.max_train_samples) for part in train]
@@ -178,9 +168,8 @@ def load_data(task: MLQAArguments, args: FineTuningArguments, model: HeadModelAr
             raise UsageError("nothing to answer: give --test_files, or --do_predict false to train only.")
         sets = read(task.test_files)
         for part in cross_languages(sets) if task.all_pairs else sets:
-            test.setdefault(task.task_name or part.benchmark, []).append(
-                limit_questions(part, task.max_predict_samples)
-            )
+            name, part = task.task_name or part.benchmark, limit_questions(part, task.max_predict_samples)
+            test.setdefault(name, []).append(part)
         for name, parts in test.items():
             _check_names(parts)
             rules[name] = choose_rules(task, name, parts)

@@ -88,9 +88,8 @@ def draw_figures(sections: Sequence[Section]) -> dict[str, tuple[str, Any]]:
     try:
         import modeling_infoxlm.plots as plots
     except ImportError as error:
-        raise UsageError(
-            f"figures need {error.name}: pip install 'modeling-infoxlm[plots]', or --formats md,tex,csv."
-        ) from error
+        advice = "pip install 'modeling-infoxlm[plots]', or --formats md,tex,csv"
+        raise UsageError(f"figures need {error.name}: {advice}.") from error
     return {
         f"{_slug(section.title)}-{name}.png": (section.title, figure)
         for section in sections

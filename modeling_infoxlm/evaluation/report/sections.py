@@ -224,9 +224,8 @@ def _published_lines(
 ) -> pd.DataFrame:
     """Lines of the published rows whose models were trained as one of ours was, in the columns of ours."""
     # What a model was fine-tuned on, in the words of published rows.
-    trained = {
-        "translations" if file.content["settings"].get("translate_train") else "english" for file in files
-    }
+    translated = (file.content["settings"].get("translate_train") for file in files)
+    trained = {"translations" if one else "english" for one in translated}
     return lines_of(
         {
             "metric": row.metric,

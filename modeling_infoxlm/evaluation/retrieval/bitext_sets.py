@@ -211,11 +211,8 @@ def _flores_files(folder: Path) -> list[Source]:
     english = [folder / match[0] for match in matches if match[1] == "eng_Latn"]
     if matches and not english:
         raise UsageError(f"{folder} has no eng_Latn.{splits[0]}, the English side of every set.")
-    return [
-        _aligned((match[1], ENGLISH), folder / match[0], *english)
-        for match in matches
-        if match[1] != "eng_Latn"
-    ]
+    others = (match for match in matches if match[1] != "eng_Latn")
+    return [_aligned((match[1], ENGLISH), folder / match[0], *english) for match in others]
 
 
 def _candidate(source: Source) -> _Candidate:

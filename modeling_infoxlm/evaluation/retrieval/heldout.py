@@ -29,9 +29,8 @@ class HeldoutRetrieval:
 
     def __call__(self, model: Any) -> dict[str, float]:
         """`retrieval/<pair>`, mean of both directions, 0..1, and `retrieval/mean`, of `model.roberta`."""
-        scores = {
-            f"retrieval/{pair}": accuracy.mean for pair, accuracy in self.accuracies(model.roberta).items()
-        }
+        accuracies = self.accuracies(model.roberta)
+        scores = {f"retrieval/{pair}": accuracy.mean for pair, accuracy in accuracies.items()}
         return {**scores, "retrieval/mean": sum(scores.values()) / len(scores)}
 
     def accuracies(self, encoder: InfoXLMModel) -> dict[str, RetrievalAccuracy]:

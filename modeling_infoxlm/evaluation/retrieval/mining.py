@@ -79,10 +79,8 @@ def translations_found(
         ValueError: If there is not exactly one translation for each sentence.
     """
     if source.shape != target.shape or not len(source):
-        raise ValueError(
-            "expected one translation for each sentence, "
-            f"found {tuple(source.shape)} and {tuple(target.shape)}."
-        )
+        shapes = f"{tuple(source.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"expected one translation for each sentence, found {shapes}.")
     forth, back = match(source, target, similarity=similarity, margin=margin, k=k, search=search)
     expected = torch.arange(len(source), device=forth.index.device)
     return forth.index == expected, back.index == expected

@@ -61,9 +61,7 @@ class SearchArguments:
         "sentence-transformers folder.",
     )
     pooling: Pooling = flag("mean", "Mean of all tokens, or the first token.")
-    margin: Margin = flag(
-        "none", "Compare a similarity with those to the nearest neighbours (arXiv 1811.01136)."
-    )
+    margin: Margin = flag("none", "Compare a similarity with those of nearest neighbours (arXiv 1811.01136).")
     margin_neighbours: int = flag(NEIGHBOURS, "Nearest neighbours of a margin; they are the candidates.")
 
 
@@ -76,12 +74,8 @@ class TatoebaArguments(SearchArguments):
     data_dir: str | None = flag(
         None, "Folder of test sets: Tatoeba (xx-en.xx, xx-en.en), NTREX, FLORES, or .tsv files."
     )
-    bitext_files: list[str] | None = flag(
-        None, "Instead of data_dir: sets as for pre-training, x.de,x.en or de-en=pairs.tsv."
-    )
-    dataset_name: str | None = flag(
-        None, "Instead of data_dir: a dataset, mteb/tatoeba-bitext-mining, or its folder."
-    )
+    bitext_files: list[str] | None = flag(None, "Instead of data_dir: x.de,x.en or de-en=pairs.tsv.")
+    dataset_name: str | None = flag(None, "Instead: a dataset, mteb/tatoeba-bitext-mining, or its folder.")
     dataset_revision: str | None = flag(None, "Branch, tag or commit of dataset_name. Unset: the newest.")
     languages: list[str] | None = flag(None, "Languages beside English. Unset: all that are found.")
     similarity: Similarity = flag("cosine", "Similarity of two vectors.")
@@ -103,9 +97,8 @@ class TatoebaArguments(SearchArguments):
     def load_sets(self, token: str | None = None) -> tuple[list[BitextSet], DatasetRecord]:
         """Read the test sets; a `UsageError` if one cannot be read or a language is missing."""
         if self.dataset_name:
-            return load_dataset_pairs(
-                self.dataset_name, self.languages, revision=self.dataset_revision, token=token
-            )
+            name, revision = self.dataset_name, self.dataset_revision
+            return load_dataset_pairs(name, self.languages, revision=revision, token=token)
         if self.bitext_files:
             return load_files(self.bitext_files, self.languages)
         return load_folder(str(self.data_dir), self.languages)
