@@ -202,6 +202,18 @@ def _result(
     for pair, found in tokens.items():
         scores[pair] |= {"mlm": found.mlm, "tlm": found.tlm, "tlm_minus_mlm": found.difference}
     metrics = list(next(iter(scores.values())))
+    means = {metric: np.mean([pair[metric].value for pair in scores.values()]) for metric in metrics}
+    layers = {
+        pair: {
+            str(number): {**asdict(bound.estimate), "temperature": bound.temperature}
+            for number, bound in bounds.items()
+        }
+        for pair, bounds in sentences.items()
+    }
+    drawn = {
+        pair: {"sampled": len(one.texts), "of": one.num_pairs, "skipped_lines": one.num_skipped}
+        for pair, one in samples.items()
+    }
     return TaskResult(
         task=TASK,
         metric="xlco",
@@ -211,35 +223,18 @@ def _result(
         settings={
             "layer": layer,
             "layers": list(next(iter(sentences.values()))),
-            "pooling": arguments.pooling,
-            "max_pairs": arguments.max_pairs,
-            "num_candidates": arguments.num_candidates,
+            **{name: getattr(arguments, name) for name in ("pooling", "max_pairs", "num_candidates")},
             "log_candidates": math.log(arguments.num_candidates),
             "mask_probability": MASK_PROBABILITY,
             "bf16": encoder.bf16,
         },
         seed=arguments.seed,
         scores=scores,
-        summary={
-            metric: float(np.mean([pair[metric].value for pair in scores.values()])) for metric in metrics
-        },
+        summary={metric: float(mean) for metric, mean in means.items()},
         details={
-            "layers": {
-                pair: {
-                    str(number): {**asdict(bound.estimate), "temperature": bound.temperature}
-                    for number, bound in bounds.items()
-                }
-                for pair, bounds in sentences.items()
-            },
+            "layers": layers,
             "tokens": {pair: found.languages for pair, found in tokens.items()},
-            "samples": {
-                pair: {
-                    "sampled": len(sample.texts),
-                    "of": sample.num_pairs,
-                    "skipped_lines": sample.num_skipped,
-                }
-                for pair, sample in samples.items()
-            },
+            "samples": drawn,
         },
     )
 

@@ -108,14 +108,14 @@ class FineTuner(SafeTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of rows of like length, the same ones after a resumption."""
         rows: Any = self.train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        args, lengths = self.args, np.asarray(rows[LENGTH][:])
         loader = DataLoader(
             rows,
             batch_sampler=LengthBuckets(
-                np.asarray(rows[LENGTH][:]),
-                self.args.train_batch_size,
-                accumulated=self.args.gradient_accumulation_steps,
-                seed=seed,
+                lengths,
+                args.train_batch_size,
+                accumulated=args.gradient_accumulation_steps,
+                seed=args.seed if args.data_seed is None else args.data_seed,
             ),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,

@@ -108,10 +108,8 @@ def build_sections(files: Sequence[ResultFile]) -> list[Section]:
     def topic(file: ResultFile) -> tuple[str, str]:
         return file.content["task"], file.content["dataset"]["name"]
 
-    return [
-        _build_section(task, dataset, list(group))
-        for (task, dataset), group in groupby(sorted(files, key=topic), key=topic)
-    ]
+    ordered = sorted(files, key=topic)
+    return [_build_section(*name, list(group)) for name, group in groupby(ordered, key=topic)]
 
 
 def _build_section(task: str, dataset: str, files: Sequence[ResultFile]) -> Section:
@@ -262,51 +260,35 @@ def _published_numbers(row: Published, columns: set[str]) -> dict[str, float]:
 
 
 def _notes(files: Sequence[ResultFile], groups: Sequence[Sequence[ResultFile]]) -> list[str]:
-    num_data = len({file.data for file in files})
+    data, languages = {file.data for file in files}, {file.languages for file in files}
     num_runs = [len(distinct_runs(group)) for group in groups]
     num_copies = len(files) - sum(num_runs)
-    num_experiments = len({group[0].experiment for group in groups})
+    on_test = any(file.content["details"].get("selected_on_test") for file in files)
     first_rows = [file for file in files if _is_of_first_rows(file.content)]
-    by_mlqa = [
-        file
-        for file in files
-        if file.content["task"] in ("xquad", "tydiqa")
-        and file.content["settings"].get("scoring_rules", "mlqa") == "mlqa"
-    ]
-    notes = [
-        (
-            num_data > 1,
-            f"The files were measured on {num_data} different sets of data of this name; their numbers stand "
-            "in rows of their own and are not averaged.",
-        ),
-        (
-            len({file.languages for file in files}) > 1,
-            "Means are over the languages of their own row; compare rows with the same languages.",
-        ),
-        (
-            num_copies,
-            f"{num_copies} of the files are copies of another (same seed and scores) and count once.",
-        ),
-        (
-            num_experiments < len(groups),
-            "Some files tell of one run, the seed included, but hold other scores: each has its own row.",
-        ),
-        (
-            any(file.content["details"].get("selected_on_test") for file in files),
-            "Some checkpoints were selected on the very data that is reported here.",
-        ),
-        (
-            first_rows,
-            f"{_numbered(first_rows)}: scores, or those of mixed languages, are of the first rows of each "
-            "set, which are of one genre or of few articles; now rows are drawn from all of it.",
-        ),
-        (
-            by_mlqa,
-            f"{_numbered(by_mlqa)}: scored by MLQA's rules, the literature by SQuAD's; do not compare.",
-        ),
-        (max(num_runs) > 1, "Several runs: mean ± standard deviation over the seeds."),
-    ]
-    return [note for applies, note in notes if applies]
+    by_mlqa = [file for file in files if _is_by_other_rules(file.content)]
+    notes = {
+        f"The files were measured on {len(data)} different sets of data of this name; their numbers stand in "
+        "rows of their own and are not averaged.": len(data) > 1,
+        "Means are over the languages of their own row; compare rows with the same languages.": len(languages)
+        > 1,
+        f"{num_copies} of the files are copies of another (same seed and scores) and count once.": num_copies,
+        "Some files tell of one run, the seed included, but hold other scores: each has its own row.": len(
+            {group[0].experiment for group in groups}
+        )
+        < len(groups),
+        "Some checkpoints were selected on the very data that is reported here.": on_test,
+        f"{_numbered(first_rows)}: scores, or those of mixed languages, are of the first rows of each set, "
+        "which are of one genre or of few articles; now rows are drawn from all of it.": first_rows,
+        f"{_numbered(by_mlqa)}: scored by MLQA's rules, the literature by SQuAD's; do not compare.": by_mlqa,
+        "Several runs: mean ± standard deviation over the seeds.": max(num_runs) > 1,
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def _is_by_other_rules(content: Mapping[str, Any]) -> bool:
+    """Whether answers are scored by MLQA's rules where the literature takes SQuAD's."""
+    rules = content["settings"].get("scoring_rules", "mlqa")
+    return content["task"] in ("xquad", "tydiqa") and rules == "mlqa"
 
 
 def _numbered(files: Sequence[ResultFile]) -> str:
@@ -326,11 +308,8 @@ def _published_notes(published: Sequence[Published], files: Sequence[ResultFile]
         "Published rows were read where the last column says; their gaps, and means over other languages "
         "than were printed, are computed from them."
     ]
-    unknown = [
-        file
-        for file in files
-        if {one for one in file.languages if "-" not in one} - {*whole_test_sets(file.content)}
-    ]
+    languages = {file.number: {one for one in file.languages if "-" not in one} for file in files}
+    unknown = [file for file in files if languages[file.number] - {*whole_test_sets(file.content)}]
     if unknown:
         notes.append(
             f"By its content the data of {name_files(unknown)} is not known to be the whole public test set."

@@ -7,7 +7,6 @@ Shapes: N and M sentences, D hidden, k neighbours; R rows and C columns of a til
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,13 +64,7 @@ def retrieval_accuracy(source: Tensor, target: Tensor) -> RetrievalAccuracy:
 
 
 def translations_found(
-    source: Tensor,
-    target: Tensor,
-    *,
-    similarity: Similarity = "cosine",
-    margin: Margin = "none",
-    k: int = NEIGHBOURS,
-    search: Search = "exact",
+    source: Tensor, target: Tensor, *, margin: Margin = "none", **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Whether the best match (see `match`) of each source and target vector is its translation, (N,) each.
 
@@ -81,7 +74,7 @@ def translations_found(
     if source.shape != target.shape or not len(source):
         shapes = f"{tuple(source.shape)} and {tuple(target.shape)}"
         raise ValueError(f"expected one translation for each sentence, found {shapes}.")
-    forth, back = match(source, target, similarity=similarity, margin=margin, k=k, search=search)
+    forth, back = match(source, target, margin=margin, **options)
     expected = torch.arange(len(source), device=forth.index.device)
     return forth.index == expected, back.index == expected
 
@@ -179,38 +172,27 @@ def find_neighbours(
             neighbours may be missed. It runs on the CPU.
         progress: Show a progress bar when it takes longer than two seconds.
     """
-    source, target = _scaled(source, similarity), _scaled(target, similarity)
+    if similarity == "cosine":
+        source, target = F.normalize(source, dim=-1), F.normalize(target, dim=-1)
     find = _exact_neighbours if search == "exact" else _approximate_neighbours
     return find(source, target, k, progress)
-
-
-def _scaled(vectors: Tensor, similarity: Similarity) -> Tensor:
-    """Vectors whose dot product is the similarity."""
-    return F.normalize(vectors, dim=-1) if similarity == "cosine" else vectors
 
 
 def _exact_neighbours(
     source: Tensor, target: Tensor, k: int, progress: bool
 ) -> tuple[Neighbours, Neighbours]:
     forth, back = _Nearest.of(source, min(k, len(target))), _Nearest.of(target, min(k, len(source)))
-    for row, column, scores in _tiles(source, target, progress=progress):
-        forth.update(row, column, scores)
-        # On the CPU a search along columns takes far longer than turning the tile.
-        back.update(column, row, scores.t().contiguous())
-    return forth, back
-
-
-def _tiles(
-    queries: Tensor, candidates: Tensor, *, progress: bool = False
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Dot products (R, C) of all queries with all candidates, with the first row and column of each tile."""
-    rows = range(0, len(queries), TILE_ROWS)
+    rows = range(0, len(source), TILE_ROWS)
     with progress_bar(len(rows), "searching", " tiles", show=progress) as bar:
         for row in rows:
-            some = queries[row : row + TILE_ROWS].float()
-            for column in range(0, len(candidates), TILE_COLUMNS):
-                yield row, column, some @ candidates[column : column + TILE_COLUMNS].float().t()
+            some = source[row : row + TILE_ROWS].float()
+            for column in range(0, len(target), TILE_COLUMNS):
+                scores = some @ target[column : column + TILE_COLUMNS].float().t()
+                forth.update(row, column, scores)
+                # On the CPU a search along columns takes far longer than turning the tile.
+                back.update(column, row, scores.t().contiguous())
             bar.update()
+    return forth, back
 
 
 class _Nearest(Neighbours):

@@ -151,9 +151,7 @@ def evaluate_retrieval(
         model=encoder.record,
         settings={
             "layer": layer,
-            "pooling": arguments.pooling,
-            "similarity": arguments.similarity,
-            "margin": arguments.margin,
+            **{name: getattr(arguments, name) for name in ("pooling", "similarity", "margin")},
             "margin_neighbours": None if arguments.margin == "none" else arguments.margin_neighbours,
             "search": search,
             "max_length": encoder.max_length,
@@ -182,16 +180,9 @@ def _encode(encoder: Encoder, layers: Sequence[int], pooling: Pooling, texts: tu
 
 def _search_layers(source: Tensor, target: Tensor, arguments: TatoebaArguments, search: Search) -> np.ndarray:
     """Whether each sentence is found, (L, 2, N), the directions in the order of `DIRECTIONS`."""
-    found = [
-        translations_found(
-            *sides,
-            similarity=arguments.similarity,
-            margin=arguments.margin,
-            k=arguments.margin_neighbours,
-            search=search,
-        )
-        for sides in zip(source, target, strict=True)
-    ]
+    find = partial(translations_found, similarity=arguments.similarity, margin=arguments.margin)
+    k = arguments.margin_neighbours
+    found = [find(*sides, k=k, search=search) for sides in zip(source, target, strict=True)]
     return torch.stack([torch.stack(directions) for directions in found]).cpu().numpy()
 
 
