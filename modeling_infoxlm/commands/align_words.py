@@ -136,7 +136,9 @@ def run(argv: list[str]) -> None:
     output_dir = Path(arguments.output_dir)
     for files, found in zip(pairs, links, strict=True):
         path = output_dir / f"{TASK}-{files.name}.txt"
-        write_links(path, [by_layer[aligner.layers.index(layer)] for by_layer in found])
+        chosen = (sorted(by_layer[aligner.layers.index(layer)]) for by_layer in found)
+        lines = (" ".join(f"{source}-{target}" for source, target in one) for one in chosen)
+        write_text(path, "".join(f"{line}\n" for line in lines))  # `0-0 1-2`: Pharaoh's format
         print(f"{path}: links of {len(found):,} sentences at layer {layer}.")
     if gold:
         folder = Path(arguments.test_dir or arguments.gold_file or ".").resolve()
@@ -156,12 +158,6 @@ def _read_gold(
     if not any(one.possible for one in gold if one is not None):
         raise UsageError(f"{path} holds no link.")
     return gold
-
-
-def write_links(path: Path, links: Sequence[set[Link]]) -> None:
-    """Write links as `0-0 1-2`, a line for each sentence (Pharaoh's format), whole or not at all."""
-    lines = (" ".join(f"{source}-{target}" for source, target in sorted(found)) for found in links)
-    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _score(

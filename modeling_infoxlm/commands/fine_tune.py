@@ -49,7 +49,7 @@ def fine_tune(
         return
     training = work.train(run.checkpoint) if args.do_train else None
     if args.do_predict:
-        head.to(args.device)
+        head.model.to(args.device)
         for result in work.test(training, run.folder):
             write_result(run.folder, result, command=[f"run_{name}.py", *argv], identity=run.identity)
             print_result(result, Console())

@@ -228,10 +228,8 @@ class _TextReader:
     def warn_of_cut_texts(self, num_texts: int) -> None:
         """Say once how many texts were cut."""
         if self._num_cut:
-            logger.warning(
-                "%s of %s texts have more than %s tokens, the model's positions, and were cut there; "
-                "split them into sentences if their ends matter.",
-                f"{self._num_cut:,}",
-                f"{num_texts:,}",
-                f"{self._max_length:,}",
+            message = (
+                "%s texts have more than %s tokens, the model's positions, and were cut there; "
+                "split them into sentences if their ends matter."
             )
+            logger.warning(message, f"{self._num_cut:,} of {num_texts:,}", f"{self._max_length:,}")

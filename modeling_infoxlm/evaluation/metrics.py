@@ -11,7 +11,7 @@ in its own cache folder until it is computed, and nothing in the working directo
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import evaluate
 import numpy as np
@@ -29,7 +29,18 @@ logger = logging.getLogger(__name__)
 NUM_LABELS = 3  # of XNLI: entailment, neutral, contradiction
 
 
-class XNLIAccuracy(evaluate.Metric):
+class _Metric(evaluate.Metric):
+    """What all have: their docstring describes them, and `inputs` are the types of what is added."""
+
+    inputs: ClassVar[Mapping[str, Any]]
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = self.__doc__ or ""
+        features = Features(dict(self.inputs))
+        return evaluate.MetricInfo(description=text, citation="", inputs_description=text, features=features)
+
+
+class XNLIAccuracy(_Metric):
     """Share of right labels of XNLI (Conneau et al., EMNLP 2018).
 
     `compute` also takes `languages`, one for each example in the order they were added. Then the result has
@@ -40,12 +51,7 @@ class XNLIAccuracy(evaluate.Metric):
         {'accuracy': 0.66..., 'accuracy_de': 0.0, 'accuracy_en': 1.0, 'mean': 0.5, 'gap': 1.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _describe(
-            "Accuracy of natural language inference in many languages.",
-            "predictions, references: labels 0..2.",
-            {"predictions": Value("int64"), "references": Value("int64")},
-        )
+    inputs: ClassVar = {"predictions": Value("int64"), "references": Value("int64")}
 
     def _compute(
         self, predictions: Sequence[int], references: Sequence[int], languages: Sequence[str] | None = None
@@ -61,7 +67,7 @@ class XNLIAccuracy(evaluate.Metric):
         return {**result, **_flatten(by_language), **summarise(by_language.accuracy.to_dict())}
 
 
-class MLQAScore(evaluate.Metric):
+class MLQAScore(_Metric):
     """F1 and exact match of answers by MLQA's rules (Lewis et al., ACL 2020); see `mlqa_scoring`.
 
     `compute` takes `rules="squad"` for XQuAD and TyDiQA-GoldP, which the literature scores by SQuAD v1.1's.
@@ -74,17 +80,11 @@ class MLQAScore(evaluate.Metric):
         {'f1': 1.0, 'exact_match': 1.0, 'f1_de': 1.0, 'exact_match_de': 1.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _describe(
-            "F1 and exact match of extracted answers, normalised by their language.",
-            "predictions: answers; references: the gold answers of each; languages: the language of each "
-            "context, which is that of the answer.",
-            {
-                "predictions": Value("string"),
-                "references": List(Value("string")),
-                "languages": Value("string"),
-            },
-        )
+    inputs: ClassVar = {
+        "predictions": Value("string"),
+        "references": List(Value("string")),  # the gold answers of each
+        "languages": Value("string"),  # of each context, which is that of the answer
+    }
 
     def _compute(
         self,
@@ -106,7 +106,7 @@ class MLQAScore(evaluate.Metric):
         return {**result, **_flatten(_by_language(scores, languages))}
 
 
-class BitextRetrieval(evaluate.Metric):
+class BitextRetrieval(_Metric):
     """Share of sentences whose nearest neighbour by cosine is their translation, in both directions.
 
     Predictions are vectors of the source sentences, references vectors of their translations, in the same
@@ -117,12 +117,7 @@ class BitextRetrieval(evaluate.Metric):
         {'source_to_target': 1.0, 'target_to_source': 1.0, 'mean': 1.0}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _describe(
-            "Accuracy of bitext retrieval (the Tatoeba protocol).",
-            "predictions: vectors of source sentences; references: vectors of their translations.",
-            {"predictions": List(Value("float32")), "references": List(Value("float32"))},
-        )
+    inputs: ClassVar = {"predictions": List(Value("float32")), "references": List(Value("float32"))}
 
     def _compute(
         self, predictions: Sequence[Sequence[float]], references: Sequence[Sequence[float]]
@@ -139,7 +134,7 @@ class BitextRetrieval(evaluate.Metric):
         }
 
 
-class AlignmentErrorRate(evaluate.Metric):
+class AlignmentErrorRate(_Metric):
     """Precision, recall, F1 and alignment error rate of word alignments (Och and Ney, 2003).
 
     A link is `[source word, target word]`. The links of all sentences are counted together. A sure link is
@@ -150,13 +145,9 @@ class AlignmentErrorRate(evaluate.Metric):
         {'aer': 0.33..., 'precision': 0.5, 'recall': 1.0, 'f1': 0.66...}
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        links = List(List(Value("int32"), length=2))
-        return _describe(
-            "Precision, recall, F1 and error rate of word alignments.",
-            "predictions, sure, possible: for each sentence a list of links [source word, target word].",
-            {"predictions": links, "sure": links, "possible": links},
-        )
+    inputs: ClassVar = dict.fromkeys(
+        ("predictions", "sure", "possible"), List(List(Value("int32"), length=2))
+    )
 
     def _compute(
         self,
@@ -174,12 +165,6 @@ class AlignmentErrorRate(evaluate.Metric):
 
 def _as_links(links: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return [(source, target) for source, target in links]
-
-
-def _describe(description: str, inputs: str, features: Mapping[str, Any]) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description, citation="", inputs_description=inputs, features=Features(dict(features))
-    )
 
 
 def _by_language(scores: Mapping[str, np.ndarray], languages: Sequence[str]) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import set_seed
 
@@ -17,10 +16,6 @@ from modeling_infoxlm.runs.errors import UsageError
 
 class HeadModel(Checkpoint):
     """A model with a task's head, which is new unless the checkpoint has one; on the CPU at first."""
-
-    def to(self, device: torch.device) -> None:
-        """Move the model."""
-        self.model.to(device)  # type: ignore[arg-type]  # the library's own annotation is wrong
 
     def check(self, *, max_seq_length: int, trained: bool) -> None:
         """Refuse a length that the model has no positions for, or an untrained head if `trained` is asked."""

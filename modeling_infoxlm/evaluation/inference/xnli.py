@@ -169,7 +169,7 @@ class XNLIRun(HeadRun):
         details: dict[str, Any] = {
             "test_split": self.task.test_split,
             "selected_on_test": data.selected_on_test,
-            "training_rows": data.num_train_rows,
+            "training_rows": {language: len(rows) for language, rows in data.train.items()},
             "left_out": data.left_out,
             "training": training,
         }

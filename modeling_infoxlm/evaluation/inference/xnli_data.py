@@ -105,11 +105,6 @@ class XNLIData:
     selected_on_test: bool  # whether rows are tested on that the best step was chosen by
     outputs: tuple[str, ...] = ("xnli_results.json", "predictions")  # what a run writes beside the model
 
-    @property
-    def num_train_rows(self) -> dict[str, int]:
-        """Training rows of each language."""
-        return {language: len(rows) for language, rows in self.train.items()}
-
 
 def load_data(task: XNLIArguments, args: FineTuningArguments, model: HeadModelArguments) -> XNLIData:
     """Read all rows that the run needs, and check them.

@@ -17,7 +17,6 @@ import gzip
 import logging
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,24 +195,10 @@ def check_answers(part: QuestionSet, rules: Rules) -> QuestionSet:
             "missing, so they cannot be scored; give a file with answers."
         )
     if blank:
-        logger.warning(
-            "%s, %s: the gold answers of %s of %s questions are blank, only a blank answer to them is right",
-            part.location,
-            part.name,
-            f"{blank:,}",
-            f"{len(part.questions):,}",
-        )
+        share = f"{blank:,} of {len(part.questions):,}"
+        message = "%s, %s: the gold answers of %s questions are blank, only a blank answer to them is right"
+        logger.warning(message, part.location, part.name, share)
     return replace(part, num_blank=blank)
-
-
-def check_distinct_ids(part: QuestionSet) -> None:
-    """Refuse a set that prediction files could not tell apart: two of its questions have the same id."""
-    for key, count in Counter(question.id for question in part.questions).items():
-        if count > 1:
-            raise UsageError(
-                f"{part.location} has two questions with the id {key!r}; predictions are told apart by it, "
-                "so give each its own."
-            )
 
 
 def read_question_sets(
