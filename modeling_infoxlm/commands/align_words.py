@@ -48,7 +48,6 @@ class AlignWordsArguments:
     """What is aligned, how, and where the links go."""
 
     _argument_group_name = "word alignment"
-
     source_file: str | None = flag(None, "Sentences, one a line, words divided by blanks.")
     target_file: str | None = flag(None, "Their translations, line by line.")
     pairs_file: str | None = flag(None, "Instead of both: one file of `source ||| target` lines.")

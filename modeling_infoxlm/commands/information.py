@@ -49,7 +49,6 @@ class InformationArguments:
     """Which text, and how the bounds are taken."""
 
     _argument_group_name = "information"
-
     bitext_files: list[str] = flag(
         [],
         "Translated text that the model was not trained on: files (en-de.tsv.xz), two files with "

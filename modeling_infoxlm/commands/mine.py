@@ -53,7 +53,6 @@ class MiningArguments(SearchArguments):
     """Two texts, and which pairs of their sentences are written."""
 
     _argument_group_name = "mining"
-
     margin: Margin = flag("ratio", "Compare a cosine with those of nearest neighbours (arXiv 1811.01136).")
     source: str | None = flag(None, "Text of one language: a file, a folder, or de=PATH. Or the 1st word.")
     target: str | None = flag(None, "Text of the other language. Or the 2nd word.")

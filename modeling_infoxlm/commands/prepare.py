@@ -18,7 +18,6 @@ class OutputArguments:
     """Where the result goes, and which share of the work this job does."""
 
     _argument_group_name = "output"
-
     output_dir: str = field(default="corpus", metadata={"help": "Folder that is written."})
     shard_index: int = field(default=0, metadata={"help": "Number of this job among num_shards, from 0."})
     num_shards: int = field(

@@ -32,7 +32,6 @@ class EncoderArguments:
     """Which encoder is measured."""
 
     _argument_group_name = "encoder"
-
     model_name_or_path: str | None = flag(
         None, "Encoder: a Hub name or a folder that AutoModel loads, or a sentence-transformers folder."
     )

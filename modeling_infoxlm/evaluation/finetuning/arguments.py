@@ -52,7 +52,6 @@ class HeadModelArguments(EncoderArguments):
     """Which encoder is fine-tuned."""
 
     _argument_group_name = "model"
-
     bf16: bool = field(init=False, default=False)  # the training arguments have the flag
 
 
@@ -61,7 +60,6 @@ class FineTuningArguments(TrainingArguments, ReleaseArguments):
     """transformers' training arguments with defaults for fine-tuning; a task sets its own ahead of these."""
 
     _argument_group_name = "training"
-
     per_device_train_batch_size: int = flag(32, "Rows of a batch (paper: 32).")
     warmup_steps: float = flag(0.1, "Steps of linear warm-up; below 1 a share of all steps.")
     eval_strategy: str = flag("steps", "When the dev set is scored: steps, epoch, or no: the last step wins.")

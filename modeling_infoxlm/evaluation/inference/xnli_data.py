@@ -33,7 +33,6 @@ class XNLIArguments:
     """Which rows are learnt from, selected on and tested on."""
 
     _argument_group_name = "data"
-
     data_dir: str | None = flag(
         None,
         "Folder with train-xx, dev-xx and test-xx as .tsv, .jsonl or .parquet, or these with .gz; xx is a "

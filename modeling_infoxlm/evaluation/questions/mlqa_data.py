@@ -35,7 +35,6 @@ class MLQAArguments:
     """Which questions are learned and answered, and how."""
 
     _argument_group_name = "question answering"
-
     train_file: list[str] = flag(
         [],
         "Questions to learn from, in SQuAD's layout: files (json, json.gz), globs, folders, or Hub datasets "

@@ -35,7 +35,6 @@ class ReportArguments:
     """Which results are reported, where and how."""
 
     _argument_group_name = "report"
-
     paths: list[str] = flag([], "Result files, or folders that are searched for them.")
     output_dir: str = flag("report", "Folder that is written.")
     formats: str = flag(",".join(FORMATS), f"What is written, comma between: {', '.join(FORMATS)}.")

@@ -70,7 +70,6 @@ class TatoebaArguments(SearchArguments):
     """Test sets of translated sentences, and how they are searched. The defaults are the paper's."""
 
     _argument_group_name = "retrieval"
-
     data_dir: str | None = flag(
         None, "Folder of test sets: Tatoeba (xx-en.xx, xx-en.en), NTREX, FLORES, or .tsv files."
     )
