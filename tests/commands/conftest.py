@@ -1,6 +1,6 @@
-"""What tests of pre-training share."""
+"""What tests of the commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,12 +9,17 @@ from tiny_text import write_pairs
 
 import run_pretraining
 
+Main = Callable[[list[str]], int]
 
-@pytest.fixture
-def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.fixture(scope="module", autouse=True)
+def unchanged_process() -> Iterator[None]:
     """The settings of a process are for programs; and the peak need not be measured each time."""
-    monkeypatch.setattr("modeling_infoxlm.commands.pretrain.configure_process", lambda **options: None)
-    monkeypatch.setattr("modeling_infoxlm.commands.pretrain.matmul_peak", lambda device, dtype: 1e12)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("align_words", "fine_tune", "information", "mine", "pretrain", "tatoeba"):
+            patch.setattr(f"modeling_infoxlm.commands.{name}.configure_process", lambda **options: None)
+        patch.setattr("modeling_infoxlm.commands.pretrain.matmul_peak", lambda device, dtype: 1e12)
+        yield
 
 
 @pytest.fixture
@@ -31,10 +36,10 @@ def out(tmp_path: Path) -> Path:
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line on standard error of a command that ends with 2 for its input (or, a failure, with 1)."""
 
-    def run(argv: list[str], *, code: int = 2) -> str:
+    def run(argv: list[str], *, main: Main = run_pretraining.main, code: int = 2) -> str:
         capsys.readouterr()
         try:
-            found = run_pretraining.main(argv)
+            found = main(argv)
         except SystemExit as exit_:
             found = exit_.code
         error = capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Mining: the pairs that are written are those of a slow loop, and bad input leaves nothing behind."""
 
 import lzma
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,6 @@ from disk_limit import file_size_limit
 from reference.retrieval import margin_matches, similarities
 from tiny_encoder import save_tiny_encoder
 
-from modeling_infoxlm.commands import mine as mine_module
 from modeling_infoxlm.commands.mine import MiningArguments, encode_to_file, mine, read_distinct, run
 from modeling_infoxlm.evaluation import encoding
 from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
@@ -19,11 +20,7 @@ from modeling_infoxlm.evaluation.retrieval import mining
 from modeling_infoxlm.runs.errors import DiskFullError, UsageError
 from modeling_infoxlm.runs.process import run_main
 
-
-@pytest.fixture(autouse=True)
-def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of a process are for programs."""
-    monkeypatch.setattr(mine_module, "configure_process", lambda: None)
+MAIN = partial(run_main, run)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +53,16 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
     return paths
 
 
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "pairs.tsv"
+
+
+@pytest.fixture
+def argv(folder: Path, texts: tuple[Path, Path], output: Path) -> list[str]:
+    return [*map(str, texts), "--model_name_or_path", str(folder), "--output", str(output)]
+
+
 def slow_pairs(encoder: Encoder, *, margin: str, k: int, one_to_one: bool) -> list[tuple[float, str, str]]:
     """Every sentence's best candidate in both directions, one score at a time; then greedily, if asked."""
     sides = sentences()
@@ -76,57 +83,53 @@ def read_output(path: Path) -> list[tuple[float, str, str]]:
     return [(float(score), source, target) for score, source, target in rows]
 
 
-def assert_same_pairs(found: list[tuple[float, str, str]], expected: list[tuple[float, str, str]]) -> None:
-    assert [row[1:] for row in found] == [row[1:] for row in expected]
-    assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("margin", "k", "one_to_one"), [("ratio", 4, True), ("distance", 2, False), ("none", 4, True)]
 )
 def test_pairs_are_those_of_a_slow_loop(
-    folder: Path,
-    encoder: Encoder,
-    texts: tuple[Path, Path],
-    tmp_path: Path,
-    margin: str,
-    k: int,
-    one_to_one: bool,
+    argv: list[str], encoder: Encoder, output: Path, margin: str, k: int, one_to_one: bool
 ) -> None:
-    output = tmp_path / "new" / "pairs.tsv"
-    options = f"--margin {margin} --margin_neighbours {k} --one_to_one {one_to_one}".split()
-    where = ["--model_name_or_path", str(folder), "--output", str(output)]
-    run([*map(str, texts), *where, *options])
+    run([*argv, *f"--margin {margin} --margin_neighbours {k} --one_to_one {one_to_one}".split()])
     expected = slow_pairs(encoder, margin=margin, k=1 if margin == "none" else k, one_to_one=one_to_one)
-    assert_same_pairs(read_output(output), expected)
+    found = read_output(output)
+    assert [row[1:] for row in found] == [row[1:] for row in expected]
+    assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=1e-5)
     assert 15 < len(expected) < 45
     assert [path.name for path in output.parent.iterdir()] == ["pairs.tsv"]  # the vectors are gone
 
 
 def test_threshold_and_report(
-    folder: Path, texts: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], output: Path, capsys: pytest.CaptureFixture[str], refusal: Callable[..., str]
 ) -> None:
-    flags = [*map(str, texts), "--model_name_or_path", str(folder), "--output"]
-    run([*flags, str(tmp_path / "all.tsv")])
-    rows = read_output(tmp_path / "all.tsv")
-    threshold = rows[9][0]
-    run([*flags, str(tmp_path / "best.tsv"), "--threshold", str(threshold - 1e-6)])
-    assert read_output(tmp_path / "best.tsv") == rows[:10]
-    assert "best.tsv: 10 pairs of 30 and 25 distinct sentences\n" in capsys.readouterr().out
+    run(argv)
+    rows = read_output(output)
+    assert "exists; give another --output, or --overwrite true" in refusal(argv, main=MAIN)
+    assert read_output(output) == rows
+    run([*argv, "--overwrite", "true", "--threshold", str(rows[9][0] - 1e-6)])
+    assert read_output(output) == rows[:10]
+    assert "pairs.tsv: 10 pairs of 30 and 25 distinct sentences\n" in capsys.readouterr().out
+
+
+def test_a_text_is_not_the_output(
+    argv: list[str], texts: tuple[Path, Path], refusal: Callable[..., str]
+) -> None:
+    before = texts[0].read_bytes()
+    argv += ["--output", str(texts[0]), "--overwrite", "true"]
+    assert "is one of the texts that are read" in refusal(argv, main=MAIN)
+    assert texts[0].read_bytes() == before
 
 
 def test_beyond_the_limit_faiss_finds_the_same_and_it_is_said(
-    folder: Path,
+    argv: list[str],
     encoder: Encoder,
-    texts: tuple[Path, Path],
-    tmp_path: Path,
+    output: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed (the extra eval)")
     monkeypatch.setattr(mining, "EXACT_LIMIT", 29)
-    run([*map(str, texts), "--model_name_or_path", str(folder), "--output", str(tmp_path / "p.tsv")])
-    found = {row[1:]: row[0] for row in read_output(tmp_path / "p.tsv")}
+    run(argv)
+    found = {row[1:]: row[0] for row in read_output(output)}
     expected = {row[1:]: row[0] for row in slow_pairs(encoder, margin="ratio", k=4, one_to_one=True)}
     # All lists are searched, but in fp16: scores move in the fourth digit, and so a near tie may.
     common = found.keys() & expected.keys()
@@ -186,40 +189,16 @@ def test_lines_and_files_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--layer", "4"], "layer must be in 0..3, found 4"),
-        (["--model_name_or_path", "nowhere/at/all"], "cannot be loaded"),
-        (["--target", "missing.txt"], "missing.txt: no such file"),
+        ("--layer 4", "layer must be in 0..3, found 4"),
+        ("--model_name_or_path nowhere/at/all", "cannot be loaded"),
+        ("--target missing.txt", "missing.txt: no such file"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
-    folder: Path,
-    texts: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    flags: list[str],
-    message: str,
+    argv: list[str], output: Path, flags: str, message: str, refusal: Callable[..., str]
 ) -> None:
-    output = tmp_path / "out" / "pairs.tsv"
-    argv = [*map(str, texts), "--model_name_or_path", str(folder), "--output", str(output), *flags]
-    assert run_main(run, argv) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(error) == 1 and message in error[0]
+    assert message in refusal([*argv, *flags.split()], main=MAIN)
     assert not output.parent.exists()
-
-
-def test_an_output_is_not_overwritten_unless_asked(
-    folder: Path, texts: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "pairs.tsv"
-    output.write_text("mine\n")
-    argv = [*map(str, texts), "--model_name_or_path", str(folder), "--output", str(output)]
-    assert run_main(run, argv) == 2 and output.read_text() == "mine\n"
-    assert "exists; give another --output, or --overwrite true" in capsys.readouterr().err
-    assert run_main(run, [*argv, "--overwrite", "true"]) == 0 and len(read_output(output)) > 10
-    before = texts[0].read_bytes()
-    argv[-1] = str(texts[0])
-    assert run_main(run, [*argv, "--overwrite", "true"]) == 2 and texts[0].read_bytes() == before
-    assert "is one of the texts that are read" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_before_vectors_are_written_to_it(tmp_path: Path) -> None:

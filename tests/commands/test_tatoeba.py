@@ -13,12 +13,6 @@ from modeling_infoxlm.runs.provenance import read_result
 WORDS = [f"w{4 + 3 * i} w{5 + i} w{6 + 2 * i}" for i in range(12)]
 
 
-@pytest.fixture(autouse=True)
-def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of a process are for programs."""
-    monkeypatch.setattr("modeling_infoxlm.commands.tatoeba.configure_process", lambda: None)
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_encoder(tmp_path_factory.mktemp("encoder"))
@@ -60,7 +54,7 @@ def test_results_of_both_directions(encoder: Path, data: Path, capsys: pytest.Ca
 
 
 def test_all_layers_make_a_figure_and_a_new_run_must_be_allowed(
-    encoder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    encoder: Path, data: Path, refusal: Callable[..., str]
 ) -> None:
     argv = flags(encoder, data, "--all_layers", "true", "--languages", "de", "--margin", "ratio")
     out = data.parent / "out"
@@ -69,63 +63,41 @@ def test_all_layers_make_a_figure_and_a_new_run_must_be_allowed(
     result = read_result(out / "tatoeba_results.json")
     assert len(result["details"]["layers"]["de"]["source_to_target"]) == 4
     assert list(result["scores"]) == ["de"]
-    assert run_tatoeba.main(argv) == 2
-    assert "exists; give another --output_dir, or --overwrite_output_dir true" in capsys.readouterr().err
+    message = refusal(argv, main=run_tatoeba.main)
+    assert "exists; give another --output_dir, or --overwrite_output_dir true" in message
     assert run_tatoeba.main([*flags(encoder, data), "--overwrite_output_dir", "true"]) == 0
     assert [path.name for path in out.iterdir()] == ["tatoeba_results.json"]
 
 
-def drop_a_line(data: Path) -> None:
-    (data / "fr-en.en").write_text("\n".join(WORDS[1:]) + "\n")
-
-
-def drop_a_side(data: Path) -> None:
-    (data / "fr-en.en").unlink()
-
-
-def nothing(data: Path) -> None:
-    return
-
-
 @pytest.mark.parametrize(
-    ("spoil", "own", "message"),
+    ("english", "own", "message"),
     [
-        (drop_a_line, [], "12 source lines"),
-        (drop_a_side, [], "fr-en.en is missing"),
-        (nothing, ["--languages", "de", "sw"], "no set of sw; it has de, fr"),
-        (nothing, ["--layer", "4"], "layer must be in 0..3, found 4"),
-        (nothing, ["--model_name_or_path", "nowhere/at/all"], "cannot be loaded"),
-        (nothing, ["--data_dir", "nowhere"], "there is no folder nowhere"),
+        (WORDS[1:], "", "12 source lines"),
+        (None, "", "fr-en.en is missing"),
+        (WORDS, "--languages de sw", "no set of sw; it has de, fr"),
+        (WORDS, "--layer 4", "layer must be in 0..3, found 4"),
+        (WORDS, "--layer -1", "layer"),
+        (WORDS, "--model_name_or_path nowhere/at/all", "cannot be loaded"),
+        (WORDS, "--model_name_or_path org/name --push_to_hub true", "must be a folder"),
+        (WORDS, "--data_dir nowhere", "there is no folder nowhere"),
+        (WORDS, "--dataset_name x", "found data_dir, dataset_name"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
-    encoder: Path,
-    data: Path,
-    capsys: pytest.CaptureFixture[str],
-    spoil: Callable[[Path], None],
-    own: list[str],
-    message: str,
+    encoder: Path, data: Path, english: list[str] | None, own: str, message: str, refusal: Callable[..., str]
 ) -> None:
-    spoil(data)
-    assert run_tatoeba.main(flags(encoder, data, *own)) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert message in line
+    (data / "fr-en.en").unlink()
+    if english is not None:
+        (data / "fr-en.en").write_text("\n".join(english) + "\n")
+    assert message in refusal(flags(encoder, data, *own.split()), main=run_tatoeba.main)
     assert not (data.parent / "out").exists()
 
 
-def test_a_negative_layer_and_test_sets_given_in_no_way_or_in_two(encoder: Path, data: Path) -> None:
-    own = (["--dataset_name", "x"], ["--layer", "-1"])
-    for argv in (*(flags(encoder, data, *one) for one in own), ["--model_name_or_path", str(encoder)]):
-        with pytest.raises(SystemExit) as exit_:
-            run_tatoeba.main(argv)
-        assert exit_.value.code == 2
-
-
 def test_figure_without_the_extra(
-    encoder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    encoder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "modeling_infoxlm.plots", raising=False)
-    assert run_tatoeba.main(flags(encoder, data, "--all_layers", "true")) == 2
-    assert "need matplotlib: pip install 'modeling-infoxlm[plots]'" in capsys.readouterr().err
+    message = refusal(flags(encoder, data, "--all_layers", "true"), main=run_tatoeba.main)
+    assert "need matplotlib: pip install 'modeling-infoxlm[plots]'" in message
     assert not (data.parent / "out").exists()
