@@ -37,6 +37,11 @@ _COMPUTED = (
 ).split()
 
 
+# Raised when a step comes to round otherwise: a run that goes on is bit for bit the one that was not stopped.
+# 2: a layer that goes on with selected rows projects keys and values in two products.
+_ARITHMETIC = "2 (a run of an earlier version is finished by that version)"
+
+
 def pretraining_identity(
     model: ModelArguments,
     data: DataArguments,
@@ -54,7 +59,7 @@ def pretraining_identity(
         args: Training arguments.
         config: Of the model, where it is known already; flags that are unset are as it says.
     """
-    inputs = {"total_train_batch_size": total_batch_size(args)}
+    inputs = {"arithmetic": _ARITHMETIC, "total_train_batch_size": total_batch_size(args)}
     if "xlco" in data.objective_names() and _depends_on_pass(contrast, config or InfoXLMConfig()):
         inputs["pairs_together"] = args.per_device_train_batch_size * args.world_size
     weights = [one.name for one in fields(args) if one.name.endswith("_weight")]
