@@ -1,24 +1,19 @@
-"""Encoding sentences beside sentence-transformers, and retrieval beside one large product, in turn.
+"""Encoding sentences beside sentence-transformers, in turn.
 
     python -m benchmarks.evaluate                            # 500 sentences, fp32 and bf16
-    python -m benchmarks.evaluate --sentences 20000 --dtypes float32 --repeats 1 --parts encoding
+    python -m benchmarks.evaluate --sentences 20000 --dtypes float32 --repeats 1
     python -m benchmarks.evaluate --languages de             # one language: less padding for theirs
-    python -m benchmarks.evaluate --with_defaults            # theirs also with torch's own settings
-    python -m benchmarks.evaluate --parts retrieval --pairs 10000 20000 40000
 
-Encoding: real sentences in ten languages (`examples/data`), weights of the same random model, mean pooling.
+Real sentences in ten languages (`examples/data`), weights of the same random model, mean pooling.
 What stands beside ours:
 
 - `st cut to the layer`: sentence-transformers on the model without its upper layers. Its vectors are ours,
   which is checked, so this compares how they are computed and nothing else.
 - `st all layers`: the model whole, as users meet it; its vectors are those of the last layer.
 - `st cut, bf16 weights`: in bf16 the others run under autocast as ours does; here the weights are bf16.
-- `st cut, torch's defaults`: in its own process, without the settings of `configure_process`, which all
-  others have.
 """
 
 import argparse
-import ctypes
 import importlib.util
 import random
 import tempfile
@@ -30,29 +25,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.measure import (
-    DEVICE,
-    DTYPES,
-    Elsewhere,
-    exponent,
-    make_parser,
-    measured_peak,
-    run_benchmark,
-    run_in_turn,
-)
+from benchmarks.measure import DEVICE, DTYPES, make_parser, measured_peak, run_benchmark, run_in_turn
 from benchmarks.workload import GEOMETRIES, shape
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
 from modeling_infoxlm.data.readers import read_rows
 from modeling_infoxlm.data.sources import parse_bitext_sources
 from modeling_infoxlm.data.train_tokenizer import train_tokenizer
 from modeling_infoxlm.evaluation.encoding import encode_texts
-from modeling_infoxlm.evaluation.retrieval.mining import retrieval_accuracy
 from modeling_infoxlm.hub.formats import save_as_xlm_roberta
 from modeling_infoxlm.objectives import encoder_flops
 
@@ -64,7 +48,6 @@ MISSING = (
 JUDGED = "st cut to the layer"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the difference of vectors, relative to their norm
 ST_BATCH = 32  # sentences; their default
-_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 Encoder = Callable[[list[str]], Tensor]
 
@@ -141,7 +124,7 @@ class SentenceTransformers:
         return self._model.encode(texts, **how).float()
 
 
-def alternatives(sentences: Sentences, dtype: str, *, with_defaults: bool) -> dict[str, Encoder]:
+def alternatives(sentences: Sentences, dtype: str) -> dict[str, Encoder]:
     """Everything that can encode the sentences, ours first."""
     bf16, folder, layer = dtype == "bfloat16", sentences.folder, sentences.layer
     found: dict[str, Encoder] = {"ours": partial(sentences.encode, layer=layer, bf16=bf16)}
@@ -152,9 +135,6 @@ def alternatives(sentences: Sentences, dtype: str, *, with_defaults: bool) -> di
         found["st all layers"] = autocast(SentenceTransformers(folder, whole).encode)
         if bf16:
             found["st cut, bf16 weights"] = SentenceTransformers(folder, layer, torch.bfloat16).encode
-        elif with_defaults:
-            elsewhere = Elsewhere(SentenceTransformers, folder, layer)
-            found["st cut, torch's defaults"] = partial(elsewhere.call, "encode")
     return found
 
 
@@ -165,7 +145,7 @@ def measure_encoding(sentences: Sentences, dtype: str, options: argparse.Namespa
         RuntimeError: If the vectors of `st cut to the layer` are not ours.
     """
     vectors: dict[str, Tensor] = {}
-    encoders = alternatives(sentences, dtype, with_defaults=options.with_defaults)
+    encoders = alternatives(sentences, dtype)
 
     def keep(name: str) -> None:
         vectors[name] = encoders[name](sentences.texts)
@@ -214,115 +194,14 @@ def differences(vectors: Mapping[str, Tensor], dtype: str) -> dict[str, float]:
     return found
 
 
-# --- retrieval ----------------------------------------------------------------------------------------------
-
-
-def plain_accuracy(source: Tensor, target: Tensor) -> float:
-    """Mean top-1 accuracy of both directions from one whole matrix of scores."""
-    scores = F.normalize(source, dim=-1) @ F.normalize(target, dim=-1).t()
-    found = [matrix.topk(1, dim=1).indices[:, 0] for matrix in (scores, scores.t())]
-    return float(np.mean([(index == torch.arange(len(source))).float().mean().item() for index in found]))
-
-
-RETRIEVAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "ours, both directions": lambda source, target: retrieval_accuracy(source, target).mean,
-    "plain, both directions": plain_accuracy,
-}
-
-
-def noisy_pairs(count: int, width: int = 768) -> tuple[Tensor, Tensor]:
-    """Vectors (count, width) and what is left of them under so much noise that most are found again."""
-    generator = torch.Generator().manual_seed(count)
-    source = torch.randn(count, width, generator=generator)
-    return source, source + 5 * torch.randn(count, width, generator=generator)
-
-
-def measure_retrieval(sizes: Sequence[int], *, repeats: int) -> dict[str, Any]:
-    """Seconds and memory of each alternative for each number of pairs, and the exponents of their growth."""
-    rows = [retrieval_row(size, repeats) for size in sizes]
-    memory, exponents = Elsewhere(Memory).call("of_retrieval", sizes), {}
-    for name in RETRIEVAL:
-        seconds = exponent(sizes, [row[name]["median_s"] for row in rows])
-        exponents[name] = {"seconds": seconds, "memory": exponent(sizes, memory[name])}
-    return {"rows": rows, "memory_mib": memory, "exponents": exponents}
-
-
-def retrieval_row(size: int, repeats: int) -> dict[str, Any]:
-    """Seconds of each alternative.
-
-    Raises:
-        RuntimeError: If both ways do not find the same accuracy.
-    """
-    source, target = noisy_pairs(size)
-    ours, plain = retrieval_accuracy(source, target).mean, plain_accuracy(source, target)
-    if abs(ours - plain) > 1.5 / size:  # one sentence may be a tie that rounding decides
-        raise RuntimeError(f"{size} pairs: our accuracy is {ours}, that of the whole matrix is {plain}.")
-    runs = {name: partial(search, source, target) for name, search in RETRIEVAL.items()}
-    samples = run_in_turn(runs, repeats=repeats)
-    return {"pairs": size, "accuracy": ours, **{name: side.summary() for name, side in samples.items()}}
-
-
-class Memory:
-    """Measures peaks in a process of its own, which gives all memory back at once: they can be told apart."""
-
-    def __init__(self) -> None:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            # glibc maps each block above 64 KiB by itself; else a peak hides in what an earlier one left.
-            mallopt(_M_MMAP_THRESHOLD, 65536)
-
-    def of_retrieval(self, sizes: Sequence[int]) -> dict[str, list[float]]:
-        """MiB of each alternative for each number of pairs."""
-        for search in RETRIEVAL.values():
-            search(*noisy_pairs(64))  # threads and kernels take memory once
-        return {
-            name: [peak_rise(partial(search, *noisy_pairs(size))) for size in sizes]
-            for name, search in RETRIEVAL.items()
-        }
-
-    def of_encoding(self, size: int, geometry: str) -> float:
-        """MiB of encoding so many sentences; no layer runs, for time."""
-        with tempfile.TemporaryDirectory() as folder:
-            sentences = Sentences.make(Path(folder), geometry, LANGUAGES, size)
-        sentences.encode(sentences.texts[:500], layer=0)
-        return peak_rise(partial(sentences.encode, sentences.texts, layer=0))
-
-
-def peak_rise(run: Callable[[], Any]) -> float:
-    """MiB by which the resident memory rose while it ran; NaN where the system (not Linux) cannot say."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        return float("nan")
-
-    def high_water() -> int:
-        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM"))  # KiB
-
-    reset.write_text("5")  # the high-water mark falls to the present size
-    before = high_water()
-    run()
-    return (high_water() - before) / 1024
-
-
-# --- program ------------------------------------------------------------------------------------------------
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure what was asked for."""
+    """Measure each type of products."""
     result: dict[str, Any] = {}
-    if "encoding" in options.parts:
-        if importlib.util.find_spec("sentence_transformers") is None:
-            result["missing"] = MISSING
-        with tempfile.TemporaryDirectory() as folder:
-            chosen = (options.geometry, options.languages, options.sentences)
-            sentences = Sentences.make(Path(folder), *chosen)
-            result["encoding"] = [measure_encoding(sentences, dtype, options) for dtype in options.dtypes]
-    if "memory" in options.parts:
-        sizes, width = list(options.memory_sentences), GEOMETRIES[options.geometry][1]
-        peaks = [Elsewhere(Memory).call("of_encoding", size, options.geometry) for size in sizes]
-        vectors = [size * width * 4 / 2**20 for size in sizes]
-        result["encoding_memory"] = {"sentences": sizes, "peak_mib": peaks, "result_mib": vectors}
-    if "retrieval" in options.parts:
-        result["retrieval"] = measure_retrieval(options.pairs, repeats=options.repeats)
+    if importlib.util.find_spec("sentence_transformers") is None:
+        result["missing"] = MISSING
+    with tempfile.TemporaryDirectory() as folder:
+        sentences = Sentences.make(Path(folder), options.geometry, options.languages, options.sentences)
+        result["encoding"] = [measure_encoding(sentences, dtype, options) for dtype in options.dtypes]
     return result
 
 
@@ -330,14 +209,8 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     """Print what was measured."""
     if "missing" in result:
         console.print(result["missing"], style="bold red")
-    for found in result.get("encoding", ()):
+    for found in result["encoding"]:
         show_encoding(console, found)
-    if "encoding_memory" in result:
-        rows = zip(*result["encoding_memory"].values(), strict=True)
-        listed = ", ".join(f"{size:,}: {peak:.0f} / {vectors:.0f}" for size, peak, vectors in rows)
-        console.print(f"encoding, number of sentences: peak / result itself, MiB: {listed}")
-    if "retrieval" in result:
-        show_retrieval(console, result["retrieval"])
 
 
 def show_encoding(console: Console, result: Mapping[str, Any]) -> None:
@@ -363,31 +236,13 @@ def show_encoding(console: Console, result: Mapping[str, Any]) -> None:
     )
 
 
-def show_retrieval(console: Console, result: Mapping[str, Any]) -> None:
-    """Print seconds and memory by number of pairs."""
-    columns = (f"{name}: s / MiB" for name in RETRIEVAL)
-    table = Table("pairs", *columns, title="retrieval", title_justify="left")
-    for i, row in enumerate(result["rows"]):
-        cells = [f"{row[name]['median_s']:.3f} / {result['memory_mib'][name][i]:.0f}" for name in RETRIEVAL]
-        table.add_row(f"{row['pairs']:,}", *cells)
-    table.add_section()
-    growth = (result["exponents"][name].values() for name in RETRIEVAL)
-    shown = (" / ".join("-" if one is None else f"{one:.2f}" for one in both) for both in growth)
-    table.add_row("exponent", *shown)
-    console.print(table)
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags of this program."""
-    parser, parts = make_parser(__doc__), ("encoding", "memory", "retrieval")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser = make_parser(__doc__)
     parser.add_argument("--sentences", type=int, default=500, help="sentences to encode")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES)
     parser.add_argument("--geometry", choices=GEOMETRIES, default="base")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=tuple(DTYPES))
-    parser.add_argument("--with_defaults", action="store_true", help="theirs with torch's defaults too")
-    parser.add_argument("--memory_sentences", nargs="+", type=int, default=(10_000, 20_000, 40_000))
-    parser.add_argument("--pairs", nargs="+", type=int, default=(1000, 2000, 4000, 8000))
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args(argv)
 

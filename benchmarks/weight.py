@@ -4,18 +4,16 @@ python -m benchmarks.weight [--root FOLDER]
 """
 
 import argparse
-import importlib
-import pkgutil
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import Trainer
 
-import modeling_infoxlm.evaluation
-import modeling_infoxlm.training
+from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner
+from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 FOLDERS = {"package": "modeling_infoxlm", "tests": "tests", "benchmarks": "benchmarks"}
 
@@ -25,26 +23,11 @@ def lines(folder: Path) -> dict[Path, int]:
     return {path: len(path.read_bytes().splitlines()) for path in sorted(folder.rglob("*.py"))}
 
 
-def subclasses(base: type) -> Iterator[type]:
-    """All classes of ours that are made from a class, at any distance."""
-    found: list[type] = base.__subclasses__()
-    for one in found:
-        if one.__module__.startswith("modeling_infoxlm."):
-            yield one
-        yield from subclasses(one)
-
-
-def overridden_private_methods(base: type) -> list[str]:
-    """Names of private methods of a library's class that classes of ours replace."""
-    names = {name for one in subclasses(base) for name, value in vars(one).items() if callable(value)}
+def overridden_private_methods(base: type, classes: Iterable[type]) -> list[str]:
+    """Names of private methods of a library's class that classes of ours, and their bases, replace."""
+    ours = {one for leaf in classes for one in leaf.__mro__ if one.__module__.startswith("modeling_infoxlm.")}
+    names = {name for one in ours for name, value in vars(one).items() if callable(value)}
     return sorted(name for name in names if name[0] == "_" and name[:2] != "__" and hasattr(base, name))
-
-
-def import_all(package: object) -> None:
-    """Import every module of a package: only then its classes are known."""
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")  # type: ignore[attr-defined]
-    for module in found:
-        importlib.import_module(module.name)
 
 
 def cpu_seconds_of_help(root: Path) -> float:
@@ -67,9 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     files = {path: count for found in counts.values() for path, count in found.items()}
     longest = max(files, key=files.__getitem__)
     print(f"longest file, lines: {files[longest]:,} ({longest.relative_to(root)})")
-    for package in (modeling_infoxlm.training, modeling_infoxlm.evaluation):
-        import_all(package)
-    private = overridden_private_methods(Trainer)
+    private = overridden_private_methods(Trainer, (InfoXLMTrainer, FineTuner))
     print(f"private Trainer methods overridden: {len(private)} ({', '.join(private)})")
     print(f"infoxlm --help, CPU seconds: {cpu_seconds_of_help(root):.1f}")
 

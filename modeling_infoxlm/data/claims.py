@@ -24,10 +24,7 @@ POLL_SECONDS = 0.2
 
 @contextmanager
 def claimed(claim: Path) -> Iterator[bool]:
-    """Hold a claim until the block ends, or learn that another job holds it.
-
-    Args:
-        claim: File that stands for the claim; its folder must be there.
+    """Hold a claim, a file, until the block ends, or learn that another job holds it.
 
     Yields:
         True if it is this job's now, False if another job has it.
@@ -62,7 +59,6 @@ class Watch:
     """The claims of other jobs, as one that waits for them sees them."""
 
     def __init__(self) -> None:
-        """Nothing seen yet."""
         self._beats: dict[Path, tuple[int, float]] = {}
 
     def is_free(self, claim: Path) -> bool:
@@ -93,13 +89,7 @@ def _has_ended(holder: str) -> bool:
 
 
 def make_once(path: Path, claim: Path, make: Callable[[], None]) -> None:
-    """Have `path` made by one of all the jobs that ask for it.
-
-    Args:
-        path: What must be there afterwards.
-        claim: File that stands for the making of it.
-        make: Makes it, whole or not at all.
-    """
+    """Have `path` made, whole or not at all, by one of all jobs that ask for it; `claim` stands for that."""
     watch = Watch()
     while not path.exists():
         if watch.is_free(claim):

@@ -56,20 +56,12 @@ class HeldoutRule:
         """Which of the sentences with these hashes are selected, bool."""
         return content_hashes < np.uint64(min(self.fraction * 2.0**64, 2.0**64 - 2048))
 
-    def deciding_side(self, languages: Sequence[str]) -> int:
-        """0 if the source side of such a pair decides, 1 if the target side does."""
-        return languages.index(self.language) if self.language in languages else 0
-
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A held-out pair to evaluate on.
+    """A held-out pair to evaluate on; those of smallest key, the hash of the deciding side, are taken.
 
-    Attributes:
-        key: Hash of the deciding side; those of smallest are taken.
-        sides: Hashes that no other pair of the evaluation may have, of text and of ids of each side.
-        source: Text.
-        target: Text.
+    No other pair of the evaluation may have one of the hashes `sides`, of text and of ids of each side.
     """
 
     key: int
@@ -79,28 +71,20 @@ class Candidate:
 
 
 class HeldoutScan:
-    """What the pairs of one source contribute.
-
-    Attributes:
-        candidates: Pairs to evaluate on, by the hash of the side that decides.
-    """
+    """What the pairs of one source contribute, `candidates` to evaluate on among it."""
 
     def __init__(self, rule: HeldoutRule, languages: Sequence[str], limit: int) -> None:
-        """Keep the `limit` candidates of smallest hash."""
-        self._rule, self._side, self._limit = rule, rule.deciding_side(languages), limit
+        self._rule, self._limit = rule, limit
+        self._side = languages.index(rule.language) if rule.language in languages else 0
         self._sentences: list[np.ndarray] = []
         self.candidates: list[Candidate] = []
 
     def add(
         self, pairs: Sequence[Sequence[str]], contents: np.ndarray, ids: np.ndarray, usable: np.ndarray
     ) -> None:
-        """Look at n pairs.
+        """Look at n pairs of texts: `contents` and `ids` are hashes of both sides, (n, 2).
 
-        Args:
-            pairs: Source and target text.
-            contents: Hashes of both texts, (n, 2).
-            ids: Hashes of the ids of both sides, (n, 2).
-            usable: Which could be evaluated on, bool (n,).
+        Those that are `usable`, bool (n,), could be evaluated on.
         """
         deciding = contents[:, self._side]
         selected = self._rule.selects(deciding)

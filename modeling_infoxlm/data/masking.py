@@ -15,8 +15,6 @@ import numpy as np
 from modeling_infoxlm.data.ragged import SpecialTokens, sums_of_runs
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
 
-MAX_SEQUENCE_LENGTH = 1 << 20
-"""Positions are drawn with 32 random bits; for longer sequences they would no longer be equally likely."""
 LOW_BITS = (1 << 32) - 1
 
 
@@ -55,7 +53,8 @@ def mask_tokens(
 
     Args:
         tokens: Token ids of all sequences one after another, integers (T,); not changed.
-        lengths: Tokens of each sequence, int64 (B,), sum T.
+        lengths: Tokens of each sequence, int64 (B,), sum T. Positions are drawn with 32 random bits: in
+            sequences of more than some million tokens they would no longer be equally likely.
         keys: One uint64 for each sequence, (B,); everything random follows from it.
         special: The tokenizer's special tokens.
         probability: Share of the tokens to choose, in [0, 1].
@@ -66,12 +65,7 @@ def mask_tokens(
 
     Returns:
         The masked batch. A short sequence may have no chosen position at all.
-
-    Raises:
-        ValueError: If the shapes do not fit together, a share is impossible, or a sequence has more
-            than 1,048,576 tokens.
     """
-    _check_arguments(tokens, lengths, keys, probability, mask_share, random_share)
     forbidden = _find_any(tokens, () if mask_special_tokens else special.all_ids)
     num_allowed = lengths - sums_of_runs(forbidden, lengths)
     counts = np.floor(probability * num_allowed + uniform(hash64(keys, "count"))).astype(np.int64)
@@ -108,14 +102,11 @@ def _runs(ids: Sequence[int]) -> list[tuple[int, int]]:
 def _draw_rows(
     forbidden: np.ndarray, lengths: np.ndarray, keys: np.ndarray, counts: np.ndarray, num_allowed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `counts` allowed rows of each sequence.
+    """Draw `counts` allowed rows of each sequence: ascending, int64 (M,), with the bits of each, uint64 (M,).
 
     Positions are drawn with replacement, and the first `counts` different allowed ones are taken. So all
     subsets are equally likely, and only little more has to be drawn than is chosen: no token gets a random
     number of its own, and nothing is sorted.
-
-    Returns:
-        The rows, ascending, int64 (M,), and the random bits that each was drawn with, uint64 (M,).
     """
     starts = np.cumsum(lengths) - lengths
     taken = np.zeros(len(forbidden), dtype=bool)
@@ -179,28 +170,3 @@ def _draw_ordinary_tokens(bits: np.ndarray, special: SpecialTokens) -> np.ndarra
     rank = np.floor(uniform(bits) * (special.vocab_size - len(special_ids))).astype(np.int64)
     # The ordinary token of rank r has r ordinary ids below it, and as many special ones as this finds.
     return rank + np.searchsorted(special_ids - np.arange(len(special_ids)), rank, side="right")
-
-
-def _check_arguments(
-    tokens: np.ndarray,
-    lengths: np.ndarray,
-    keys: np.ndarray,
-    probability: float,
-    mask_share: float,
-    random_share: float,
-) -> None:
-    if len(keys) != len(lengths) or int(lengths.sum()) != len(tokens):
-        raise ValueError(
-            "masking expects one key for each length, and lengths that sum to the number of tokens; found "
-            f"{len(keys)} keys, {len(lengths)} lengths with sum {int(lengths.sum())}, {len(tokens)} tokens."
-        )
-    if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"the masking probability must be in [0, 1]; found {probability}.")
-    if mask_share < 0.0 or random_share < 0.0 or mask_share + random_share > 1.0:
-        raise ValueError(
-            f"mask_share and random_share must be >= 0 and sum to <= 1; found {mask_share}, {random_share}."
-        )
-    if lengths.max(initial=0) > MAX_SEQUENCE_LENGTH:
-        raise ValueError(
-            f"masking takes sequences of at most {MAX_SEQUENCE_LENGTH} tokens; found one of {lengths.max()}."
-        )

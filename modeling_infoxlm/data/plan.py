@@ -62,10 +62,7 @@ class PrepareSettings:
         "Share of the sentences of heldout_language whose pairs are kept out of training, "
         "in all languages at once.",
     )
-    heldout_language: str = flag(
-        "en",
-        "Language whose sentences decide, by hash, which pairs are held out.",
-    )
+    heldout_language: str = flag("en", "Language whose sentences decide, by hash, which pairs are held out.")
     heldout_max_pairs: int = flag(
         1000, "Most held-out pairs kept for evaluation, for each language pair; the rest is unused."
     )
@@ -82,11 +79,7 @@ class PrepareSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that could not work.
-
-        Raises:
-            ValueError: With the name of the setting, its value and what is allowed.
-        """
+        """Refuse values that could not work."""
         check_numbers(self)
         if not self.min_length <= self.longest_side <= self.max_seq_length - 4:
             raise ValueError(
@@ -123,12 +116,6 @@ class PrepareSettings:
         values = {field.name: getattr(self, field.name) for field in fields(PrepareSettings)}
         named = {"max_length": values.pop("max_seq_length"), "seed": values.pop("prepare_seed")}
         return {**named, **values, "max_side_length": self.longest_side, "bitext_columns": self.columns}
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise a `DataError` with this message unless the condition holds."""
-    if not holds:
-        raise DataError(message)
 
 
 @dataclass(frozen=True)
@@ -198,20 +185,13 @@ def make_plan(
 ) -> Plan:
     """Identify everything that goes into a corpus: hash the files, describe tokenizer and settings.
 
-    Args:
-        sources: What to read; of two with equal content and languages the second is left out with a warning.
-        tokenizer: A fast tokenizer with the five special tokens.
-        folder: Where the corpus is to lie; hashes in its manifest are reused for files that did not change.
-        settings: All else that shapes the corpus.
-        num_workers: Files hashed at the same time.
-
-    Returns:
-        The plan.
+    Of two sources with equal content and languages the second is left out with a warning.
 
     Raises:
         DataError: If there is no source, a file cannot be read, or the tokenizer does not serve.
     """
-    require(bool(sources), "nothing to prepare: no bitext and no monolingual source was given.")
+    if not sources:
+        raise DataError("nothing to prepare: no bitext and no monolingual source was given.")
     special = special_tokens(tokenizer)
     units = _units(sources, folder, num_workers)
     description = {
@@ -235,19 +215,15 @@ def make_plan(
     )
 
 
-def _known_hashes(folder: Path) -> dict[tuple[str, int, int], str]:
-    """Hashes from the manifest, so that terabytes are not read again only to find them unchanged."""
-    files = [file for record in read_manifest(folder)["sources"] for file in record["files"]]
-    return {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
-
-
 def _units(sources: Sequence[Source], folder: Path, num_workers: int) -> list[Unit]:
     locations = list({location for source in sources for location in source.locations})
     random.shuffle(locations)  # jobs that start at the same time do not wait for each other's
-    is_complete = (folder / MANIFEST_NAME).exists()
-    known = _known_hashes(folder) if is_complete else {}
-    work = None if is_complete else work_folder(folder)
-    if work:
+    known, work = {}, None
+    if (folder / MANIFEST_NAME).exists():  # whose hashes hold: terabytes are not read again for nothing
+        records = [file for record in read_manifest(folder)["sources"] for file in record["files"]]
+        known = {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in records}
+    else:
+        work = work_folder(folder)
         make_folder(work)  # a complete folder may be read-only
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # hashing releases the interpreter lock
         described = pool.map(lambda location: _file_record(location, known, work), locations)
@@ -341,10 +317,8 @@ def _source_differences(found: Sequence[Mapping[str, Any]], wanted: Sequence[Map
     now = {_content(record): _place(record) for record in wanted}
     gone = {place for content, place in before.items() if content not in now}
     new = {place for content, place in now.items() if content not in before}
-    changed = [f"source {place} has changed" for place in sorted(gone & new)]
-    removed = [f"source {place} is no longer given" for place in sorted(gone - new)]
-    added = [f"source {place} is new" for place in sorted(new - gone)]
-    differences = changed + removed + added
+    words = {"has changed": gone & new, "is no longer given": gone - new, "is new": new - gone}
+    differences = [f"source {place} {word}" for word, places in words.items() for place in sorted(places)]
     more = len(differences) - 5
     return differences if more <= 0 else [*differences[:5], f"{more} more sources"]
 

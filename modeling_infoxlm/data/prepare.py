@@ -22,14 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_infoxlm.data.decide import decide
-from modeling_infoxlm.data.plan import (
-    Plan,
-    PrepareSettings,
-    is_complete,
-    make_plan,
-    require,
-    work_folder,
-)
+from modeling_infoxlm.data.plan import Plan, PrepareSettings, is_complete, make_plan, work_folder
 from modeling_infoxlm.data.read_source import read_source
 from modeling_infoxlm.data.readers import warn_of_extra_columns
 from modeling_infoxlm.data.shards import FORMAT_VERSION, MANIFEST_NAME, Corpus, read_manifest
@@ -99,22 +92,13 @@ def prepare_part(
 
     The job that finds all sources read writes the corpus. If one fails, run it again.
 
-    Args:
-        sources: This and all that follows as for `prepare`, and the same in all jobs.
-        tokenizer: As for `prepare`.
-        output_dir: As for `prepare`.
-        settings: As for `prepare`.
-        num_workers: As for `prepare`, in this job.
-        shard_index: Number of this job, from 0.
-        num_shards: Number of jobs.
+    All but `shard_index`, the number of this job from 0, is the same in all jobs, and as for `prepare`.
 
     Returns:
         The corpus if all of it is prepared now, else None.
-
-    Raises:
-        DataError: As `prepare`.
     """
-    require(0 <= shard_index < num_shards, f"shard_index {shard_index} is not in 0..{num_shards - 1}.")
+    if not 0 <= shard_index < num_shards:
+        raise DataError(f"shard_index {shard_index} is not in 0..{num_shards - 1}.")
     plan = make_plan(sources, tokenizer, Path(output_dir), settings or PrepareSettings(), num_workers)
     if _prepare_or_wait(plan, num_workers, slice(shard_index, None, num_shards)):
         return Corpus.open(plan.folder)
@@ -182,9 +166,7 @@ def _merge(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[s
 
 
 def _sum(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    dropped: Counter[str] = Counter()
-    for entry in entries:
-        dropped.update(entry["dropped"])
+    dropped = sum((Counter(entry["dropped"]) for entry in entries), Counter[str]())
     totals = ("num_examples", "num_sentences", "num_tokens")
     return {
         **{name: sum(entry[name] for entry in entries) for name in totals},

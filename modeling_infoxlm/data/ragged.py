@@ -13,14 +13,9 @@ import numpy as np
 
 
 def concatenate_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Join the ranges [start, start + length) end to end: the rows of ragged sequences in a packed buffer.
+    """Join the ranges [start, start + length), (n,) each, end to end, int64 (T,).
 
-    Args:
-        starts: First value of each range, int64 (n,).
-        lengths: Values in each range, int64 (n,), sum T.
-
-    Returns:
-        int64 (T,).
+    They are the rows of ragged sequences in a packed buffer.
     """
     rows = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
     rows += np.arange(len(rows))
@@ -28,15 +23,7 @@ def concatenate_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def sums_of_runs(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Sum up runs of values; an empty run gives 0.
-
-    Args:
-        values: Numbers or flags, (T,).
-        lengths: Values in each run, int64 (n,), sum T.
-
-    Returns:
-        int64 (n,).
-    """
+    """Sum up runs of values, (T,), by their lengths, (n,); an empty run gives 0. int64 (n,)."""
     filled = np.flatnonzero(lengths)  # reduceat gives an empty run the value behind it
     sums = np.zeros(len(lengths), dtype=np.int64)
     if filled.size:
@@ -86,14 +73,7 @@ class PackedRows:
 class SpecialTokens:
     """Ids of the tokenizer's special tokens, and the size of its vocabulary.
 
-    Attributes:
-        bos: Id of `<s>`, whose vector is the sentence vector.
-        pad: Id of `<pad>`.
-        eos: Id of `</s>`.
-        unk: Id of `<unk>`.
-        mask: Id of `<mask>`.
-        vocab_size: Number of ids, special ones included.
-        all_ids: Every special id, sorted; never masked and never drawn as a random replacement.
+    `bos`, pad, `eos`, unk and mask; `all_ids`, sorted, are never masked and never drawn as a replacement.
     """
 
     bos: int
@@ -114,9 +94,6 @@ def join_pieces(pieces: PackedRows, counts: np.ndarray, special: SpecialTokens) 
         pieces: Bare ids; the pieces of a sequence stand one after another.
         counts: Pieces of each sequence, at least 1, int64 (n,).
         special: The tokenizer's special tokens.
-
-    Returns:
-        The n complete sequences.
     """
     first = np.cumsum(counts) - counts
     widths = pieces.lengths + 1  # each piece has its separator behind it,

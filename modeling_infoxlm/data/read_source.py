@@ -5,7 +5,6 @@ Shape letters: n sentences or pairs of a batch, V ids of the vocabulary.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -108,7 +107,7 @@ class _Unknown:
 
     def __init__(self, task: Task) -> None:
         self._name, self._unk = str(task.unit.source), task.special.unk
-        self._known = _known_ids(task.encoder, task.special.all_ids)
+        self._known = find_known(task.encoder.tokenizer, task.special.all_ids)
         self._counts = np.zeros((2, len(task.languages)), dtype=np.int64)  # unknown tokens, all tokens
 
     def find(self, sides: Sides) -> np.ndarray:
@@ -129,11 +128,6 @@ class _Unknown:
             f"{self._name}: {share:.0%} of the tokens are <unk>; the tokenizer does not know this script, "
             "and sentences that differ in unknown letters only are the same to the model; train one on it."
         )
-
-
-@functools.lru_cache(maxsize=1)
-def _known_ids(encoder: TextEncoder, special_ids: tuple[int, ...]) -> np.ndarray:
-    return find_known(encoder.tokenizer, special_ids)
 
 
 def _drop_unfit(

@@ -28,23 +28,14 @@ BadLineHandler = Callable[[DataError], None]
 
 
 def fail_on_bad_line(error: DataError) -> None:
-    """Stop at the first bad line.
-
-    Raises:
-        DataError: Always.
-    """
+    """Stop at the first bad line."""
     raise DataError(f"{error}; mend it, or leave such lines out with --on_bad_line skip")
 
 
 class SkipBadLines:
-    """A handler that skips bad lines and counts them; the first is logged.
-
-    Attributes:
-        count: Lines skipped so far.
-    """
+    """A handler that skips bad lines and counts them; the first is logged."""
 
     def __init__(self) -> None:
-        """Start at none."""
         self.count = 0
 
     def __call__(self, error: DataError) -> None:
@@ -58,13 +49,8 @@ class SkipBadLines:
 
 
 def _parse_lines(path: Path, parse: Callable[[str], T], on_bad_line: BadLineHandler) -> Iterator[T]:
-    for number, line in raw_lines(path):
-        try:
-            record = parse(decode(line))
-        except ValueError as error:
-            on_bad_line(DataError(f"{path}, line {number:,}: {error}"))
-            continue
-        yield record
+    lines = ((f"{path}, line {number:,}", line) for number, line in raw_lines(path))
+    return _parse_records(lines, lambda line: parse(decode(line)), on_bad_line)
 
 
 class _TsvFields:
@@ -97,18 +83,13 @@ def _field(record: Mapping[str, Any], name: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"column {name!r} holds {type(value).__name__}, expected text")
-    _require_characters(value, name)
-    return value
-
-
-def _require_characters(value: str, name: str) -> None:
-    """JSON can say half of a character, and the null character; tokenizers fail on the one or the other."""
-    try:
+    try:  # JSON can say half of a character, and the null character; tokenizers fail on the one or the other
         null = value.encode().find(0)
     except UnicodeEncodeError as error:
         raise ValueError(f"column {name!r} holds half a surrogate pair at character {error.start}") from None
     if null >= 0:
         raise ValueError(f"column {name!r} holds a null character")
+    return value
 
 
 def _fields(record: Any, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -118,10 +99,6 @@ def _fields(record: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(record, Mapping):
         raise ValueError(f"found {type(record).__name__}, expected an object with {', '.join(names)}")
     return tuple([_field(record, name) for name in names])
-
-
-def _json_fields(line: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return _fields(from_json(line), names) if line.strip() else ("",) * len(names)
 
 
 def from_json(line: str) -> Any:
@@ -174,15 +151,12 @@ def parquet_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any
 
 
 def hub_revision(location: str, *, revision: str | None = None, token: str | None = None) -> str:
-    """The commit that a Hub dataset stands at now, which identifies its content.
+    """The commit that `hub:NAME[:CONFIG[:SPLIT]]` stands at now, which identifies its content.
 
     Args:
-        location: `hub:NAME[:CONFIG[:SPLIT]]`.
+        location: The dataset.
         revision: Branch, tag or commit; None is the main branch.
         token: Of the Hub; None is the stored one.
-
-    Returns:
-        The commit hash.
 
     Raises:
         DataError: If the Hub cannot be reached or does not know the dataset.
@@ -233,12 +207,7 @@ def _parse_records(
 
 
 def warn_of_extra_columns(sources: Iterable[Source], columns: tuple[int, int] | None) -> None:
-    """Log one warning if TSV bitext has more than two columns and none were chosen.
-
-    Args:
-        sources: Any sources; only TSV bitext is looked at, its first line.
-        columns: The columns that were chosen, if any.
-    """
+    """Log one warning if TSV bitext has more than two columns, by its first line, and none were chosen."""
     if columns is not None:
         return
     found = [(source, count) for source in sources if (count := _num_tsv_columns(source)) > 2]
@@ -304,7 +273,10 @@ def _read_one(
         records = parquet_records(path, ("translation", *names) if source.is_bitext else names)
         return _parse_records(records, lambda record: _fields(record, names), on_bad_line)
     if kind == "jsonl":
-        return _parse_lines(path, lambda line: _json_fields(line, names), on_bad_line)
+        empty = ("",) * len(names)
+        return _parse_lines(
+            path, lambda line: _fields(from_json(line), names) if line.strip() else empty, on_bad_line
+        )
     if kind == "tsv":
         return _parse_lines(path, _tsv_fields(path, source, columns), on_bad_line)
     return _parse_lines(path, lambda line: (line,), on_bad_line)
@@ -340,7 +312,11 @@ def _read_two_files(source: Source, on_bad_line: BadLineHandler) -> Iterator[tup
             if not any(left):
                 return  # a blank line at the end of one of the files
             counts = [number - 1, number - 1 + len(left)]
-            raise _unequal_lines(source, counts if first is None else counts[::-1])
+            sides = counts if first is None else counts[::-1]
+            raise DataError(
+                f"bitext {source.name} has {sides[0]:,} source lines ({paths[0]}) but {sides[1]:,} target "
+                f"lines ({paths[1]}); line i of each file must be a translation of line i of the other."
+            )
         texts = []
         for path, (number, line) in zip(paths, (first, second), strict=True):
             try:
@@ -350,11 +326,3 @@ def _read_two_files(source: Source, on_bad_line: BadLineHandler) -> Iterator[tup
                 break
         else:
             yield tuple(texts)
-
-
-def _unequal_lines(source: Source, counts: Sequence[int]) -> DataError:
-    return DataError(
-        f"bitext {source.name} has {counts[0]:,} source lines ({source.locations[0]}) but {counts[1]:,} "
-        f"target lines ({source.locations[1]}); line i of each file must be a translation of line i of the "
-        "other."
-    )

@@ -26,12 +26,7 @@ FEISTEL_ROUNDS = 6
 def random64(key: ArrayLike, counter: ArrayLike) -> np.ndarray:
     """Output number `counter` of the splitmix64 generator that starts at `key` (Steele et al., OOPSLA 2014).
 
-    Args:
-        key: Generator states, uint64; broadcast against `counter`.
-        counter: Which outputs, uint64, from 0.
-
-    Returns:
-        Random bits, uint64, of the broadcast shape.
+    Both are uint64 and broadcast against each other; so is what is returned, random bits.
     """
     counters = np.asarray(counter, dtype=np.uint64)
     keys = np.asarray(key, dtype=np.uint64)
@@ -90,10 +85,10 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 def permute(index: np.ndarray, size: ArrayLike, key: ArrayLike) -> np.ndarray:
     """Place of each index in a pseudo-random permutation of [0, size) that is never written out.
 
-    A Feistel network over a grid of about sqrt(size) x sqrt(size) cells that covers [0, size), with cycle
-    walking: a result in the few cells that lie outside is permuted again until it is inside (Black and
-    Rogaway, CT-RSA 2002). A grid and not a power of two: only about one in sqrt(size) results then has to
-    walk.
+    For one size and key this is a bijection of [0, size). A Feistel network over a grid of about sqrt(size) x
+    sqrt(size) cells that covers [0, size), with cycle walking: a result in the few cells that lie outside is
+    permuted again until it is inside (Black and Rogaway, CT-RSA 2002). A grid and not a power of two: only
+    about one in sqrt(size) results then has to walk.
 
     Args:
         index: Positions before shuffling, integers in [0, size), (n,).
@@ -101,10 +96,7 @@ def permute(index: np.ndarray, size: ArrayLike, key: ArrayLike) -> np.ndarray:
         key: Which permutation, uint64, one or (n,).
 
     Returns:
-        Positions after shuffling, int64 (n,). For one size and key this is a bijection of [0, size).
-
-    Raises:
-        ValueError: If an index lies outside [0, size).
+        Positions after shuffling, int64 (n,).
     """
     index, sizes, keys = np.broadcast_arrays(index, size, np.asarray(key, dtype=np.uint64))
     wrong = np.flatnonzero((index < 0) | (index >= sizes))
@@ -132,7 +124,7 @@ def _permute_grid(cell: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.n
 
 
 def sampling_probabilities(counts: Sequence[int] | np.ndarray, alpha: float) -> np.ndarray:
-    """Probability of each group, p_l proportional to (n_l / n) ** alpha.
+    """Probability of each group, p_l proportional to (n_l / n) ** alpha, float64 (G,).
 
     InfoXLM samples languages with alpha 0.7 (LayoutXLM notes, "following InfoXLM"). 1 keeps the natural
     shares, 0 makes all groups equal.
@@ -140,12 +132,6 @@ def sampling_probabilities(counts: Sequence[int] | np.ndarray, alpha: float) -> 
     Args:
         counts: Examples of each group, all >= 1, (G,).
         alpha: Exponent in [0, 1].
-
-    Returns:
-        Probabilities that sum to 1, float64 (G,).
-
-    Raises:
-        ValueError: If there is no group, a group is empty, or alpha is outside [0, 1].
     """
     sizes = np.asarray(counts, dtype=np.float64)
     if sizes.size == 0 or sizes.min() < 1:
@@ -159,11 +145,7 @@ def sampling_probabilities(counts: Sequence[int] | np.ndarray, alpha: float) -> 
 
 
 def apportion(total: int, probabilities: np.ndarray) -> np.ndarray:
-    """Split `total` seats in proportion to `probabilities`, whole numbers, by largest remainder.
-
-    Args:
-        total: Seats to give away.
-        probabilities: Shares that sum to 1, (G,).
+    """Split `total` seats in proportion to `probabilities`, (G,), by largest remainder.
 
     Returns:
         Seats of each group, int64 (G,), which sum to `total`; each within 1 of `total * probabilities`.
@@ -192,13 +174,9 @@ class ExampleSampler:
     """
 
     def __init__(self, counts: Mapping[str, int], alpha: float, seed: int, stream: str) -> None:
-        """Lay out one epoch.
+        """Lay out one epoch; see `sampling_probabilities` for counts and alpha.
 
-        Args:
-            counts: Examples of each group, all >= 1.
-            alpha: Sampling exponent, see `sampling_probabilities`.
-            seed: Seed of the run.
-            stream: Name of the stream; streams of one seed are shuffled independently.
+        Streams of one seed, by their names, are shuffled independently.
         """
         self.groups = sorted(counts)
         self.counts = np.array([counts[group] for group in self.groups], dtype=np.int64)
@@ -211,10 +189,7 @@ class ExampleSampler:
         self._group_keys = np.stack([hash64(seed, stream, "order of a group", name) for name in self.groups])
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find the examples with these numbers.
-
-        Args:
-            numbers: Example numbers from 0, as many epochs on as wanted, int64 (n,).
+        """Find the examples with these numbers from 0, as many epochs on as wanted, int64 (n,).
 
         Returns:
             Group of each (place in `groups`) and index of the example within its group, both int64 (n,).

@@ -50,11 +50,7 @@ class TokenStoreWriter:
     """
 
     def __init__(self, prefix: Path) -> None:
-        """Create the folder and the temporary files.
-
-        Args:
-            prefix: Path of the shard without `.tokens` / `.offsets`.
-        """
+        """Create the folder and the temporary files of the shard, named without `.tokens` / `.offsets`."""
         self.num_tokens = 0
         self._num_sequences = 0
         self._lengths = [np.zeros(1, dtype=_OFFSET_DTYPE)]  # of nothing, whose end is the first offset
@@ -98,18 +94,15 @@ def _open_shard(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     for path in (tokens_path, offsets_path):
         if not path.is_file():
             raise DataError(f"shard file {path} is missing; {_PREPARE_AGAIN}")
-    size = offsets_path.stat().st_size
-    if not size or size % _OFFSET_DTYPE.itemsize:
-        raise DataError(
-            f"shard {offsets_path} has {size:,} bytes, no whole number of offsets; it was cut short. "
-            f"{_PREPARE_AGAIN.capitalize()}"
-        )
-    offsets = _map(offsets_path, _OFFSET_DTYPE)
+    size, offsets = offsets_path.stat().st_size, None
     num_found = tokens_path.stat().st_size // _TOKEN_DTYPE.itemsize
-    if num_found != offsets[-1]:
+    if size and not size % _OFFSET_DTYPE.itemsize:
+        offsets = _map(offsets_path, _OFFSET_DTYPE)
+    if offsets is None or num_found != offsets[-1]:
+        said = "are no whole number" if offsets is None else f"say {int(offsets[-1]):,}"
         raise DataError(
-            f"shard {tokens_path} holds {num_found:,} tokens but its offsets say {int(offsets[-1]):,}; "
-            f"it was cut short. {_PREPARE_AGAIN.capitalize()}"
+            f"shard {tokens_path} holds {num_found:,} tokens but its offsets {said}; it was cut short. "
+            f"{_PREPARE_AGAIN.capitalize()}"
         )
     # An empty file cannot be memory-mapped.
     return _map(tokens_path, _TOKEN_DTYPE) if num_found else np.empty(0, dtype=_TOKEN_DTYPE), offsets
@@ -124,11 +117,7 @@ class TokenStore:
     """Read-only, memory-mapped view of one or many shards as a single list of sequences."""
 
     def __init__(self, prefixes: Sequence[Path]) -> None:
-        """Map the shards.
-
-        Args:
-            prefixes: Shards without `.tokens` / `.offsets`, in the order in which they are to be seen.
-        """
+        """Map the shards, named without `.tokens` / `.offsets`, in the order in which they are to be seen."""
         self._open([Path(prefix) for prefix in prefixes])
 
     def _open(self, prefixes: list[Path]) -> None:
@@ -181,21 +170,11 @@ class TokenStore:
         return shard, first, length
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Lengths of the sequences `indices`, without touching their tokens.
-
-        Args:
-            indices: Numbers of sequences, (n,).
-
-        Returns:
-            Tokens in each, (n,) int64.
-        """
+        """Tokens in each of the sequences `indices`, (n,) int64, without touching them."""
         return self._bounds(np.asarray(indices, dtype=np.int64))[2]
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences `indices` end to end, in the order asked; it loops over shards, never over sequences.
-
-        Args:
-            indices: Numbers of sequences, (n,); repeats are allowed.
+        """The sequences `indices`, (n,), end to end and in order; it loops over shards, never over sequences.
 
         Returns:
             Their tokens, (sum of L,) uint32, and their lengths, (n,) int64.
@@ -218,14 +197,7 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class PairStore:
-    """Aligned sentences of two languages; sequence i of `target` translates sequence i of `source`.
-
-    Attributes:
-        source: One side, bare ids without special tokens.
-        target: The other side.
-        source_language: Language of `source`.
-        target_language: Language of `target`.
-    """
+    """Aligned sentences of two languages, bare ids; sequence i of one translates sequence i of the other."""
 
     source: TokenStore
     target: TokenStore
@@ -261,13 +233,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
-        """Open a folder written by `prepare`.
-
-        Args:
-            folder: The folder that holds `manifest.json`.
-
-        Returns:
-            The corpus, its shards memory-mapped.
+        """Open a folder written by `prepare`, its shards memory-mapped.
 
         Raises:
             DataError: If there is no manifest, or one of another format.
@@ -290,14 +256,7 @@ class Corpus:
         )
 
     def heldout_text(self, pair: str) -> list[tuple[str, str]]:
-        """The held-out sentences of `pair` as text, in the order of `heldout[pair]`.
-
-        Args:
-            pair: Such as `"en-de"`.
-
-        Returns:
-            (source, target) sentences.
-        """
+        """The held-out sentences of a pair such as `"en-de"` as text, in the order of `heldout[pair]`."""
         with open(self.folder / "heldout" / f"{pair}.tsv", encoding="utf-8", newline="\n") as lines:
             return [_split_line(line) for line in lines]
 
@@ -326,12 +285,6 @@ def _open_pair(folder: Path, pair: str, shards: Iterable[str]) -> PairStore:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check `manifest.json` of a prepared folder.
-
-    Args:
-        folder: The prepared folder.
-
-    Returns:
-        The manifest.
 
     Raises:
         DataError: If it is missing, unreadable, or of another format version.

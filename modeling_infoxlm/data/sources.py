@@ -11,10 +11,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from modeling_infoxlm.runs.errors import DataError, some
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HUB_PREFIX = "hub:"
 _FORMATS = {
@@ -49,13 +52,7 @@ _LANGUAGE_IN_NAME = re.compile(f"{_BEGIN}(?:{_GUESSED})$")
 
 
 def check_language(code: str) -> str:
-    """A language code in the form used for folders and flags, with `_` between its parts.
-
-    Args:
-        code: Such as `de`, `pt-BR`, `zh_Hans`.
-
-    Returns:
-        The code with `-` replaced by `_`, since `-` separates the two languages of a pair.
+    """A language code such as `de` or `pt-BR`, with `_` between its parts: `-` separates those of a pair.
 
     Raises:
         DataError: If it is no language code. This also keeps `../` and the like out of folder names.
@@ -68,13 +65,7 @@ def check_language(code: str) -> str:
 
 
 def check_pair(pair: str) -> tuple[str, str]:
-    """The two languages of a pair code.
-
-    Args:
-        pair: Such as `en-de` or `zh_Hans-en`.
-
-    Returns:
-        Source and target language.
+    """The two languages of a pair code such as `en-de` or `zh_Hans-en`.
 
     Raises:
         DataError: If it is not two different language codes joined by one hyphen.
@@ -160,19 +151,10 @@ def parse_bitext_sources(specs: Iterable[str]) -> list[Source]:
 
 
 def parse_mono_sources(specs: Iterable[str]) -> list[Source]:
-    """Turn what was typed behind `--mono_files` into sources.
+    """Turn what was typed behind `--mono_files` into sources, as `parse_bitext_sources` does.
 
     Each spec is `LOCATION` or `LANGUAGE=LOCATION`; a location is a file (`de.txt.xz`, `news.de.txt`), a
     folder, a glob, or `hub:NAME[:CONFIG[:SPLIT]]`.
-
-    Args:
-        specs: What was typed.
-
-    Returns:
-        The sources in the order given, files of one folder or glob sorted by name, each once.
-
-    Raises:
-        DataError: If a spec names nothing that can be read.
     """
     sources = [source for spec in specs for source in _parse_mono(*_split_spec(spec))]
     return list(dict.fromkeys(sources))
@@ -200,7 +182,7 @@ def _parse_bitext(pair: str | None, location: str) -> list[Source]:
         return [_two_files(before + first + after, before + second + after, languages)]
     if "," in location and not Path(location).exists():
         first, second = _split_at_comma(location)
-        return [_two_files(first, second, languages or _two_languages(first, second))]
+        return [_two_files(first, second, languages)]
     paths = _expand(location, lambda path: _is_bitext_file(path, languages))
     return [_bitext_file(path, languages) for path in paths]
 
@@ -316,24 +298,21 @@ def language_in(name: str) -> str | None:
     return match[0] if match else None
 
 
-def _required_pair(name: str, location: str) -> tuple[str, str]:
-    pair = pair_in(name)
-    if pair is None:
+def _required(found: T | None, location: str, kind: str, example: str, with_region: str) -> T:
+    if found is None:
         raise DataError(
-            f"{location}: its name carries no language pair; write for example en-de={location}, "
-            f"with a region en-pt_BR={location}"
+            f"{location}: its name carries no {kind}; write for example {example}={location}, "
+            f"with a region {with_region}={location}"
         )
-    return pair
+    return found
+
+
+def _required_pair(name: str, location: str) -> tuple[str, str]:
+    return _required(pair_in(name), location, "language pair", "en-de", "en-pt_BR")
 
 
 def _required_language(name: str, location: str) -> str:
-    language = language_in(name)
-    if language is None:
-        raise DataError(
-            f"{location}: its name carries no language; write for example de={location}, "
-            f"with a region pt_BR={location}"
-        )
-    return language
+    return _required(language_in(name), location, "language", "de", "pt_BR")
 
 
 # ------------------------------------------------------------------------------------------- files to sources
@@ -356,13 +335,11 @@ def _is_mono_file(path: Path, language: str | None) -> bool:
     return language in (None, found)
 
 
-def _two_languages(first: str, second: str) -> tuple[str, str]:
-    sides = [_required_language(take_apart(Path(path)).stem, path) for path in (first, second)]
-    return check_pair("-".join(sides))
-
-
-def _two_files(first: str | Path, second: str | Path, languages: tuple[str, str]) -> Source:
+def _two_files(first: str, second: str, languages: tuple[str, str] | None) -> Source:
     paths = [Path(location).expanduser() for location in (first, second)]
+    if languages is None:
+        sides = [_required_language(take_apart(path).stem, str(path)) for path in paths]
+        languages = check_pair("-".join(sides))
     pair = "-".join(languages)
     for path, language in zip(paths, languages, strict=True):
         if not path.exists() or path.is_dir():

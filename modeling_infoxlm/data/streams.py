@@ -7,7 +7,7 @@ Shape letters: n examples (in a part, also sequences), T tokens of all of them, 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from modeling_infoxlm.data.ragged import PackedRows, SpecialTokens, join_pieces
 from modeling_infoxlm.data.sampling import ExampleSampler, hash64, uniform
 from modeling_infoxlm.data.shards import Corpus, TokenStore
 from modeling_infoxlm.runs.errors import DataError
+from modeling_infoxlm.runs.flags import check_numbers, flag
 
 ConcatenatePairs = Literal["random", "adjacent", "code_mixed", "none"]
 PackedPart = dict[str, np.ndarray]
@@ -36,90 +37,71 @@ VIEWS = np.array([[0], [1]])
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What a training item is made of.
+    """What a training item is made of; its fields but the seed are flags.
 
-    Attributes:
-        objectives: What is trained, by names in `STREAMS`; a batch has the parts that they read.
-        mlm_examples: MLM blocks in one dataset item.
-        tlm_examples: TLM pairs in one dataset item.
-        xlco_examples: XlCo examples (two views each) in one dataset item. The released recipe has one of each
-            objective.
-        sampling_alpha: Exponent of the language probabilities (0.7: LayoutXLM notes, "following InfoXLM").
-        pair_sampling_alpha: Exponent of the language pair probabilities (the same formula; the paper's value
-            is unknown).
-        mask_probability: Share of the tokens that are chosen (0.15: BERT, XLM-R and the released code).
-        mask_special_tokens: Let `<s>` and `</s>` be chosen too, as the released code does.
-        xlco_masking: Mask the inputs of XlCo like those of MLM, as the released code does; nothing is
-            predicted there.
-        concatenate_pairs: How a second pair is joined to each XlCo example (mixup contrast). "random":
-            another pair of the same language pair, drawn anew every time. "adjacent": pairs 2k and 2k +
-            1, always, as the released code does. "code_mixed": like random, and half the time each view
-            holds both languages, as the paper writes. "none": no second pair. A language pair with a
-            single pair joins it to itself under random and code_mixed, and is refused under adjacent.
-        other_examples: Examples of other streams in one dataset item, by the name of the stream; 1 of those
-            that are not named.
-        seed: Seed of the order, the partners, the directions and the masks.
+    A stream of an objective from outside the package may have one more, `NAME_examples`: 1 without it.
     """
 
-    objectives: tuple[str, ...] = ("mlm", "tlm", "xlco")
-    mlm_examples: int = 1
-    tlm_examples: int = 1
-    xlco_examples: int = 1
-    sampling_alpha: float = 0.7
-    pair_sampling_alpha: float = 0.7
-    mask_probability: float = 0.15
-    mask_special_tokens: bool = False
-    xlco_masking: bool = True
-    concatenate_pairs: ConcatenatePairs = "random"
-    other_examples: Mapping[str, int] = field(default_factory=dict)
+    objectives: str = flag(
+        "mlm,tlm,xlco",
+        "Objectives to train, with commas: any of mlm, tlm, xlco; a batch has the parts that they read.",
+    )
+    mlm_examples: int = flag(1, "MLM blocks in one item (README: one of each).")
+    tlm_examples: int = flag(1, "TLM pairs in one item (README: one of each).")
+    xlco_examples: int = flag(1, "XlCo examples, of two views each, in one item (README: one of each).")
+    sampling_alpha: float = flag(
+        0.7,
+        "Exponent of the language probabilities, p ~ n^alpha; 1 is as they come, 0 all alike "
+        '(LayoutXLM notes, "following InfoXLM").',
+    )
+    pair_sampling_alpha: float = flag(
+        0.7, "The same for language pairs (the paper gives the formula, but no exponent for pairs)."
+    )
+    mask_probability: float = flag(
+        0.15, "Share of the tokens masked: 80% <mask>, 10% random, 10% kept (XLM-R, released code)."
+    )
+    mask_special_tokens: bool = flag(False, "Mask <s> and </s> like other tokens, as the released code does.")
+    xlco_masking: bool = flag(
+        True, "Mask the inputs of XlCo too, as the released code does; nothing is predicted there."
+    )
+    concatenate_pairs: ConcatenatePairs = flag(
+        "random",
+        "Second pair that is joined to each XlCo example: random, another of its language pair, drawn anew "
+        "every time; adjacent, pairs 2k and 2k + 1 (released code); code_mixed, a random one with both "
+        "languages on each side half the time (the paper's text); or none.",
+    )
     seed: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        self._check_objectives()
-        for name in self.streams.values():
-            if self.examples_of(name) < 1:
-                raise ValueError(
-                    f"{name}_examples must be at least 1; found {self.examples_of(name)}. "
-                    "To leave an objective out, take its name out of objectives."
-                )
-        for name in ("sampling_alpha", "pair_sampling_alpha", "mask_probability"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1]; found {getattr(self, name)}.")
+        check_numbers(self)
+        names = self.objective_names()
+        if not names or len(set(names)) < len(names) or not STREAMS.keys() >= set(names):
+            raise ValueError(
+                f"objectives must name one or more of {', '.join(STREAMS)}, each once; "
+                f"found {self.objectives!r}."
+            )
         if self.concatenate_pairs not in get_args(ConcatenatePairs):
             choices = ", ".join(get_args(ConcatenatePairs))
             raise ValueError(f"concatenate_pairs must be one of {choices}; found {self.concatenate_pairs!r}.")
 
+    def objective_names(self) -> tuple[str, ...]:
+        """The objectives in the order in which they were given, such as ("mlm", "tlm", "xlco")."""
+        given = self.objectives.split(",") if isinstance(self.objectives, str) else self.objectives
+        return tuple(name.strip() for name in given)
+
     @property
     def streams(self) -> dict[str, str]:
         """For each objective the name of the stream, and part of a batch, that it reads."""
-        return {name: STREAMS[name][0] for name in self.objectives}
+        return {name: STREAMS[name][0] for name in self.objective_names()}
 
     def examples_of(self, stream: str) -> int:
         """Examples of a stream in one dataset item."""
-        own = {"mlm": self.mlm_examples, "tlm": self.tlm_examples, "xlco": self.xlco_examples}
-        return own[stream] if stream in own else self.other_examples.get(stream, 1)
-
-    def _check_objectives(self) -> None:
-        unknown = [name for name in self.objectives if name not in STREAMS]
-        if unknown or not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            choices = ", ".join(STREAMS)
-            raise ValueError(
-                f"objectives must name one or more of {choices}, each once; found {self.objectives!r}."
-            )
+        return int(vars(self).get(f"{stream}_examples", 1))
 
 
 def gather(stores: Sequence[TokenStore], store: np.ndarray, index: np.ndarray) -> PackedRows:
-    """Read sequences out of several stores, one read for each store that is asked.
-
-    Args:
-        stores: The stores.
-        store: Which store, (n,).
-        index: Which of its sequences, (n,).
-
-    Returns:
-        The n sequences in the order asked.
-    """
+    """Read sequences, (n,), out of several stores, in the order asked, by one read of each store."""
     by_store = np.argsort(store, kind="stable")
     used, first = np.unique(store[by_store], return_index=True)
     members = np.split(by_store, first[1:])
@@ -130,16 +112,7 @@ def gather(stores: Sequence[TokenStore], store: np.ndarray, index: np.ndarray) -
 
 
 def add_special_tokens(pieces: PackedRows, pieces_per_sequence: int, special: SpecialTokens) -> PackedRows:
-    """Write `<s> a </s>` for one piece in each sequence, `<s> a </s> b </s>` for two.
-
-    Args:
-        pieces: Bare ids; the pieces of a sequence stand one after another.
-        pieces_per_sequence: How many pieces make a sequence.
-        special: The tokenizer's special tokens.
-
-    Returns:
-        The complete sequences.
-    """
+    """Write `<s> a </s>` for one piece in each sequence, `<s> a </s> b </s>` for two; see `join_pieces`."""
     counts = np.full(len(pieces) // pieces_per_sequence, pieces_per_sequence)
     return join_pieces(pieces, counts, special)
 

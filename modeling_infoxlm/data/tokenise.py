@@ -79,16 +79,11 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def plain_text_encoder(tokenizer_json: str) -> str:
-    """The same tokenizer, except that special tokens are never found in the text.
+    """The same tokenizer, as JSON, except that special tokens are never found in the text.
 
-    "<s>" is a tag in HTML. As a token it would end up inside sentences and break MLM blocks. Setting
-    `encode_special_tokens` is not enough: a Unigram model has "<s>" among its pieces, with the best score.
-
-    Args:
-        tokenizer_json: A tokenizer as JSON.
-
-    Returns:
-        JSON in which the special tokens keep their ids but have names that no text contains.
+    They keep their ids but get names that no text contains: "<s>" is a tag in HTML, and as a token it would
+    end up inside sentences and break MLM blocks. Setting `encode_special_tokens` is not enough: a Unigram
+    model has "<s>" among its pieces, with the best score.
     """
     content = json.loads(tokenizer_json)
     hidden = {
@@ -223,7 +218,8 @@ class RowHashes:
         return sums_of_runs(products.view(np.int64), rows.lengths).view(np.uint64)
 
 
-def find_known(tokenizer: Tokenizer, special_ids: Sequence[int]) -> np.ndarray:
+@functools.lru_cache(maxsize=1)
+def find_known(tokenizer: Tokenizer, special_ids: tuple[int, ...]) -> np.ndarray:
     """Which ids stand for a known piece of text: not special, not unknown, not only a space; bool (V,)."""
     known = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
     for piece, number in tokenizer.get_vocab().items():

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -125,14 +125,16 @@ class _Sample:
 
 
 def _collect(
-    sources: Iterable[Source],
-    columns: tuple[int, int] | None,
-    *,
-    max_sentences: int,
-    seed: int,
+    sources: Iterable[Source], columns: tuple[int, int] | None, *, max_sentences: int, seed: int
 ) -> dict[str, _Sample]:
+    # A few lines that cannot be read do not matter here; `prepare` is where they are refused or counted.
+    rows = (
+        (source, row)
+        for source in sources
+        for row in read_rows(source, columns=columns, on_bad_line=SkipBadLines())
+    )
+    texts = (item for source, row in rows for item in zip(source.languages, row, strict=True))
     samples: dict[str, _Sample] = {}
-    texts = (item for source in sources for item in _texts(source, columns))
     for language, text in tqdm(texts, "reading text", unit=" lines", delay=2):
         line = text.strip()
         if line and len(line.encode("utf-8", "surrogatepass")) <= _MOST_BYTES:
@@ -140,14 +142,6 @@ def _collect(
                 samples[language] = _Sample(max_sentences, seed.to_bytes(16, "little"))
             samples[language].add(line)
     return samples
-
-
-def _texts(source: Source, columns: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
-    """Language and text of every sentence."""
-    # A few lines that cannot be read do not matter here; `prepare` is where they are refused or counted.
-    bad_lines = SkipBadLines()
-    for row in read_rows(source, columns=columns, on_bad_line=bad_lines):
-        yield from zip(source.languages, row, strict=True)
 
 
 def _balanced(samples: Mapping[str, _Sample], *, sampling_alpha: float, max_sentences: int) -> list[str]:

@@ -159,14 +159,7 @@ class DoneElsewhere(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """What is done with every task.
-
-    Attributes:
-        name: Of its claims.
-        description: For the progress bar.
-        do: Does it, whole or not at all; returns what there is to warn of.
-        is_done: Whether a task needs no more.
-    """
+    """What is done with every task, whole or not at all; `do` returns what there is to warn of."""
 
     name: str
     description: str

@@ -91,12 +91,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"recipe {path} is not valid UTF-8 at byte {error.start:,}; save it as plain UTF-8 text."
         ) from error
-    except RecipeError as error:
-        raise RecipeError(f"recipe {path}: {error}") from error
-    except RecursionError as error:
-        raise RecipeError(f"recipe {path} is nested too deeply.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise RecipeError(f"recipe {path} is malformed: {' '.join(str(error).split())}") from error
+    except (RecursionError, yaml.YAMLError, ValueError) as error:  # ValueError: a key given twice among it
+        what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise RecipeError(f"recipe {path} is malformed: {what}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -30,12 +30,7 @@ def some(items: Sequence[str]) -> str:
 
 
 def import_extra(module: str, *, extra: str, purpose: str) -> Any:
-    """Import a module that an extra of the package brings, or that needs what it brings.
-
-    Args:
-        module: Its full name.
-        extra: Name of the extra.
-        purpose: What needs it, in the plural; the message goes on from it.
+    """Import a module that an extra of the package brings; `purpose`, a plural, is what needs it.
 
     Raises:
         UsageError: If something is not installed, with the command that does it.

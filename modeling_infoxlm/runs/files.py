@@ -16,6 +16,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,9 @@ def give_name(written: Path, final: Path) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a name to write a file at, which gets its own when the block ends.
+    """Give a name to write a file at, which gets its own when the block ends; its folder is made.
 
     After an exception nothing is left, and an earlier file stays.
-
-    Args:
-        path: Final name; its folder is made.
-
-    Yields:
-        Where to write.
 
     Raises:
         DiskFullError: If there is no room.
@@ -123,11 +118,8 @@ def make_folder(folder: Path) -> None:
 def writing(place: str | Path) -> Iterator[None]:
     """Say where the disk is full and what to do, whichever library meets it: none of them names the place.
 
-    Args:
-        place: File or folder that is written in the block.
-
     Raises:
-        DiskFullError: If there is no room.
+        DiskFullError: If there is no room for the file or folder that is written in the block.
     """
     try:
         yield
@@ -266,27 +258,17 @@ def read_json(path: str | Path) -> Any:
         json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a surrogate could not be written again
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path} is no JSON file: half of a surrogate pair in a text.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no JSON file: no UTF-8 at byte {error.start:,}.") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is no JSON file of ours: nested too deeply.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
+    except (RecursionError, ValueError) as error:  # no UTF-8 among it, and half of a surrogate pair
+        raise ValueError(f"{path} is no JSON file of ours: {error}.") from error
     return content
 
 
+@dataclass(frozen=True)
 class Each:
-    """The shape of an object with any keys: that of each of its values.
+    """The shape of an object with any keys, at least so many: that of each of its values."""
 
-    Args:
-        shape: Of the values.
-        least: Fewest keys.
-    """
-
-    def __init__(self, shape: Any, *, least: int = 0) -> None:
-        self.shape, self.least = shape, least
+    shape: Any
+    least: int = 0
 
 
 def check_shape(content: Any, shape: Any, path: str | Path, place: str = "") -> None:

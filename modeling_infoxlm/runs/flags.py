@@ -15,7 +15,7 @@ _AT_LEAST_1 = (
     "ddp_timeout ddp_bucket_cap_mb dataloader_prefetch_factor num_hidden_layers hidden_size "
     "num_attention_heads "
     "intermediate_size preprocessing_num_workers max_side_length min_length max_length_ratio "
-    "heldout_max_pairs tokenizer_vocab_size mlm_examples tlm_examples xlco_examples queue_size "
+    "heldout_max_pairs tokenizer_vocab_size queue_size "
     "momentum_warmup_steps tokens_per_device eval_max_pairs max_train_samples max_eval_samples "
     "max_predict_samples mixed_max_samples doc_stride max_query_length max_answer_length n_best_size "
     "margin_neighbours max_pairs num_candidates num_shards"
@@ -37,7 +37,9 @@ _AT_MOST = {
     "max_position_embeddings": 2**20,
     "max_seq_length": 2**20,
     **dict.fromkeys(("seed", "data_seed", "prepare_seed"), LARGEST_SEED),
-    **dict.fromkeys(("momentum", "momentum_start", "mask_probability"), 1),
+    **dict.fromkeys(
+        ("momentum", "momentum_start", "mask_probability", "sampling_alpha", "pair_sampling_alpha"), 1
+    ),
 }
 
 
@@ -99,7 +101,7 @@ def check_number(name: str, value: float) -> None:
         raise ValueError(f"must be above 0, found {value:g}.")
     if name in _BELOW_1 and not 0 <= value < 1:
         raise ValueError(f"must be at least 0 and below 1, found {value:g}.")
-    lowest = _LOWEST.get(name, 1 if name in _AT_LEAST_1 else 0)
+    lowest = _LOWEST.get(name, 1 if name in _AT_LEAST_1 or name.endswith("_examples") else 0)
     if name not in _OF_ANY_SIGN and value < lowest:
         raise ValueError(f"must be at least {lowest:g}, found {value:g}.")
     if value > _AT_MOST.get(name, LARGEST_INT):

@@ -132,11 +132,7 @@ class _Blotted:
 
 @contextmanager
 def without_secrets(argv: Sequence[str]) -> Iterator[None]:
-    """What is printed or logged in the block holds no token or password.
-
-    Args:
-        argv: Arguments of the command; values of flags for a token are blotted out whatever they look like.
-    """
+    """What is printed or logged in the block holds no token or password, nor the values of flags for one."""
     known, factory = secrets_of_command(argv), logging.getLogRecordFactory()
 
     def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:

@@ -14,25 +14,12 @@ import torch
 from modeling_infoxlm.runs.files import Each, check_shape, file_sha256, read_json, text_sha256
 from modeling_infoxlm.runs.secrets import blot_command
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "datasets",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "huggingface_hub",
-    "numpy",
-)
+PACKAGES = "torch transformers datasets tokenizers accelerate safetensors huggingface_hub numpy".split()
 RESULT_SCHEMA = "infoxlm-result-1"
 
 
 def describe_program(argv: Sequence[str]) -> dict[str, Any]:
-    """Command, commit, versions and machine of this process.
-
-    Args:
-        argv: Arguments of the command; what looks like a secret or follows a flag for one is blotted out.
-    """
+    """Command, without secrets, commit, versions and machine of this process."""
     return {
         "command": blot_command(argv),
         "commit": _commit(),

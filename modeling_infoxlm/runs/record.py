@@ -32,13 +32,7 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _NOT_COMPUTED = ("token", "cache_dir", "preprocessing_num_workers")
 # What a run starts from, by the flags that name it.
 _INPUTS = ("model_name_or_path", "config_name", "tokenizer_name", "momentum_state", "prepared_data")
-_SHAPING_TOKENIZER = {
-    "tokenizer_vocab_size",
-    "bitext_files",
-    "mono_files",
-    "bitext_columns",
-    "max_seq_length",
-}
+_SHAPING_TOKENIZER = set("tokenizer_vocab_size bitext_files mono_files bitext_columns max_seq_length".split())
 # Of the end of a run: a new one would else be published with them.
 _RESULTS = ("model*.safetensors", "model*.safetensors.index.json", "*_results.json", TRAINER_STATE)
 
@@ -52,9 +46,9 @@ def run_identity(*settings: Any, args: Any, computed: Sequence[str], **inputs: A
 
     Args:
         settings: Dataclasses of arguments, all of whose fields count.
-        args: Training arguments.
-        computed: Names of those that change what is computed, or what the end is compared with; others
-            (workers, logging, where to push) may differ on resumption.
+        args: Training arguments, of which only those named in `computed` count: others (workers, logging,
+            where to push) may differ on resumption.
+        computed: Their names.
         inputs: What else counts, such as the model and hashes of the files that are read.
     """
     fields = {name: value for instance in settings for name, value in asdict(instance).items()}
@@ -73,15 +67,7 @@ def identity_of_result(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run and its folder.
-
-    Attributes:
-        folder: Where its checkpoints, results and record lie.
-        identity: What it is.
-        argv: Arguments of the command.
-        checkpoint: To go on from, None at the start.
-        finished: Everything is there already.
-    """
+    """A run and its folder; `checkpoint` is what it goes on from, None at the start."""
 
     folder: Path
     identity: Mapping[str, Any]

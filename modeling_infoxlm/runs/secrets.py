@@ -66,12 +66,11 @@ def takes_secret(flag: str) -> bool:
     return bool(_SECRET_FLAG.fullmatch(flag))
 
 
-def secrets_of_command(argv: Sequence[str]) -> list[str]:
+def secrets_of_command(argv: Sequence[str], shortest: int = _SHORTEST_SECRET) -> list[str]:
     """Values of flags for a token, whatever they look like."""
-    given = [argument.partition("=") for argument in argv]
-    values = [value for flag, _, value in given if takes_secret(flag)]
-    values += [value for flag, value in zip(argv, argv[1:], strict=False) if takes_secret(flag)]
-    return [value for value in values if len(value) >= _SHORTEST_SECRET]
+    given = [argument.partition("=")[::2] for argument in argv if "=" in argument]
+    given += zip(argv, argv[1:], strict=False)
+    return [value for flag, value in given if takes_secret(flag) and len(value) >= shortest]
 
 
 def _secrets_of_environment() -> list[str]:
@@ -84,15 +83,13 @@ def _secrets_of_environment() -> list[str]:
 
 def blot_command(argv: Sequence[str]) -> list[str]:
     """A command, with what looks like a secret or follows a flag for one blotted out."""
-    command, secret = [], False
-    for argument in argv:
-        flag, equals, _ = argument.partition("=")
-        names_secret = takes_secret(flag)
-        if secret:
-            command.append(_BLOT)
-        elif names_secret and equals:
-            command.append(f"{flag}={_BLOT}")
-        else:
-            command.append(blot_secrets(argument))
-        secret = names_secret and not equals
-    return command
+    known = secrets_of_command(argv, shortest=1)
+    flags = [argument.partition("=")[0] for argument in argv]
+    return [
+        _BLOT
+        if argument in known
+        else f"{flag}={_BLOT}"
+        if takes_secret(flag) and flag != argument
+        else blot_secrets(argument)
+        for flag, argument in zip(flags, argv, strict=True)
+    ]

@@ -5,9 +5,10 @@ folder infoxlm/ of microsoft/unilm; "README" the commands given there. Every che
 was expected, what was found and what to do.
 """
 
+import copy
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,25 +16,16 @@ import torch
 from transformers import TrainingArguments
 
 from modeling_infoxlm.data.plan import PrepareSettings
-from modeling_infoxlm.data.streams import STREAMS, ConcatenatePairs, StreamSettings
+from modeling_infoxlm.data.streams import STREAMS, StreamSettings
 from modeling_infoxlm.hub.export import Format
 from modeling_infoxlm.momentum import MomentumSchedule
 from modeling_infoxlm.runs.flags import check_numbers, flag
 from modeling_infoxlm.training.bypassed import BYPASSED, refuse_bypassed, refuse_launcher, settle_precision
 from modeling_infoxlm.training.layers import parse_layers
 
-_STREAMS = StreamSettings()  # whose defaults and checks are those of the flags
-
 
 def with_objective_flags(kind: type, suffix: str, default: Any, text: str) -> type:
-    """A dataclass of arguments with one more field for each objective from outside the package.
-
-    Args:
-        kind: Dataclass.
-        suffix: What follows the objective's name in that of the field.
-        default: Its default.
-        text: What it is, for the help.
-    """
+    """A dataclass of arguments with one more field, `NAME_suffix`, for each objective from outside."""
     known = {one.name for one in fields(kind)}
     added = [
         (f"{name}_{suffix}", type(default), flag(default, f"{text} of {name}."))
@@ -159,56 +151,25 @@ class PrepareArguments(PrepareSettings, TextArguments):
     _argument_group_name = "data"
 
 
+# The second base makes reading and preparing the first in --help.
 @dataclass(frozen=True)
-class DataArguments(PrepareArguments):
+class DataArguments(StreamSettings, PrepareArguments):
     """What is read, how it is prepared, and what a batch is made of."""
 
     _argument_group_name = "data"
 
-    objectives: str = flag("mlm,tlm,xlco", "Objectives to train, with commas: any of mlm, tlm, xlco.")
-    mlm_examples: int = flag(_STREAMS.mlm_examples, "MLM blocks in one item (README: one of each).")
-    tlm_examples: int = flag(_STREAMS.tlm_examples, "TLM pairs in one item (README: one of each).")
-    xlco_examples: int = flag(_STREAMS.xlco_examples, "XlCo examples in one item (README: one of each).")
-    sampling_alpha: float = flag(
-        _STREAMS.sampling_alpha,
-        "Exponent of the language probabilities, p ~ n^alpha; 1 is as they come, 0 all alike.",
-    )
-    pair_sampling_alpha: float = flag(
-        _STREAMS.pair_sampling_alpha,
-        "The same for language pairs (the paper gives the formula, but no exponent for pairs).",
-    )
-    mask_probability: float = flag(
-        _STREAMS.mask_probability, "Share of the tokens masked: 80% <mask>, 10% random, 10% kept."
-    )
-    mask_special_tokens: bool = flag(
-        _STREAMS.mask_special_tokens, "Mask <s> and </s> like other tokens, as the released code does."
-    )
-    xlco_masking: bool = flag(
-        _STREAMS.xlco_masking, "Mask the inputs of XlCo too, as the released code does."
-    )
-    concatenate_pairs: ConcatenatePairs = flag(
-        _STREAMS.concatenate_pairs,
-        "Second pair that is joined to each XlCo example: a random one, the adjacent one (released code), "
-        "a random one with both languages on each side (the paper's text), or none.",
-    )
+    seed: int = field(default=1, init=False)  # the flag is one of the training arguments
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
+        PrepareArguments.__post_init__(self)
         super().__post_init__()
-        self.stream_settings(seed=0)  # makes its own checks
-
-    def objective_names(self) -> tuple[str, ...]:
-        """Return the objectives in the order in which they were given, such as ("mlm", "tlm", "xlco")."""
-        return tuple(name.strip() for name in self.objectives.split(","))
 
     def stream_settings(self, *, seed: int) -> StreamSettings:
-        """Return what `JointDataset` needs, with the seed of order and masks."""
-        own = [one.name for one in fields(StreamSettings) if one.name not in ("seed", "other_examples")]
-        given: dict[str, Any] = {name: getattr(self, name) for name in own}
-        given["objectives"] = self.objective_names()
-        others = [one.name for one in fields(self) if one.name.endswith("_examples") and one.name not in own]
-        given["other_examples"] = {name.removesuffix("_examples"): getattr(self, name) for name in others}
-        return StreamSettings(**given, seed=seed)
+        """The same with the seed of order and masks, for `JointDataset`."""
+        settings = copy.copy(self)
+        object.__setattr__(settings, "seed", seed)
+        return settings
 
 
 @dataclass

@@ -62,12 +62,8 @@ _LAUNCHED = {
 def refuse_bypassed(args: TrainingArguments, reasons: Mapping[str, str]) -> None:
     """Refuse arguments that would change nothing, or break what they meet; call it before `__post_init__`.
 
-    Args:
-        args: As they were given.
-        reasons: For each such argument, why, and what to do instead.
-
     Raises:
-        ValueError: If one of them does not have its default.
+        ValueError: If one of those in `reasons` does not have its default; with why and what to do instead.
     """
     for flag in fields(args):
         value = getattr(args, flag.name)

@@ -94,11 +94,7 @@ def open_or_prepare(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase
 
 
 def check_corpus(run: Run, corpus: Corpus) -> None:
-    """Check that a run which goes on reads the text that it has read so far.
-
-    Args:
-        run: Its record is of its last start.
-        corpus: What it would go on with.
+    """Check that a run which goes on reads the text that it has read so far; its record is of its last start.
 
     Raises:
         OutputFolderError: If text, tokenizer or settings of the corpus are others.

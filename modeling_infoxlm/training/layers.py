@@ -11,16 +11,12 @@ from modeling_infoxlm.runs.errors import UsageError
 
 
 def recompute_layers(model: InfoXLMForPreTraining, layers: str) -> None:
-    """Have layers keep their input alone and run once more in the backward pass.
+    """Have layers, such as `1-6`, keep their input alone and run once more in the backward pass.
 
-    Gradients stay what they are, dropout included.
-
-    Args:
-        model: Model to train; changed in place. Its state stays as it is.
-        layers: `1-6`, `6` or `all`, counted from 1.
+    Gradients stay what they are, dropout included. The model is changed in place, its state is not.
 
     Raises:
-        ValueError: If the text is none of these, or the model has no such layer.
+        ValueError: See `parse_layers` and `check_layers`.
     """
     first, last = check_layers(model, layers)
     for layer in _layers(model)[first - 1 : last]:
@@ -70,11 +66,7 @@ def compile_layers(model: InfoXLMForPreTraining, **options: Any) -> None:
     Attention over packed rows is left out: its groups change with every batch. Compiled with it, a layer was
     seen to be compiled anew for each batch until torch gave up; without it, all layers share a few graphs
     that serve every batch. Names of parameters stay; a copy of a compiled layer (the momentum encoder's) runs
-    uncompiled.
-
-    Args:
-        model: Model to train; changed in place.
-        options: Further arguments of `torch.compile`, such as `backend`.
+    uncompiled. Options are those of `torch.compile`.
     """
     for layer in _layers(model):
         for module in (layer.attention.output, layer.intermediate, layer.output):

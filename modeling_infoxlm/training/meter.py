@@ -1,5 +1,6 @@
 """Running means of losses and metrics between two log entries; on the device, so no step waits for them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,26 +98,21 @@ class LengthMeter:
     """How long sequences were and how batches were cut since the last log entry; counted on the host."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._largest: dict[str, float] = {}
+        self._sums = Counter[str]()
+        self._largest: dict[str, int] = {}
 
     def add(self, micro_batches: Sequence[Mapping[str, Any]]) -> None:
         """Count the micro-batches that one batch of this device was cut into."""
-        self._count("batches", 1)
-        self._count("micro_batches", len(micro_batches))
+        self._sums.update(batches=1, micro_batches=len(micro_batches))
         for micro_batch in micro_batches:
             lengths = {name: kept_lengths(part) for name, part in micro_batch.items()}
             for name, values in lengths.items():
-                self._count(f"{name}/sequences", len(values))
-                self._count(f"{name}/tokens", sum(values))
+                self._sums.update({f"{name}/sequences": len(values), f"{name}/tokens": sum(values)})
                 self._raise(f"length/{name}_longest", max(values))
-            self._raise("micro_batch_tokens", sum(sum(values) for values in lengths.values()))
+            self._raise("micro_batch_tokens", sum(map(sum, lengths.values())))
 
-    def _count(self, key: str, value: float) -> None:
-        self._sums[key] = self._sums.get(key, 0.0) + value
-
-    def _raise(self, key: str, value: float) -> None:
-        self._largest[key] = max(self._largest.get(key, 0.0), value)
+    def _raise(self, key: str, value: int) -> None:
+        self._largest[key] = max(self._largest.get(key, 0), value)
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """Counts so far of all ranks, for a resumed run."""
@@ -127,8 +123,8 @@ class LengthMeter:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state_dict()`: on one rank, since it holds the counts of all."""
-        values = {key: value.item() for key, value in state.items()}
-        self._sums = {key[4:]: value for key, value in values.items() if key.startswith("sum.")}
+        values = {key: int(value) for key, value in state.items()}
+        self._sums = Counter({key[4:]: value for key, value in values.items() if key.startswith("sum.")})
         self._largest = {key[8:]: value for key, value in values.items() if key.startswith("largest.")}
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
@@ -145,7 +141,7 @@ class LengthMeter:
         for name in [key.removesuffix("/tokens") for key in totals if key.endswith("/tokens")]:
             logs[f"length/{name}"] = totals[f"{name}/tokens"] / totals[f"{name}/sequences"]
         logs["micro_batches"] = totals["micro_batches"] / totals["batches"]
-        self._sums, self._largest = {}, {}
+        self._sums, self._largest = Counter(), {}
         return logs
 
     def _of_all_ranks(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, float]]:
@@ -182,14 +178,7 @@ class ContrastAlarm:
 
 
 def describe_collapse(config: InfoXLMConfig, *, step: int, entries: int, learning_rate: float) -> str:
-    """What a run that is given up says: since when, what is known to cause it, and what to do.
-
-    Args:
-        config: Configuration of the model.
-        step: Step at which it is given up.
-        entries: Log entries in a row that show the collapse.
-        learning_rate: Peak learning rate of the run.
-    """
+    """What a run given up after so many log entries says: what is known to cause it, and what to do."""
     return (
         f"given up at step {step}: in {entries} log entries in a row the vectors of the contrast have been "
         "nearly the same, and going on would ruin the encoder. Known to cause it, where the encoder gave "

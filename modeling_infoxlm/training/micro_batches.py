@@ -62,24 +62,6 @@ def kept_lengths(part: Mapping[str, Any]) -> list[int]:
     return [sum(each) for each in zip(*views, strict=True)]
 
 
-def describe_split(micro_batches: Sequence[Batch]) -> str:
-    """Say for a log how a batch was cut, and how long its sequences are."""
-    kept = [{name: kept_lengths(part) for name, part in batch.items()} for batch in micro_batches]
-    tokens = [sum(sum(values) for values in batch.values()) for batch in kept]
-    lengths: dict[str, list[int]] = {}
-    for batch in kept:
-        for name, values in batch.items():
-            lengths.setdefault(name, []).extend(values)
-    parts = [
-        f"{name} {len(values)} x {sum(values) / len(values):.0f} (longest {max(values)})"
-        for name, values in lengths.items()
-    ]
-    return (
-        f"{sum(tokens)} tokens in {len(tokens)} micro-batches of at most {max(tokens)}; "
-        f"sequences and mean tokens: {', '.join(parts)}"
-    )
-
-
 def _cut(batch: Batch, budget: int) -> list[Batch]:
     """The fewest micro-batches within the budget, or one for each sequence of the part that has most."""
     lengths = {name: np.asarray(kept_lengths(part)) for name, part in batch.items()}
@@ -102,10 +84,6 @@ def _cut(batch: Batch, budget: int) -> list[Batch]:
 
 def _balanced_bounds(lengths: np.ndarray, count: int) -> np.ndarray:
     """First sequence of each of at most `count` contiguous pieces of about equal tokens, and the end.
-
-    Args:
-        lengths: Tokens of each sequence, (n,).
-        count: Pieces wanted.
 
     Returns:
         Ascending numbers from 0 to n; there are min(count, n) pieces, none of them empty.
@@ -131,11 +109,7 @@ def _largest(lengths: Mapping[str, np.ndarray], bounds: Mapping[str, np.ndarray]
 
 
 def _cut_part(part: Mapping[str, Any], bounds: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    """Cut one part between sequences.
-
-    Args:
-        part: As `PretrainingCollator` makes it, or as an objective has prepared it.
-        bounds: First sequence of each piece, and n.
+    """Cut one part between sequences at `bounds`, the first sequence of each piece, and n.
 
     Raises:
         ValueError: If it has a field that is not in `PART_FIELDS`.

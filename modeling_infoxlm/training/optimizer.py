@@ -26,12 +26,8 @@ def divides_gradients(optimizer: torch.optim.Optimizer) -> bool:
 def clip_in_step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, max_norm: float) -> None:
     """Have the next step divide the gradients so that their norm is at most `max_norm`.
 
-    The update is that of `torch.nn.utils.clip_grad_norm_`. Nothing is copied to the host.
-
-    Args:
-        optimizer: One that `divides_gradients`.
-        grad_norm: Norm of all gradients, a scalar on their device.
-        max_norm: Above 0.
+    The update is that of `torch.nn.utils.clip_grad_norm_`. Nothing is copied to the host: `grad_norm`, of all
+    gradients, is a scalar on their device. The optimiser is one that `divides_gradients`.
     """
     scale = ((grad_norm + 1e-6) / max_norm).clamp(min=1.0)  # 1e-6 as in torch
     optimizer.grad_scale = scale.float()  # type: ignore[attr-defined]  # read by step() where it is set
@@ -48,17 +44,8 @@ class AdamWBf16Moments(torch.optim.Optimizer):
     """AdamW that stores both moments in bf16 and computes in fp32: 4 bytes less for each parameter.
 
     Moments are rounded to nearest. With `beta2` 0.98 a step moves the second one by more than bf16 rounds
-    away; with 0.999 it may not, and small changes would be lost.
-
-    Args:
-        params: Parameters, or groups of them, in fp32.
-        lr: Learning rate.
-        betas: Decay rates of the moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled weight decay.
-
-    Attributes:
-        grad_scale: Gradients are divided by it in each step, see `clip_in_step`; None for not.
+    away; with 0.999 it may not, and small changes would be lost. Parameters are fp32. Gradients are divided
+    by `grad_scale` in each step, see `clip_in_step`; None for not.
     """
 
     grad_scale: Tensor | None = None
@@ -95,8 +82,9 @@ class AdamWBf16Moments(torch.optim.Optimizer):
         root_correction = (1 - beta2**count) ** 0.5
         # Pieces that stay in the cache of a CPU; a GPU needs large ones to be busy.
         size = PIECE if parameter.device.type == "cpu" else 64 * PIECE
-        tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        for weight, grad, first, second in zip(*(_pieces(tensor, size) for tensor in tensors), strict=True):
+        tensors: tuple[Any, ...] = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        pieces = (tensor.detach().view(-1).split(size) for tensor in tensors)
+        for weight, grad, first, second in zip(*pieces, strict=True):
             if self.grad_scale is not None:
                 grad = grad / self.grad_scale
             first.copy_(mean := first.float().lerp_(grad, 1 - beta1))
@@ -121,8 +109,3 @@ def low_memory_adamw(args: Any) -> tuple[type[torch.optim.Optimizer], dict[str, 
         "eps": args.adam_epsilon,
     }
     return AdamWBf16Moments, settings
-
-
-def _pieces(tensor: Any, size: int) -> tuple[Tensor, ...]:
-    pieces: tuple[Tensor, ...] = tensor.detach().view(-1).split(size)
-    return pieces

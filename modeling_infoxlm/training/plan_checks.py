@@ -10,6 +10,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
+from modeling_infoxlm.data.streams import STREAMS
 from modeling_infoxlm.key_queue import KeyQueue
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.momentum import MomentumEncoder
@@ -52,12 +53,7 @@ def pretraining_identity(
 ) -> dict[str, Any]:
     """Everything that changes what a run computes, see `run_identity`.
 
-    Args:
-        model: Flags of the model.
-        data: Flags of the data.
-        contrast: Flags of the contrast.
-        args: Training arguments.
-        config: Of the model, where it is known already; flags that are unset are as it says.
+    Flags that are unset are as the configuration of the model says, where it is known already.
     """
     inputs = {"arithmetic": _ARITHMETIC, "total_train_batch_size": total_batch_size(args)}
     if "xlco" in data.objective_names() and _depends_on_pass(contrast, config or InfoXLMConfig()):
@@ -131,15 +127,15 @@ def check_model(
 
 
 def _check_text(data: DataArguments) -> None:
-    objectives = data.objective_names()
-    if "mlm" in objectives and not (data.mono_files or data.mono_from_bitext):
+    for name in data.objective_names():
+        mono = STREAMS[name][1].text == "mono"
+        if mono and not (data.mono_files or data.mono_from_bitext):
+            kind, flags = "monolingual", "--mono_files or --mono_from_bitext true"
+        elif not mono and not data.bitext_files:
+            kind, flags = "translated", "--bitext_files"
+        else:
+            continue
         raise UsageError(
-            "objective mlm needs monolingual text, but there is none; give --mono_files or "
-            "--mono_from_bitext true, or leave mlm out of --objectives."
+            f"objective {name} needs {kind} text, but there is none; give {flags}, "
+            f"or leave {name} out of --objectives."
         )
-    for name in ("tlm", "xlco"):
-        if name in objectives and not data.bitext_files:
-            raise UsageError(
-                f"objective {name} needs translated text, but there is none; give --bitext_files, "
-                f"or leave {name} out of --objectives."
-            )

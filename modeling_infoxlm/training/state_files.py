@@ -20,11 +20,7 @@ _SCALARS = (str, bool, int, float, type(None))
 
 
 def save_state(state: Any, path: str | Path) -> None:
-    """Write nested dicts, lists and tuples of tensors, arrays and plain values.
-
-    Args:
-        state: Such as `optimizer.state_dict()`.
-        path: File to write.
+    """Write nested dicts, lists and tuples of tensors, arrays and plain values, such as an optimiser's state.
 
     Raises:
         TypeError: If there is anything else in it; its place is named.
@@ -35,11 +31,7 @@ def save_state(state: Any, path: str | Path) -> None:
 
 
 def load_state(path: str | Path, *, device: torch.device | str = "cpu") -> Any:
-    """Read what `save_state` wrote.
-
-    Args:
-        path: File to read.
-        device: Where the tensors go; arrays stay on the host.
+    """Read what `save_state` wrote, tensors to the device, arrays to the host.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -24,7 +24,7 @@ from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME, ContrastStat
 from modeling_infoxlm.training.layers import compile_layers, recompute_layers
 from modeling_infoxlm.training.loaders import consecutive_loader
 from modeling_infoxlm.training.meter import ContrastCollapsed, LossMeter, describe_collapse
-from modeling_infoxlm.training.micro_batches import describe_split, split_batch
+from modeling_infoxlm.training.micro_batches import split_batch
 from modeling_infoxlm.training.optimizer import (
     clip_in_step,
     divides_gradients,
@@ -96,7 +96,6 @@ class InfoXLMTrainer(SafeTrainer):
         self.step_log = StepLog(self.accelerator, matmul_peak)
         self._num_negatives = 0  # queued keys that the batch under way meets
         self._eval_loader: DataLoader | None = None
-        self._announced = False
         self._tokens = 0  # of this rank, not yet in the Trainer's state
         self.add_callback(_AfterOptimizerStep(self))
 
@@ -188,9 +187,6 @@ class InfoXLMTrainer(SafeTrainer):
             whole={stream for name, stream in self.streams.items() if model.objective(name).whole_batch},
         )
         self.step_log.add_batch(micro_batches)
-        if not self._announced and self.args.should_log:
-            logger.info("the first batch of a device: %s.", describe_split(micro_batches))
-        self._announced = True
         return micro_batches
 
     def update_momentum(self) -> None:

@@ -34,15 +34,6 @@ def test_exponent_of_a_square() -> None:
     assert exponent([10, 20], [0.0, 1.0]) is None
 
 
-def test_retrieval_row_has_the_same_accuracy_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = evaluate.retrieval_row(40, 1)
-    assert 0.5 < row["accuracy"] <= 1.0
-    assert len(row["ours, both directions"]["samples_s"]) == 1
-    monkeypatch.setattr(evaluate, "plain_accuracy", lambda source, target: 0.0)
-    with pytest.raises(RuntimeError, match="our accuracy"):
-        evaluate.retrieval_row(40, 1)
-
-
 def test_without_sentence_transformers_ours_alone_is_measured_and_said_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +46,7 @@ def test_without_sentence_transformers_ours_alone_is_measured_and_said_to_be(
     monkeypatch.setattr(evaluate, "train_tokenizer", _small(evaluate.train_tokenizer))
     monkeypatch.setattr(evaluate, "measured_peak", lambda dtype: 1e12)
     flags = ["--sentences", "20", "--geometry", "tiny", "--dtypes", "float32", "--repeats", "1"]
-    result = evaluate.measure(evaluate.parse_arguments([*flags, "--parts", "encoding"]))
+    result = evaluate.measure(evaluate.parse_arguments(flags))
     assert "not installed" in result["missing"]
     (found,) = result["encoding"]
     assert list(found["sides"]) == ["ours"] and found["ratios"] == {}

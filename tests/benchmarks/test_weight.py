@@ -51,4 +51,4 @@ def test_numbers_of_a_made_up_checkout(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_only_private_methods_that_the_base_has_are_counted_once_each() -> None:
-    assert weight.overridden_private_methods(Base) == ["_kept", "_step"]
+    assert weight.overridden_private_methods(Base, [Further]) == ["_kept", "_step"]

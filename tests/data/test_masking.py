@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_infoxlm.data import masking
-from modeling_infoxlm.data.masking import MAX_SEQUENCE_LENGTH, Masked, mask_tokens
+from modeling_infoxlm.data.masking import Masked, mask_tokens
 from modeling_infoxlm.data.ragged import SpecialTokens, concatenate_ranges
 from modeling_infoxlm.data.sampling import hash64, random64, uniform
 
@@ -236,31 +236,3 @@ def test_input_is_not_changed() -> None:
         tokens, np.array([4]), hash64([1]), special=SPECIAL, probability=1.0, mask_share=1.0, random_share=0.0
     )
     assert tokens.tolist() == [5, 6, 7, 8]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "num_keys", "options", "message"),
-    [
-        ([2, 2], 1, {}, "1 keys, 2 lengths with sum 4, 4 tokens"),
-        ([2, 1], 2, {}, "2 keys, 2 lengths with sum 3, 4 tokens"),
-        ([4], 1, {"probability": 1.1}, "found 1.1"),
-        ([4], 1, {"mask_share": 0.9, "random_share": 0.2}, "found 0.9, 0.2"),
-        ([4], 1, {"random_share": -0.1}, "found 0.8, -0.1"),
-    ],
-)
-def test_refuses_what_does_not_fit(
-    lengths: list[int], num_keys: int, options: dict[str, Any], message: str
-) -> None:
-    """A length that is off by one would shift every later sequence without a word."""
-    tokens = np.array([5, 6, 7, 8], dtype=np.uint32)
-    with pytest.raises(ValueError, match=message):
-        mask_tokens(tokens, np.array(lengths), hash64(np.arange(num_keys)), special=SPECIAL, **options)
-
-
-def test_refuses_a_sequence_for_which_32_bits_are_too_few() -> None:
-    """Beyond, some positions would be drawn noticeably more often than others."""
-    tokens = np.full(MAX_SEQUENCE_LENGTH + 1, 5, dtype=np.uint32)
-    with pytest.raises(ValueError, match="at most 1048576 tokens; found one of 1048577"):
-        mask_tokens(tokens, np.array([len(tokens)]), hash64([1]), special=SPECIAL)
-    longest = mask_tokens(tokens[1:], np.array([MAX_SEQUENCE_LENGTH]), hash64([1]), special=SPECIAL)
-    assert len(longest.rows) == pytest.approx(0.15 * MAX_SEQUENCE_LENGTH, abs=1)

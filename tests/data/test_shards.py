@@ -118,7 +118,7 @@ def test_cut_and_missing_shards_are_refused(tmp_path: Path) -> None:
     for size in (12, 0):
         with open(tmp_path / "y.offsets", "r+b") as file:
             file.truncate(size)
-        with pytest.raises(DataError, match=rf"y\.offsets has {size} bytes"):
+        with pytest.raises(DataError, match="offsets are no whole number; it was cut short"):
             TokenStore([prefix])
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_infoxlm.training.micro_batches import describe_split, kept_lengths, split_batch
+from modeling_infoxlm.training.micro_batches import kept_lengths, split_batch
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 
@@ -166,11 +166,3 @@ def test_tokens_and_labels_are_views() -> None:
     for micro_batch in found:
         assert micro_batch["mlm"]["input_ids"].untyped_storage().data_ptr() == storage
         assert micro_batch["mlm"]["labels"].untyped_storage().data_ptr() == labels
-
-
-def test_the_description_says_how_it_was_cut() -> None:
-    found = split_batch(batch_of([30, 10], [9], [7, 8]), tokens_per_device=40, by_objective=False)
-    assert describe_split(found) == (
-        "64 tokens in 2 micro-batches of at most 37; sequences and mean tokens: "
-        "mlm 2 x 20 (longest 30), xlco 2 x 8 (longest 8), tlm 1 x 9 (longest 9)"
-    )

@@ -472,17 +472,6 @@ def test_speed_is_counted_alike_however_a_batch_is_cut(
     assert totals[1] == pytest.approx(totals[0]) and totals[0][0] > 100
 
 
-def test_the_first_batch_is_described_once(
-    make: Callable[..., InfoXLMTrainer], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="modeling_infoxlm"):
-        make(max_steps=3, tokens_per_device=60).train()
-    lines = [
-        r.getMessage() for r in caplog.records if r.getMessage().startswith("the first batch of a device")
-    ]
-    assert len(lines) == 1 and "micro-batches of at most" in lines[0]
-
-
 def test_compute_loss_refuses_what_it_cannot_do(make: Callable[..., InfoXLMTrainer]) -> None:
     trainer = make()
     with pytest.raises(ValueError, match="needs num_items_in_batch and returns the loss alone"):
