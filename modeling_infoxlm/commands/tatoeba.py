@@ -36,15 +36,9 @@ def run(argv: list[str]) -> None:
     encoder = load_encoder(encoder_args)
     result = evaluate_retrieval(encoder, sets, dataset, args)
     print_result(result, Console())
-    files = (
-        write_figure(args.output_dir, result),
-        write_result(args.output_dir, result, command=["run_tatoeba.py", *argv]),
-    )
-    print("wrote", *filter(None, files))
+    figure = write_figure(args.output_dir, result)
+    path = write_result(args.output_dir, result, command=["run_tatoeba.py", *argv])
+    print("wrote", *filter(None, (figure, path)))
     if args.push_to_hub:
-        push_model(
-            Path(encoder_args.model_name_or_path),
-            args.hub_model_id,
-            results=[args.output_dir],
-            token=encoder_args.token,
-        )
+        folder, results = Path(encoder_args.model_name_or_path), [args.output_dir]
+        push_model(folder, args.hub_model_id, results=results, token=encoder_args.token)

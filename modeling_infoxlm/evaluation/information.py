@@ -274,10 +274,8 @@ def mean_gain(gains: Sequence[np.ndarray], counts: Sequence[np.ndarray], *, seed
         counts: For each side the masked tokens of each of the N sentences, (N,).
         seed: Of the bootstrap; it draws pairs, since the tokens of a sentence hang together.
     """
-    sums = [
-        np.bincount(np.repeat(np.arange(len(count)), count), gain, len(count))
-        for gain, count in zip(gains, counts, strict=True)
-    ]
+    both = zip(gains, counts, strict=True)
+    sums = [np.bincount(np.repeat(np.arange(len(count)), count), gain, len(count)) for gain, count in both]
     table = np.stack([np.sum(sums, axis=0), np.sum(counts, axis=0)], axis=1)
     return bootstrap(table, lambda means: means[..., 0] / np.maximum(means[..., 1], 1e-12), seed=seed)
 
@@ -307,24 +305,19 @@ def sentence_bound(source: Tensor, target: Tensor, *, num_candidates: int, seed:
             f"expected two sides of equal shape with at least 2 x {num_candidates} pairs, and 2 candidates "
             f"or more; found {tuple(source.shape)} and {tuple(target.shape)}."
         )
-    first, second = (
-        grouped_cosines(source[part], target[part], num_candidates)
-        for part in (slice(None, half), slice(half, None))
-    )
+    halves = slice(None, half), slice(half, None)
+    first, second = (grouped_cosines(source[part], target[part], num_candidates) for part in halves)
     temperature = best_temperature(first)
     terms = infonce_terms(second, temperature).cpu().numpy()
-    return SentenceBound(
-        bootstrap(terms, seed=seed), float(infonce_terms(first, temperature).mean()), temperature
-    )
+    tuned = float(infonce_terms(first, temperature).mean())
+    return SentenceBound(bootstrap(terms, seed=seed), tuned, temperature)
 
 
 def grouped_cosines(source: Tensor, target: Tensor, num_candidates: int) -> Tensor:
     """Cosines of sentences (N, D) and translations (N, D) in groups of K, (G, K, K); pairs: the diagonal."""
     count = len(source) // num_candidates * num_candidates
-    source, target = (
-        F.normalize(side[:count].float(), dim=-1).unflatten(0, (-1, num_candidates))
-        for side in (source, target)
-    )
+    sides = (F.normalize(side[:count].float(), dim=-1) for side in (source, target))
+    source, target = (side.unflatten(0, (-1, num_candidates)) for side in sides)
     return source @ target.transpose(1, 2)
 
 

@@ -11,6 +11,7 @@ in its own cache folder until it is computed, and nothing in the working directo
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import evaluate
@@ -127,11 +128,7 @@ class BitextRetrieval(_Metric):
             raise ValueError(f"expected vectors of one size, found sizes {sorted(sizes) or 'none'}.")
         source, target = (torch.tensor(np.array(side)) for side in (predictions, references))
         accuracy = retrieval_accuracy(source, target)
-        return {
-            "source_to_target": accuracy.source_to_target,
-            "target_to_source": accuracy.target_to_source,
-            "mean": accuracy.mean,
-        }
+        return {**asdict(accuracy), "mean": accuracy.mean}
 
 
 class AlignmentErrorRate(_Metric):

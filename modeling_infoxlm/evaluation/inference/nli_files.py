@@ -61,11 +61,8 @@ def files_in_folder(folder: str | Path, split: Split, languages: Sequence[str]) 
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"--data_dir {root}: no such folder.")
-    by_stem = {
-        take_apart(path).stem: path
-        for path in sorted(root.iterdir())
-        if path.is_file() and take_apart(path).format in _FORMATS
-    }
+    paths = filter(Path.is_file, sorted(root.iterdir()))
+    by_stem = {take_apart(path).stem: path for path in paths if take_apart(path).format in _FORMATS}
     found: dict[str, Path] = {}
     for language in languages:
         stems = [stem.format(language) for stem in _STEMS[split]]

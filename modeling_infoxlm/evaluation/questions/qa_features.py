@@ -92,9 +92,8 @@ class Windows:
     @classmethod
     def of_rows(cls, rows: Dataset) -> "Windows":
         """Read the columns that are not for the model."""
-        question, context_at, first = (
-            rows.data.column(name).to_numpy() for name in ("question", "context_at", "first")
-        )
+        names = ("question", "context_at", "first")
+        question, context_at, first = (rows.data.column(name).to_numpy() for name in names)
         ends = rows.data.column("ends").combine_chunks()
         starts = rows.data.column("starts").combine_chunks().flatten().to_numpy()
         begins = np.append(0, np.cumsum(ends.value_lengths().to_numpy()))

@@ -160,9 +160,8 @@ def _differing_settings(file: ResultFile, alike: Sequence[ResultFile]) -> list[s
     """Settings whose value is not the same in all, and a margin, without which published numbers are."""
     settings = [other.settings for other in alike]
     names = dict.fromkeys(name for one in settings for name in one)
-    differing = [
-        name for name in names if len({json.dumps(one.get(name), sort_keys=True) for one in settings}) > 1
-    ]
+    values = {name: {json.dumps(one.get(name), sort_keys=True) for one in settings} for name in names}
+    differing = [name for name in names if len(values[name]) > 1]
     own = file.settings
     if own.get("margin") not in (None, "none") and "margin" not in differing:
         differing.append("margin")

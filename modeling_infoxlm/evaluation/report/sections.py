@@ -76,9 +76,8 @@ class Section:
         lines = lines.assign(runs=lines.groupby(["model", "source"]).runs.transform("max"))
         rows = ["model", "runs", "source"]
         table = lines.pivot(index=rows, columns="column", values=values)
-        return table.reindex(
-            index=pd.MultiIndex.from_frame(lines[rows].drop_duplicates()), columns=self.columns(metric)
-        )
+        index = pd.MultiIndex.from_frame(lines[rows].drop_duplicates())
+        return table.reindex(index=index, columns=self.columns(metric))
 
 
 def lines_of(lines: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:

@@ -87,11 +87,8 @@ def to_markdown(
     for section in sections:
         lines += [f"## {_markdown(section.title)}", ""]
         for table in _tables(section):
-            rows = [
-                table.headings,
-                table.sides("---", "---:"),
-                *(row for part in table.parts for row in part),
-            ]
+            parts = (row for part in table.parts for row in part)
+            rows = [table.headings, table.sides("---", "---:"), *parts]
             lines += [f"### {_markdown(table.title)}", ""]
             lines += [*(f"| {' | '.join(map(_markdown, row))} |" for row in rows), ""]
         lines += [*(f"- {note}" for note in section.notes), ""] if section.notes else []

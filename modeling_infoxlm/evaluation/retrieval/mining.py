@@ -201,9 +201,8 @@ class _Nearest(Neighbours):
     @classmethod
     def of(cls, vectors: Tensor, k: int) -> "_Nearest":
         shape, device = (len(vectors), k), vectors.device
-        return cls(
-            torch.full(shape, -torch.inf, device=device), torch.zeros(shape, dtype=torch.long, device=device)
-        )
+        score = torch.full(shape, -torch.inf, device=device)
+        return cls(score, torch.zeros(shape, dtype=torch.long, device=device))
 
     def update(self, row: int, column: int, scores: Tensor) -> None:
         """Take the scores (R, C) of vectors from `row` on with others from `column` on.

@@ -189,10 +189,8 @@ def _estimates(hits: np.ndarray) -> dict[str, Estimate]:
     """Both directions, (2, N), in percent, and their mean, of which a sentence pair is an item."""
     percent = 100.0 * hits
     directions = dict(zip(DIRECTIONS, percent, strict=True))
-    return {
-        "accuracy": estimate_share(percent.mean(axis=0)),
-        **{name: estimate_share(items) for name, items in directions.items()},
-    }
+    shares = {name: estimate_share(items) for name, items in directions.items()}
+    return {"accuracy": estimate_share(percent.mean(axis=0)), **shares}
 
 
 def _summary(scores: Mapping[str, Mapping[str, Estimate]]) -> dict[str, float]:
