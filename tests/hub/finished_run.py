@@ -40,25 +40,15 @@ def write_result_file(path: Path, measured: Path, *, task: str = "xnli", **chang
         language: {"accuracy": {"value": value, "low": value - 1, "high": value + 1, "count": 5010}}
         for language, value in {"en": 84.25, "sw": 61.5}.items()
     }
+    dataset = {"name": task, "files": {}, "revision": "c" * 40, "repo_id": BENCHMARKS[task].repo_id}
+    weights = {"sha256": hash_weights(measured), "model_type": "infoxlm", "num_parameters": 1}
     content = {
         "schema": "infoxlm-result-1",
         "task": task,
         "metric": "accuracy",
         "unit": "percent",
-        "dataset": {
-            "name": task,
-            "files": {},
-            "revision": "c" * 40,
-            "repo_id": BENCHMARKS[task].repo_id,
-            "sha256": None,
-        },
-        "model": {
-            "name_or_path": measured.name,
-            "revision": None,
-            "sha256": hash_weights(measured),
-            "model_type": "infoxlm",
-            "num_parameters": 1,
-        },
+        "dataset": {**dataset, "sha256": None},
+        "model": {"name_or_path": measured.name, "revision": None, **weights},
         "settings": {"train_language": "en", "learning_rate": 2e-5, "max_predict_samples": None},
         "scores": scores,
         "summary": {"mean": 72.875, "gap": 22.75},
@@ -66,9 +56,7 @@ def write_result_file(path: Path, measured: Path, *, task: str = "xnli", **chang
         "details": {},
         "command": ["run_xnli.py"],
         "commit": None,
-        "python": "3.11.7",
-        "machine": "a machine",
-        "versions": {},
+        **{"python": "3.11.7", "machine": "a machine", "versions": {}},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**content, **changes}), encoding="utf-8")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hub.finished_run import save_finished_run, save_tiny_model, write_result_file
 from hub.server import LoopbackHub
-from huggingface_hub import HfApi, ModelCard, constants, metadata_load
+from huggingface_hub import ModelCard, constants, metadata_load
 from markdown_it import MarkdownIt
 
 from modeling_infoxlm.hub.card import MARKER, build_card
@@ -43,7 +43,10 @@ def card_of(release: Path) -> str:
     return (release / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_of_a_demo_run_is_as_expected(run: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_demo_run_is_as_expected_and_each_number_stands_in_a_file(
+    run: Path, tmp_path: Path
+) -> None:
+    """Numbers of the body, rounded as they are shown; those of the snippets are no results."""
     result = write_result_file(tmp_path / "xnli_results.json", run)
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "sentence_map.png").write_bytes(b"picture")
@@ -53,6 +56,16 @@ def test_the_card_of_a_demo_run_is_as_expected(run: Path, tmp_path: Path) -> Non
     assert record is not None and record.source_sha256 is not None
     found = card_of(release).replace(record.source_sha256, "SHA256 OF THE WEIGHTS")
     assert found == EXPECTED.read_text(encoding="utf-8")
+
+    body = re.sub(r"```.*?```", "", found.split("---\n", 2)[2], flags=re.DOTALL)
+    files = [path.read_text() for path in release.rglob("*.json")]
+    known = {float(text) for file in files for text in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", file)}
+    for text in re.findall(r"(?<![\w.:/-])\d[\d,]*\.?\d*(?:e[-+]\d+)?(?![\w:/])", body):
+        value, digits = float(text.replace(",", "")), len(text.partition(".")[2])
+        scaled = (number * scale for number in known for scale in (1, 100, 1 / 3600))
+        assert any(abs(number - value) <= 0.5000001 * 10**-digits for number in scaled) or (
+            value in (1, 95) or "e" in text  # top-1, 95 % intervals; rounded to three digits
+        ), text
 
 
 def test_the_card_shows_both_ends_of_a_run_and_a_warning_in_capitals(tmp_path: Path) -> None:
@@ -72,37 +85,25 @@ def test_the_card_shows_both_ends_of_a_run_and_a_warning_in_capitals(tmp_path: P
     assert "| loss/mlm | 9.500 | 7.458 |" in card
 
 
-def test_every_number_stands_in_a_file_of_the_release(run: Path, tmp_path: Path) -> None:
-    """Numbers of the body, rounded as they are shown; those of the snippets are no results."""
-    result = write_result_file(tmp_path / "xnli_results.json", run)
-    build_release(run, tmp_path / "release", repo_id=REPO, results=[result])
-    body = re.sub(r"```.*?```", "", card_of(tmp_path / "release").split("---\n", 2)[2], flags=re.DOTALL)
-    files = [path.read_text() for path in (tmp_path / "release").rglob("*.json")]
-    known = {float(text) for file in files for text in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", file)}
-    shown = re.findall(r"(?<![\w.:/-])\d[\d,]*\.?\d*(?:e[-+]\d+)?(?![\w:/])", body)
-    for text in shown:
-        value, digits = float(text.replace(",", "")), len(text.partition(".")[2])
-        scales = (1, 100, 1 / 3600)
-        assert any(
-            abs(number * scale - value) <= 0.5000001 * 10**-digits for number in known for scale in scales
-        ) or (
-            value in (1, 95) or "e" in text  # top-1, 95 % intervals; rounded to three digits
-        ), text
-
-
 def test_the_validator_of_the_client_accepts_each_card(
     hub: LoopbackHub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    hub.client().create_repo(REPO)
+    for bad in ("a: [", "license: 3", "language: [en, no]", "base_model: /home/me/model", "model-index: {}"):
+        with pytest.raises(ValueError, match="Invalid metadata"):  # the loopback Hub does look
+            hub.client().upload_file(
+                path_or_fileobj=f"---\n{bad}\n---\n".encode(), path_in_repo="README.md", repo_id=REPO
+            )
     result = write_result_file(tmp_path / "xnli_results.json", run)
+    found = {}
     for form in FORMATS:
         build_release(run, tmp_path / form, repo_id=REPO, format=form, results=[result], license="mit")
         ModelCard.load(tmp_path / form / "README.md").validate()
-        metadata = metadata_load(tmp_path / form / "README.md")
+        found[form] = metadata = metadata_load(tmp_path / form / "README.md")
         assert metadata["license"] == "mit" and metadata["language"][:2] == ["multilingual", "de"]
         (index,) = metadata["model-index"]
         assert [entry["dataset"]["config"] for entry in index["results"]] == ["en", "sw"]
-    found = {form: metadata_load(tmp_path / form / "README.md") for form in FORMATS}
     assert {form: metadata["pipeline_tag"] for form, metadata in found.items()} == {
         "xlm-roberta": "fill-mask",
         "infoxlm": "fill-mask",
@@ -119,13 +120,14 @@ def test_without_records_the_card_claims_nothing(tmp_path: Path) -> None:
     assert "model-index" not in card and "base_model" not in card and "license" not in card
 
 
-def test_a_part_of_a_test_set_is_marked_and_kept_from_the_index(run: Path, tmp_path: Path) -> None:
+def test_parts_of_test_sets_and_numbers_of_other_weights_are_marked(run: Path, tmp_path: Path) -> None:
     part = {"en": {"accuracy": {"value": 84.25, "low": 83.0, "high": 85.0, "count": 100}}}
     result = write_result_file(tmp_path / "xnli_results.json", run, scores=part)
-    build_release(run, tmp_path / "release", repo_id=REPO, results=[result])
+    build_release(run, tmp_path / "release", repo_id=REPO, results=[result], dtype="bfloat16")
     card = card_of(tmp_path / "release")
     assert "Not a whole public test set" in card and "84.2" in card
     assert "model-index" not in card and not (tmp_path / "release" / ".eval_results").exists()
+    assert "It was measured before the weights were stored as bfloat16." in card
 
 
 def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
@@ -167,50 +169,42 @@ def test_a_cut_release_states_its_own_vectors(run: Path, tmp_path: Path, layer: 
     assert ("which were not measured" in card) == (layer != 3)
 
 
+CUT = {"repo_id": REPO, "format": "sentence-transformers", "layer": 2}
+
+
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("changes", "words"),
     [
-        ({"layer": 3, "pooling": "mean"}, r"is of layer 3, but the release ends at layer 2.*--layer 3"),
-        ({"layer": 2, "pooling": "cls"}, r"is of cls pooling, but the release gives mean.*--pooling cls"),
-        ({"layer": 2, "pooling": "mean"}, None),
+        (
+            {"settings": {"layer": 3, "pooling": "mean"}},
+            "is of layer 3, but the release ends at layer 2",
+        ),
+        (
+            {"settings": {"layer": 2, "pooling": "cls"}},
+            "is of cls pooling, but the release gives mean",
+        ),
+        # An older program may have written it.
+        ({"command": ["run_x.py", "--run_name", "hf_" + "aB1" * 12]}, r"results\.json holds an access token"),
     ],
 )
-def test_results_of_other_vectors_than_a_release_ships_are_refused(
-    run: Path, tmp_path: Path, settings: dict[str, object], words: str | None
+def test_results_of_other_vectors_or_with_a_token_are_refused(
+    run: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    result = write_result_file(tmp_path / "tatoeba_results.json", run, task="tatoeba", settings=settings)
-    options = {"repo_id": REPO, "format": "sentence-transformers", "layer": 2, "results": [result]}
-    if words is None:
-        build_release(run, tmp_path / "release", **options)
-        assert "layer 2, pooling mean" in card_of(tmp_path / "release")
-    else:
-        with pytest.raises(UsageError, match=words):
-            build_release(run, tmp_path / "release", **options)
+    fitting = {"task": "tatoeba", "settings": {"layer": 2, "pooling": "mean"}}
+    result = write_result_file(tmp_path / "tatoeba_results.json", run, **fitting | changes)
+    with pytest.raises(UsageError, match=words):
+        build_release(run, tmp_path / "release", results=[result], **CUT)
 
 
 def test_results_of_the_release_itself_are_its_own(run: Path, tmp_path: Path) -> None:
-    export(run, tmp_path / "cut", format="sentence-transformers", layer=2)
-    settings = {"layer": 2, "pooling": "mean"}
-    result = write_result_file(
-        tmp_path / "tatoeba_results.json", tmp_path / "cut", task="tatoeba", settings=settings
-    )
-    for source in (tmp_path / "cut", run):
-        options = {} if source == tmp_path / "cut" else {"format": "sentence-transformers", "layer": 2}
-        build_release(source, tmp_path / source.name / "x", repo_id=REPO, results=[result], **options)
-
-
-def test_a_token_in_a_file_is_not_uploaded(run: Path, tmp_path: Path) -> None:
-    """An older program may have written it."""
-    command = ["run_xnli.py", "--run_name", "hf_" + "aB1" * 12]
-    result = write_result_file(tmp_path / "xnli_results.json", run, command=command)
-    with pytest.raises(UsageError, match=r"xnli_results\.json holds an access token"):
-        build_release(run, tmp_path / "release", repo_id=REPO, results=[result])
-
-
-def test_numbers_of_other_weights_than_are_stored_say_so(run: Path, tmp_path: Path) -> None:
-    result = write_result_file(tmp_path / "xnli_results.json", run)
-    build_release(run, tmp_path / "release", repo_id=REPO, results=[result], dtype="bfloat16")
-    assert "It was measured before the weights were stored as bfloat16." in card_of(tmp_path / "release")
+    cut, path, settings = tmp_path / "cut", tmp_path / "tatoeba_results.json", {"layer": 2, "pooling": "mean"}
+    export(run, cut, format="sentence-transformers", layer=2)
+    own = write_result_file(path, cut, task="tatoeba", settings=settings)
+    build_release(cut, tmp_path / "of_cut", repo_id=REPO, results=[own])
+    build_release(run, tmp_path / "of_run", results=[own], **CUT)
+    of_source = write_result_file(path, run, task="tatoeba", settings=settings)
+    build_release(run, tmp_path / "release", results=[of_source], **CUT)
+    assert "layer 2, pooling mean" in card_of(tmp_path / "release")
 
 
 def test_values_are_those_in_effect_and_never_null(run: Path, tmp_path: Path) -> None:
@@ -286,12 +280,8 @@ def test_nothing_that_others_wrote_gets_into_a_card_as_markup(run: Path, tmp_pat
     (run / "figures" / "a](b) <i> [c.png").write_bytes(b"picture")
     build_release(run, release, repo_id=REPO, results=results)
     shown = refused = 0
-    for name in (
-        "training.json",
-        "release.json",
-        "results/xnli_results.json",
-        "results/tatoeba_results.json",
-    ):
+    names = ("training.json", "release.json", "results/xnli_results.json", "results/tatoeba_results.json")
+    for name in names:
         path = release / name
         content = json.loads(path.read_text())
         content |= {"base_model": "org/base"} if name == "training.json" else {}
@@ -348,7 +338,7 @@ def test_each_snippet_of_each_card_runs(hub: LoopbackHub, run: Path, tmp_path: P
     for name, (source, form) in sources.items():
         repo_id, release = f"org/{name}", tmp_path / "releases" / name
         build_release(source, release, repo_id=repo_id, format=form)  # type: ignore[arg-type]
-        push_release(release, repo_id, api=RetriedApi(HfApi(endpoint=hub.endpoint, token=hub.token)))
+        push_release(release, repo_id, api=RetriedApi(hub.client()))
         blocks = re.findall(r"### (.*?)\n\n```python\n(.*?)```", card_of(release), flags=re.DOTALL)
         snippets |= {f"{name}: {heading}": code for heading, code in blocks}
     assert len(snippets) == 10  # three each of the encoders with a head for words, one each of the others

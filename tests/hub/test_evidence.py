@@ -16,7 +16,7 @@ from modeling_infoxlm.hub.card import build_card
 from modeling_infoxlm.hub.evidence import add_evidence, describe_training, leaderboard_entries
 from modeling_infoxlm.hub.export import export
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.provenance import hash_weights, read_result
+from modeling_infoxlm.runs.provenance import hash_weights
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +52,6 @@ def _score(metric: str = "accuracy", count: int = 5010) -> dict[str, dict[str, f
     return {metric: {"value": 84.0, "low": 83.0, "high": 85.0, "count": count}}
 
 
-def _dataset(**changes: object) -> dict[str, object]:
-    return {"name": "xnli", "files": {}, "revision": None, "sha256": None, **changes}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"scores": {"en": _score(count=2490)}},
-        {"scores": {"en-sw": _score()}},
-        # Of the right name and size, but of unknown content; of another dataset; of no commit.
-        {"dataset": _dataset(files={"x": "f" * 64}, sha256="d" * 64)},
-        {"dataset": _dataset(revision="c" * 40, repo_id="me/xnli")},
-        {"dataset": _dataset(repo_id="facebook/xnli")},
-    ],
-)
-def test_only_whole_test_sets_go_to_a_leaderboard(
-    run: Path, tmp_path: Path, changes: dict[str, object]
-) -> None:
-    part = read_result(write_result_file(tmp_path / "part.json", run, **changes))
-    assert leaderboard_entries(part) == []
-
-
 def _qa(task: str, rules: str | None, count: int, files: dict[str, str]) -> dict[str, Any]:
     dataset: dict[str, Any] = {"name": task, "files": files, "revision": None, "sha256": "d" * 64}
     if not files:
@@ -86,9 +64,23 @@ def _qa(task: str, rules: str | None, count: int, files: dict[str, str]) -> dict
 XQUAD_GERMAN = {"xquad.de.json": "990b5d746746" + "0" * 52}
 
 
+def _xnli(scores: dict[str, Any] | None = None, **dataset: Any) -> dict[str, Any]:
+    """A whole test set of the Hub, but for these changes."""
+    whole = {"name": "xnli", "files": {}, "revision": "c" * 40, "sha256": None, "repo_id": "facebook/xnli"}
+    changes = {"dataset": whole | dataset, "scores": scores or {"en": _score()}}
+    return {"task": "xnli", "metric": "accuracy", "settings": {}, **changes}
+
+
 @pytest.mark.parametrize(
     ("result", "task_ids"),
     [
+        (_xnli(), ["en"]),
+        (_xnli({"en": _score(count=2490)}), []),
+        (_xnli({"en-sw": _score()}), []),
+        # Of the right name and size, but of unknown content; of another dataset; of no commit.
+        (_xnli(files={"x": "f" * 64}, sha256="d" * 64, revision=None, repo_id=None), []),
+        (_xnli(repo_id="me/xnli"), []),
+        (_xnli(revision=None), []),
         (_qa("mlqa", None, 4517, {}), ["mlqa.de.de"]),
         (_qa("mlqa", "squad", 4517, {}), []),
         (_qa("mlqa", "mlqa", 512, {}), []),
@@ -97,7 +89,7 @@ XQUAD_GERMAN = {"xquad.de.json": "990b5d746746" + "0" * 52}
         (_qa("xquad", None, 1190, XQUAD_GERMAN), []),  # earlier results were scored by MLQA's rules
     ],
 )
-def test_a_leaderboard_takes_what_is_measured_the_same_way_there(
+def test_a_leaderboard_takes_whole_test_sets_that_are_measured_the_same_way_there(
     result: dict[str, Any], task_ids: list[str]
 ) -> None:
     assert [entry["dataset"]["task_id"] for entry in leaderboard_entries(result)] == task_ids
@@ -181,39 +173,39 @@ def test_a_fine_tuning_names_its_encoder_in_its_own_results_only(
         add_evidence(tuned, release, results=[other])
 
 
-def test_no_path_of_the_machine_is_told(run: Path) -> None:
-    training = describe_training(run, run)
-    assert training["pairs"]["en-de"]["sentences"] > 1000 and training["languages"]["de"]["share"] > 0
-    assert training["compute"]["steps"] == 240 and training["compute"]["seconds"] > 0
-    assert training["heldout"]["retrieval/mean"] > 0.5
-    text = json.dumps(training)
-    assert "/examples" not in text and "demo_output" not in text
-
-
-def test_an_export_brings_along_how_it_was_trained(
+def test_an_export_brings_along_how_it_was_trained_and_no_path_of_the_machine(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run.parent)
     record = export(run.name, tmp_path / "exported")
     assert "training.json" in record.files
-    assert json.loads((tmp_path / "exported" / "training.json").read_text()) == describe_training(run, run)
+    training = describe_training(run, run)
+    assert json.loads((tmp_path / "exported" / "training.json").read_text()) == training
+    assert training["pairs"]["en-de"]["sentences"] > 1000 and training["languages"]["de"]["share"] > 0
+    assert training["compute"]["steps"] == 240 and training["compute"]["seconds"] > 0
+    assert training["heldout"]["retrieval/mean"] > 0.5
+    assert "/examples" not in json.dumps(training) and "demo_output" not in json.dumps(training)
 
 
-def test_a_checkpoint_is_not_given_the_results_of_the_last_weights(
-    run: Path, release: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_is_told_apart_from_the_end(run: Path, release: Path, tmp_path: Path) -> None:
+    """It is not given the results and figures of the last weights."""
     shutil.copytree(run, tmp_path / "out")
-    checkpoint = tmp_path / "out" / "checkpoint-7"
+    checkpoint = tmp_path / "out" / "checkpoint-120"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"earlier weights")
     write_result_file(tmp_path / "out" / "xnli_results.json", run)
-    (tmp_path / "out" / "tatoeba_layers.png").write_bytes(b"of the last weights")
-    (tmp_path / "out" / "figures").mkdir(exist_ok=True)
-    (tmp_path / "out" / "figures" / "map.png").write_bytes(b"of the last weights")
+    for name in ("tatoeba_layers.png", "figures/map.png"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"of the last weights")
     add_evidence(checkpoint, release)
     assert not (release / "results").exists() and not (release / "figures").exists()
     compute = json.loads((release / "training.json").read_text())["compute"]
     assert compute["steps"] is None and compute["resumed_at_step"] is None  # known of the end alone
+    state = {"global_step": 120, "num_input_tokens_seen": 7, "total_flos": 9.0, "log_history": []}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    training = describe_training(tmp_path / "out", checkpoint)
+    assert not training["finished"] and training["heldout"] == {}
+    assert (training["compute"]["steps"], training["compute"]["seconds"]) == (120, None)
     add_evidence(tmp_path / "out", release)
     assert (release / "results" / "xnli_results.json").is_file()
     assert len(list((release / "figures").iterdir())) == 2
@@ -227,16 +219,6 @@ def test_sources_on_the_hub_keep_their_names(run: Path, tmp_path: Path) -> None:
     training = describe_training(tmp_path / "out", tmp_path / "out")
     assert training["datasets"] == ["org/pairs"]
     assert [source["name"] for source in training["sources"]][:2] == ["hub:org/pairs:de-en", "en-el.tsv.xz"]
-
-
-def test_a_checkpoint_is_told_apart_from_the_end(run: Path) -> None:
-    checkpoint = run / "checkpoint-120"
-    checkpoint.mkdir(exist_ok=True)
-    state = {"global_step": 120, "num_input_tokens_seen": 7, "total_flos": 9.0, "log_history": []}
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    training = describe_training(run, checkpoint)
-    assert not training["finished"] and training["heldout"] == {}
-    assert (training["compute"]["steps"], training["compute"]["seconds"]) == (120, None)
 
 
 def test_broken_records_of_a_run_are_told_of_with_file_and_key(run: Path, tmp_path: Path) -> None:
