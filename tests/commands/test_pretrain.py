@@ -27,7 +27,6 @@ from modeling_infoxlm.training import plan_checks
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 SCRIPT = Path(run_pretraining.__file__)
-pytestmark = pytest.mark.usefixtures("unchanged_process")
 
 
 # ---------------------------------------------------------------------------- from text to a checkpoint
@@ -137,19 +136,15 @@ def test_start_and_end_are_of_the_same_heldout_examples_however_the_batch_is_cut
     assert all(start == pytest.approx(starts[0], abs=1e-5) for start in starts[1:])
 
 
-def test_minus_one_is_the_last_layer_of_contrast_and_evaluation(text: Path, out: Path) -> None:
-    flags_of_last = "--xlco_layer -1 --eval_layer -1 --heldout_fraction 0.4 --max_steps 1".split()
-    assert run_pretraining.main(flags(out, text, *flags_of_last)) == 0
-    assert InfoXLMConfig.from_pretrained(out).xlco_layer == 2
-    assert json.loads((out / "run.json").read_text())["heldout_vectors"]["layer"] == 2
-
-
 def test_a_recipe_first_and_flags_over_it(text: Path, out: Path, tmp_path: Path) -> None:
+    """And -1 is the last layer, of contrast and evaluation."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"bitext_files: [{text}]\nmax_steps: 50\nobjectives: tlm\n")
-    assert run_pretraining.main([str(recipe), *flags(out, None, "--max_steps", "2")]) == 0
-    record = json.loads((out / "run.json").read_text())["identity"]
-    assert (record["objectives"], record["max_steps"]) == ("tlm", 2)
+    recipe.write_text(f"bitext_files: [{text}]\nmax_steps: 50\nobjectives: tlm,xlco\n")
+    own = "--max_steps 2 --xlco_layer -1 --eval_layer -1 --heldout_fraction 0.4".split()
+    assert run_pretraining.main([str(recipe), *flags(out, None, *own)]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert (record["identity"]["objectives"], record["identity"]["max_steps"]) == ("tlm,xlco", 2)
+    assert record["heldout_vectors"]["layer"] == InfoXLMConfig.from_pretrained(out).xlco_layer == 2
     assert checkpoints(out) == ["checkpoint-2"]
 
 
