@@ -184,11 +184,8 @@ def transformer_folder(name_or_path: str) -> str:
     modules = root / "modules.json"
     if not modules.is_file():
         return name_or_path
-    try:
-        content = read_json(modules)
-        check_shape(content, [{"type?": str, "path?": str}], modules)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    content = read_json(modules)
+    check_shape(content, [{"type?": str, "path?": str}], modules)
     for module in content:
         if module.get("type", "").rpartition(".")[2] == "Transformer":
             folder = root / module.get("path", "")

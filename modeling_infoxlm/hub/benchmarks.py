@@ -22,19 +22,7 @@ SCORING_RULES: dict[str, Literal["mlqa", "squad"]] = _CONTENT["scoring_rules"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A public test set.
-
-    Attributes:
-        title: For tables.
-        repo_id: Its dataset on the Hub.
-        config: Name of a language's part there.
-        split: The same.
-        task_type: The Hub's word for the task.
-        metric: What is measured there, by the metric's name in our results; None if we measure nothing that
-            is the same number.
-        sizes: Items of each language, or the same of all. None: no program measures a part.
-        files: First digits of the hashes of each language's files, where known.
-    """
+    """A public test set; `benchmarks.yaml` says what its fields are."""
 
     title: str
     repo_id: str
@@ -51,30 +39,17 @@ BENCHMARKS = {name: Benchmark(**fields) for name, fields in _CONTENT["test_sets"
 
 @dataclass(frozen=True)
 class Published:
-    """Published scores of one model, in percent.
+    """Published scores of one model, in percent."""
 
-    Attributes:
-        task: As in result files.
-        dataset: A word of the name of its dataset.
-        metric: As in result files.
-        model: As its authors call it.
-        source: Where the numbers were read.
-        values: Score of each language; empty where only means were found.
-        means: Mean over a whole set of languages, by that set, as it was printed.
-        split: What it was measured on, test or dev.
-        training: `english` (zero-shot transfer) or `translations` (translate-train-all); `none` where nothing
-            is fine-tuned.
-    """
-
-    task: str
-    dataset: str
-    metric: str
-    model: str
-    source: str
-    values: Mapping[str, float]
-    means: Mapping[tuple[str, ...], float]
-    split: str
-    training: str
+    task: str  # as in result files
+    dataset: str  # a word of the name of its dataset
+    metric: str  # as in result files
+    model: str  # as its authors call it
+    source: str  # where the numbers were read
+    values: Mapping[str, float]  # of each language; empty where only means were found
+    means: Mapping[tuple[str, ...], float]  # over a whole set of languages, by that set, as printed
+    split: str  # test or dev
+    training: str  # `english` (zero-shot), `translations` (translate-train-all), `none` (not fine-tuned)
 
 
 def _published() -> Iterator[Published]:
@@ -108,41 +83,28 @@ PUBLISHED = tuple(_published())
 
 
 def published_rows(task: str, dataset: str, metric: str) -> list[Published]:
-    """Published rows of one table.
-
-    Args:
-        task: As in result files.
-        dataset: Text in which the name of the dataset occurs, in any case.
-        metric: As in result files.
-    """
-    return [
-        row
-        for row in PUBLISHED
-        if row.task == task and row.metric == metric and row.dataset in dataset.lower()
-    ]
+    """Published rows of a task, a dataset whose name occurs in this text, in any case, and a metric."""
+    rows = [row for row in PUBLISHED if (row.task, row.metric) == (task, metric)]
+    return [row for row in rows if row.dataset in dataset.lower()]
 
 
 def whole_test_sets(result: Mapping[str, Any]) -> list[str]:
-    """Languages that were measured on all of a public test set.
-
-    Args:
-        result: Content of a result file.
-    """
+    """Languages of a result file that were measured on all of a public test set."""
     benchmark = BENCHMARKS.get(result["task"])
     if benchmark is None:
         return []
     return [language for language in sorted(result["scores"]) if _is_whole(language, result, benchmark)]
 
 
-def comparable_sets(result: Mapping[str, Any]) -> list[str]:
+def comparable_sets(result: Mapping[str, Any]) -> dict[str, Benchmark]:
     """Those of them whose headline is the very number that the Hub's dataset is measured by."""
     task = result["task"]
     if task not in BENCHMARKS or result["metric"] != BENCHMARKS[task].metric:
-        return []
+        return {}
     # Results that do not say it were scored by MLQA's rules.
     if task in SCORING_RULES and result["settings"].get("scoring_rules", "mlqa") != SCORING_RULES[task]:
-        return []
-    return whole_test_sets(result)
+        return {}
+    return dict.fromkeys(whole_test_sets(result), BENCHMARKS[task])
 
 
 def _is_whole(language: str, result: Mapping[str, Any], benchmark: Benchmark) -> bool:

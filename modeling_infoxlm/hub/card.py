@@ -24,9 +24,9 @@ from modeling_infoxlm.hub.evidence import (
     TRAINING,
     TRAINING_FILE,
     read_record,
-    read_result_file,
 )
-from modeling_infoxlm.runs.files import writing
+from modeling_infoxlm.runs.files import write_text
+from modeling_infoxlm.runs.provenance import read_result
 from modeling_infoxlm.runs.secrets import blot_secrets
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -77,8 +77,7 @@ def write_card(release: Path, repo_id: str, *, license: str | None = None) -> No
     if path.is_file() and not is_ours(path.read_bytes()):
         return
     card = build_card(release, repo_id, license=license)
-    with writing(path):
-        path.write_text(blot_secrets(f"{str(card).rstrip()}\n"), encoding="utf-8")
+    write_text(path, blot_secrets(f"{str(card).rstrip()}\n"))
 
 
 def is_ours(card: bytes) -> bool:
@@ -90,12 +89,11 @@ def build_card(release: Path, repo_id: str, *, license: str | None = None) -> Mo
     """Fill the template from the files of a release; see `write_card`."""
     about = read_record(release / "release.json", RELEASE)
     training = read_record(release / TRAINING_FILE, TRAINING)
-    results = [read_result_file(path) for path in sorted((release / RESULTS_FOLDER).glob("*.json"))]
+    results = [read_result(path) for path in sorted((release / RESULTS_FOLDER).glob("*.json"))]
     config = AutoConfig.from_pretrained(release)
-    recipe = training.get("recipe", {})
-    objectives = (recipe.get("objectives") or "").split(",")
+    objectives = (training.get("recipe", {}).get("objectives") or "").split(",")
     layer, pooling = _sentence_vector(config.num_hidden_layers, about, training, results)
-    has_contrast = "xlco" in objectives and recipe.get("xlco_layer") is not None
+    contrast = _contrast(training)
     text = _template().render(
         metadata=card_data(about, training, results, name=repo_id, license=license),
         marker=MARKER,
@@ -109,7 +107,7 @@ def build_card(release: Path, repo_id: str, *, license: str | None = None) -> Mo
         objectives=[OBJECTIVES.get(name, name) for name in objectives if name],
         languages=_languages(training),
         start=(training.get("base_model") or training.get("starts_from") or "") if training else "",
-        contrast={name: recipe.get(f"xlco_{name}") for name in ("layer", "pooling")} if has_contrast else {},
+        contrast=contrast if "xlco" in objectives and contrast["layer"] is not None else {},
         layer=layer,
         pooling=pooling,
         size=config.hidden_size,
@@ -145,7 +143,7 @@ def card_data(
 
 def _index_entries(result: Record) -> list[EvalResult]:
     """One entry for each language; results of a part, or of a dev set, stand in the tables only."""
-    metric, benchmark = result["metric"], BENCHMARKS.get(result["task"])
+    metric = result["metric"]
     return [
         EvalResult(
             task_type=benchmark.task_type,
@@ -157,8 +155,7 @@ def _index_entries(result: Record) -> list[EvalResult]:
             metric_type=_one_line(metric),
             metric_value=round(result["scores"][language][metric]["value"], 2),
         )
-        for language in comparable_sets(result)
-        if benchmark is not None
+        for language, benchmark in comparable_sets(result).items()
     ]
 
 
@@ -172,12 +169,15 @@ def _sentence_vector(
 ) -> tuple[int, str]:
     """Layer and pooling of sentence vectors: the release's, else those measured, else those trained."""
     measured = [result["settings"] for result in results if result["task"] == "tatoeba"]
-    recipe = training.get("recipe", {})
-    trained = {name: recipe.get(f"xlco_{name}") for name in ("layer", "pooling")}
-    known = (about, *measured, training.get("heldout_vectors") or {}, trained)
+    known = (about, *measured, training.get("heldout_vectors") or {}, _contrast(training))
     layers = [found["layer"] for found in known if found.get("layer") is not None]
     poolings = [found["pooling"] for found in known if found.get("pooling") is not None]
     return min([*layers, depth][0], depth), [*poolings, "mean"][0]
+
+
+def _contrast(training: Record) -> dict[str, Any]:
+    """Layer and pooling of the vectors that the contrast was trained on; None where unknown."""
+    return {name: training.get("recipe", {}).get(f"xlco_{name}") for name in ("layer", "pooling")}
 
 
 # --- the template -------------------------------------------------------------------------------------------

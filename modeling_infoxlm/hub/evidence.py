@@ -9,8 +9,7 @@ The card takes its numbers from these files and from nowhere else.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,9 +18,9 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER, XLCO_LAYER_BY_DEPTH, InfoXLMConfig
 from modeling_infoxlm.data.sources import HUB_PREFIX, hub_parts
-from modeling_infoxlm.hub.benchmarks import BENCHMARKS, comparable_sets
+from modeling_infoxlm.hub.benchmarks import comparable_sets
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.files import Each, check_shape, read_json, write_json
+from modeling_infoxlm.runs.files import Each, check_shape, read_json, write_json, write_text
 from modeling_infoxlm.runs.provenance import hash_weights, is_result, read_result
 from modeling_infoxlm.runs.record import PLACES, RUN_FILE, TRAINER_STATE
 
@@ -48,16 +47,19 @@ def add_evidence(source: Path, release: Path, *, results: Sequence[Path] = ()) -
     run = _run_of(source)
     # What lies in the folder of a run is of its last weights, not of a checkpoint on the way.
     is_end = run.resolve() == source.resolve()
-    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and _is_result(path)]
+    own = [path for path in sorted(run.glob(RESULT_PATTERN)) if is_end and is_result(path)]
     # The model that a run fine-tuned: the program names it, not what became of it, in its result.
     encoder = read_record(run / RUN_FILE, _RUN).get("identity", {}).get("model") or {}
-    read = {path: read_result_file(path) for path in (*own, *_result_files(results))}
+    read = {path: read_result(path) for path in (*own, *_result_files(results))}
     for path, result in read.items():
         _check_model(path, result, source, release, encoder=encoder if path in own else {})
         if [other["task"] for other in read.values()].count(result["task"]) > 1:
             raise UsageError(f"{path} is one of two result files of the task {result['task']!r}; give one.")
         _copy(path, release / RESULTS_FOLDER / f"{result['task']}_results.json")
-        _write_leaderboard(result, release / LEADERBOARD_FOLDER / f"{result['task']}.yaml")
+        entries = leaderboard_entries(result)
+        if entries:
+            text = yaml.safe_dump(entries, sort_keys=False)
+            write_text(release / LEADERBOARD_FOLDER / f"{result['task']}.yaml", text)
     its_own = [run, run / FIGURES_FOLDER] if is_end else []
     for folder in (*its_own, *(path for path in results if path.is_dir())):
         for path in sorted(folder.glob("*.png")):
@@ -90,12 +92,14 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         run: Folder with run.json.
         source: The run's folder, or a checkpoint in it.
     """
-    record = read_record(run / RUN_FILE, _RUN)
+    record, is_end = read_record(run / RUN_FILE, _RUN), source.resolve() == run.resolve()
     identity = record["identity"]
     start = identity.get("model_name_or_path") or identity.get("model", {}).get("name_or_path")
     used = {**identity, **_effective(record, source)}
     recipe = {name: used[name] for name in identity if name not in PLACES and used[name] is not None}
-    is_end = source.resolve() == run.resolve()
+    sources = record.get("corpus", {}).get("sources", ())
+    files = [(source["languages"], file) for source in sources for file in source["files"]]
+    on_hub = [file["path"] for _, file in files if file["path"].startswith(HUB_PREFIX)]
     return {
         "schema": TRAINING_SCHEMA,
         "base_model": record.get("base_model"),
@@ -106,8 +110,16 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         "pairs": _shares(record, "bitext", ("tlm", "xlco")),
         "num_parameters": record.get("num_parameters"),
         "compute": _compute(record, read_record(source / TRAINER_STATE, _STATE), is_end=is_end),
-        "datasets": _hub_datasets(record),
-        "sources": _sources(record),
+        "datasets": sorted({hub_parts(path)[0] for path in on_hub}),
+        # Names without folders, which a dataset of the Hub does not have.
+        "sources": [
+            {
+                "name": path if (path := file["path"]) in on_hub else PurePath(path).name,
+                "languages": languages,
+                "sha256": file["sha256"],
+            }
+            for languages, file in files
+        ],
         **(_heldout(run) if is_end else {"heldout": {}}),
         "heldout_vectors": record.get("heldout_vectors"),
         "finished": bool(record.get("finished")) and is_end,
@@ -132,29 +144,6 @@ def _shares(record: Mapping[str, Any], kind: str, streams: Sequence[str]) -> dic
         for name, entry in sorted(corpus.items())
         if name in groups
     }
-
-
-def _hub_datasets(record: Mapping[str, Any]) -> list[str]:
-    """Names of the datasets of the Hub that were trained on."""
-    paths = [file["path"] for _, file in _files(record)]
-    return sorted({hub_parts(path)[0] for path in paths if path.startswith(HUB_PREFIX)})
-
-
-def _sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Files that were trained on, by their names without folders; a dataset of the Hub has none to hide."""
-    return [
-        {
-            "name": path if (path := file["path"]).startswith(HUB_PREFIX) else PurePath(path).name,
-            "languages": source["languages"],
-            "sha256": file["sha256"],
-        }
-        for source, file in _files(record)
-    ]
-
-
-def _files(record: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    sources = record.get("corpus", {}).get("sources", ())
-    return [(source, file) for source in sources for file in source["files"]]
 
 
 def _effective(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -188,21 +177,24 @@ def _compute(record: Mapping[str, Any], state: Mapping[str, Any], *, is_end: boo
 
 def _heldout(run: Path) -> dict[str, Any]:
     """Held-out measures of a run's end and start, and its warning if it ended worse than it began."""
-    metrics = read_record(run / "eval_results.json", Each(object))
-    measured = {name: value for name, value in metrics.items() if name.startswith(("eval_", "start_"))}
-    with _unusable():
-        check_shape(measured, Each(float), run / "eval_results.json")
+    path = run / "eval_results.json"
+    metrics = read_record(path, Each(object))
     end, start = (
-        {name.removeprefix(when): value for name, value in measured.items() if name.startswith(when)}
+        {name: value for name, value in metrics.items() if name.startswith(when)}
         for when in ("eval_", "start_")
     )
-    return {"heldout": end, "heldout_start": start, "heldout_warning": metrics.get("warning")}
+    check_shape(end | start, Each(float), path)
+    return {
+        "heldout": {name.removeprefix("eval_"): value for name, value in end.items()},
+        "heldout_start": {name.removeprefix("start_"): value for name, value in start.items()},
+        "heldout_warning": metrics.get("warning"),
+    }
 
 
 def _result_files(paths: Iterable[Path]) -> Iterable[Path]:
     for path in paths:
         if path.is_dir():
-            yield from (file for file in sorted(path.rglob(RESULT_PATTERN)) if _is_result(file))
+            yield from (file for file in sorted(path.rglob(RESULT_PATTERN)) if is_result(file))
         elif path.is_file():
             yield path
         else:
@@ -226,27 +218,18 @@ def _check_model(
         )
     if "layer" not in measured or released.get("layer") is None:
         return
-    gives = {"layer": f"ends at layer {released['layer']}", "pooling": f"gives {released.get('pooling')}"}
-    for name, gift in gives.items():
+    for name in ("layer", "pooling"):
         found, ours = measured.get(name), released.get(name)
         if ours is not None and found != ours and (found is not None or name == "layer"):
-            what = f"layer {found}" if name == "layer" else f"{found} pooling"
             raise UsageError(
-                f"{path} is of {what}, but the release {gift}: "
+                f"{path} is of {name} {found}, the release of {name} {ours}: "
                 f"measure the release, or release what was measured by --{name} {found}."
             )
 
 
-def _write_leaderboard(result: Mapping[str, Any], path: Path) -> None:
-    entries = leaderboard_entries(result)
-    if entries:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
-
-
 def leaderboard_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A result in the Hub's `.eval_results` form, of whole test sets that are measured the same way there."""
-    metric, benchmark = result["metric"], BENCHMARKS.get(result["task"])
+    metric = result["metric"]
     entries = [
         EvalResultEntry(
             dataset_id=benchmark.repo_id,
@@ -255,8 +238,7 @@ def leaderboard_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             dataset_revision=result["dataset"]["revision"],
             notes=f"{metric} in percent; {RESULTS_FOLDER}/{result['task']}_results.json",
         )
-        for language in comparable_sets(result)
-        if benchmark is not None
+        for language, benchmark in comparable_sets(result).items()
     ]
     return eval_result_entries_to_yaml(entries)
 
@@ -274,6 +256,7 @@ def refuse_outside(path: Path, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------- what files hold
 
 _POOLINGS = ("mean", "cls", None)
+_VECTORS = ({"layer": int, "pooling": _POOLINGS}, None)
 _GROUPS = Each({"num_sentences": int, "num_tokens": int})
 _RUN = {
     "identity": {
@@ -291,7 +274,7 @@ _RUN = {
         "sources?": [{"languages": [str], "files": [{"path": str, "sha256": (str, None)}]}],
     },
     "streams?": Each({"groups": Each({"expected_share": float})}),
-    "heldout_vectors?": ({"layer": int, "pooling": _POOLINGS}, None),
+    "heldout_vectors?": _VECTORS,
     "resumed_at_step?": (int, None),
     "machine": str,
     "commit": (str, None),
@@ -335,7 +318,7 @@ TRAINING = {
     "heldout": Each(float),
     "heldout_start?": (Each(float), None),
     "heldout_warning?": (str, None),
-    "heldout_vectors": ({"layer": int, "pooling": _POOLINGS}, None),
+    "heldout_vectors": _VECTORS,
     "finished": bool,
     "commit": (str, None),
     "python": str,
@@ -344,37 +327,9 @@ TRAINING = {
 
 
 def read_record(path: Path, shape: Any) -> dict[str, Any]:
-    """A JSON file of one of these shapes, empty where there is none.
-
-    Raises:
-        UsageError: If it is not of the shape, with file and key.
-    """
+    """A JSON file of one of these shapes, empty where there is none; `DataError` with file and key if not."""
     if not path.is_file():
         return {}
-    with _unusable():
-        content = read_json(path)
-        check_shape(content, shape, path)
+    content = read_json(path)
+    check_shape(content, shape, path)
     return dict(content)
-
-
-def read_result_file(path: Path) -> dict[str, Any]:
-    """A result file.
-
-    Raises:
-        UsageError: If it is none, or not whole.
-    """
-    with _unusable():
-        return read_result(path)
-
-
-def _is_result(path: Path) -> bool:
-    with _unusable():
-        return is_result(path)
-
-
-@contextmanager
-def _unusable() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error

@@ -248,7 +248,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file that may be anything.
 
     Raises:
-        ValueError: With the file, if it cannot be read, is no JSON, or is larger or deeper than any of ours.
+        DataError: With the file, if it cannot be read, is no JSON, or is larger or deeper than any of ours.
     """
     path = Path(path)
     try:
@@ -257,9 +257,9 @@ def read_json(path: str | Path) -> Any:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
         json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a surrogate could not be written again
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (RecursionError, ValueError) as error:  # no UTF-8 among it, and half of a surrogate pair
-        raise ValueError(f"{path} is no JSON file of ours: {error}.") from error
+        raise DataError(f"{path} is no JSON file of ours: {error}.") from error
     return content
 
 
@@ -283,7 +283,7 @@ def check_shape(content: Any, shape: Any, path: str | Path, place: str = "") -> 
         place: Key of `content` in the file.
 
     Raises:
-        ValueError: With file and key, if it is not.
+        DataError: With file and key, if it is not.
     """
     where = f"{path}: {place or 'the whole'}"
     if isinstance(shape, tuple):
@@ -299,10 +299,10 @@ def check_shape(content: Any, shape: Any, path: str | Path, place: str = "") -> 
             if name in content:
                 check_shape(content[name], inner, path, inside + name)
             elif name == key:
-                raise ValueError(f"{path}: {inside}{key} is missing; was the file written whole, by us?")
+                raise DataError(f"{path}: {inside}{key} is missing; was the file written whole, by us?")
     elif isinstance(shape, Each):
         if len(content) < shape.least:
-            raise ValueError(f"{where} is empty.")
+            raise DataError(f"{where} is empty.")
         for name, value in content.items():
             check_shape(value, shape.shape, path, inside + name)
     elif isinstance(shape, list):
@@ -336,4 +336,4 @@ def _name(shape: Any) -> str:
 def _refuse(content: Any, expected: str, where: str) -> None:
     # A text of its first characters: the value may be as long as the file.
     found = "an object" if isinstance(content, dict) else "a list" if isinstance(content, list) else None
-    raise ValueError(f"{where}: expected {expected}, found {found or f'{json.dumps(content):.60}'}.")
+    raise DataError(f"{where}: expected {expected}, found {found or f'{json.dumps(content):.60}'}.")

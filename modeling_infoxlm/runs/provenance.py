@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from modeling_infoxlm.runs.errors import DataError
 from modeling_infoxlm.runs.files import Each, check_shape, file_sha256, read_json, text_sha256
 from modeling_infoxlm.runs.secrets import blot_command
 
@@ -48,27 +49,27 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """Read a result file; `evaluation/results.py` says what is in it.
 
     Raises:
-        ValueError: If it is none, of another schema, or something in it is missing or of another kind; with
+        DataError: If it is none, of another schema, or something in it is missing or of another kind; with
             the file and the key.
     """
     content = read_json(path)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != RESULT_SCHEMA:
-        raise ValueError(f"{path} is no result file: expected schema {RESULT_SCHEMA!r}, found {found!r:.80}.")
+        raise DataError(f"{path} is no result file: expected schema {RESULT_SCHEMA!r}, found {found!r:.80}.")
     check_shape(content, _RESULT, path)
     metric, tables = content["metric"], {f"scores.{key}": value for key, value in content["scores"].items()}
     if "g_xlt" in content["details"]:
         tables["details.g_xlt"] = content["details"]["g_xlt"]
     for place, table in tables.items():
         if metric not in table:
-            raise ValueError(f"{path}: metric is {metric!r:.80}, which {place} does not have.")
+            raise DataError(f"{path}: metric is {metric!r:.80}, which {place} does not have.")
     mixed = content["details"].get("mixed_languages", {"languages": [], "matrix": []})
     if {len(mixed["languages"])} != {len(side) for side in (mixed["matrix"], *mixed["matrix"])}:
-        raise ValueError(
+        raise DataError(
             f"{path}: details.mixed_languages.matrix is not of so many rows and columns as languages."
         )
     if not re.fullmatch(r"[\w-]+", content["task"]):
-        raise ValueError(f"{path}: task: expected a name of letters, found {content['task']!r:.80}.")
+        raise DataError(f"{path}: task: expected a name of letters, found {content['task']!r:.80}.")
     return dict(content)
 
 

@@ -177,11 +177,11 @@ CUT = {"repo_id": REPO, "format": "sentence-transformers", "layer": 2}
     [
         (
             {"settings": {"layer": 3, "pooling": "mean"}},
-            "is of layer 3, but the release ends at layer 2",
+            "is of layer 3, the release of layer 2",
         ),
         (
             {"settings": {"layer": 2, "pooling": "cls"}},
-            "is of cls pooling, but the release gives mean",
+            "is of pooling cls, the release of pooling mean",
         ),
         # An older program may have written it.
         ({"command": ["run_x.py", "--run_name", "hf_" + "aB1" * 12]}, r"results\.json holds an access token"),

@@ -98,13 +98,10 @@ def find_results(paths: Sequence[str]) -> list[ResultFile]:
 
 def _read(path: Path, *, named: bool) -> Mapping[str, Any] | None:
     """A result; None for a file of another program, unless it was named."""
-    try:
-        content = read_json(path)
-        if not named and not (isinstance(content, dict) and "schema" in content):
-            return None
-        return read_result(path)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    content = read_json(path)
+    if not named and not (isinstance(content, dict) and "schema" in content):
+        return None
+    return read_result(path)
 
 
 def group_runs(files: Sequence[ResultFile]) -> list[list[ResultFile]]:
