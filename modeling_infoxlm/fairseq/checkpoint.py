@@ -22,18 +22,19 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.fairseq.config import make_config, recorded_settings
-from modeling_infoxlm.fairseq.vocabulary import check_order, check_table, open_tokenizer, read_dictionary
+from modeling_infoxlm.fairseq.vocabulary import check_vocabulary
 from modeling_infoxlm.fairseq.weights import (
     Checkpoint,
     Encoder,
     Queue,
     layer_number,
     listed,
+    naming,
     read_checkpoint,
+    read_file,
     to_xlm_roberta,
 )
 from modeling_infoxlm.key_queue import KeyQueue
@@ -43,19 +44,15 @@ from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import file_sha256, whole_folder, write_json
 from modeling_infoxlm.runs.flags import flag, name_leading
+from modeling_infoxlm.training.arguments import ModelArguments
 from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME
+from modeling_infoxlm.training.model_setup import load_tokenizer
 
 CONVERSION_NAME = "conversion.json"
 # A run that was started in the folder is not this command's to replace.
 _OURS = (
-    CONVERSION_NAME,
-    MOMENTUM_STATE_NAME,
-    "model*.safetensors*",
-    "config.json",
-    "generation_config.json",
-    "*token*",
-    "sentencepiece*",
-    "*.py",
+    *(CONVERSION_NAME, MOMENTUM_STATE_NAME, "model*.safetensors*", "config.json", "generation_config.json"),
+    *("*token*", "sentencepiece*", "*.py"),
 )
 
 
@@ -83,9 +80,7 @@ def convert_fairseq_command(argv: list[str]) -> None:
         (ConvertArguments,), argv, program="infoxlm convert-fairseq", about=__doc__
     )
     if not arguments.checkpoint_file or not arguments.output_dir:
-        raise UsageError(
-            "infoxlm convert-fairseq needs a checkpoint and a folder: infoxlm convert-fairseq model.pt model."
-        )
+        raise UsageError("give a checkpoint and a folder: infoxlm convert-fairseq model.pt model.")
     print("\n".join(convert_fairseq(arguments)))
 
 
@@ -98,22 +93,21 @@ def convert_fairseq(arguments: ConvertArguments) -> list[str]:
     Raises:
         UsageError: If the checkpoint, the dictionary or the tokenizer cannot be used; nothing is written.
     """
-    path, overwrite = Path(arguments.checkpoint_file), arguments.overwrite_output_dir
-    with whole_folder(
-        arguments.output_dir, overwrite=overwrite, marker=CONVERSION_NAME, ours=_OURS
-    ) as folder:
-        checkpoint = read_checkpoint(path)
-        if checkpoint.unknown and not arguments.ignore_unknown:
-            raise UsageError(
-                f"{path} has {len(checkpoint.unknown)} tensors that belong to no encoder known here: "
-                f"{listed(checkpoint.unknown)}. Add --ignore_unknown true to convert the rest without them."
-            )
-        encoder = checkpoint.fast if arguments.use == "fast" else checkpoint.slow
-        if encoder is None:
-            raise UsageError(f"{path} holds one encoder and no momentum copy; leave --use slow out.")
-        config, notes = make_config(checkpoint, arguments.xlco_layer, path)
-        tokenizer = None if arguments.tokenizer_name is None else open_tokenizer(arguments.tokenizer_name)
-        notes += _check_vocabulary(config.vocab_size, arguments.dict, tokenizer)
+    path, options = Path(arguments.checkpoint_file), {"overwrite": arguments.overwrite_output_dir}
+    with whole_folder(arguments.output_dir, marker=CONVERSION_NAME, ours=_OURS, **options) as folder:
+        content, name = read_file(path), arguments.tokenizer_name
+        with naming(path):
+            checkpoint = read_checkpoint(content)
+            if checkpoint.unknown and not arguments.ignore_unknown:
+                unknown = f"{len(checkpoint.unknown)} tensors that belong to no encoder known here"
+                advice = "Add --ignore_unknown true to convert the rest without them"
+                raise UsageError(f"it has {unknown}: {listed(checkpoint.unknown)}. {advice}.")
+            encoder = checkpoint.fast if arguments.use == "fast" else checkpoint.slow
+            if encoder is None:
+                raise UsageError("it holds one encoder and no momentum copy; leave --use slow out.")
+            config, notes = make_config(checkpoint, arguments.xlco_layer)
+        tokenizer = None if name is None else load_tokenizer(ModelArguments(tokenizer_name=name))
+        notes += check_vocabulary(config.vocab_size, arguments.dict, tokenizer)
         model = _build(encoder, config)
         torch.nn.Module.to(model, dtype=getattr(torch, arguments.dtype))
         model.save_pretrained(folder)
@@ -124,24 +118,6 @@ def convert_fairseq(arguments: ConvertArguments) -> list[str]:
         record = _record(path, checkpoint, encoder, config.resolved_xlco_layer(), notes)
         write_json(folder / CONVERSION_NAME, record)
     return _summary(arguments.output_dir, record, config)
-
-
-def _check_vocabulary(
-    num_rows: int, dictionary: str | None, tokenizer: PreTrainedTokenizerBase | None
-) -> list[str]:
-    """Hold the table of embeddings against whatever tells the vocabulary; returns notes."""
-    spare = 0
-    if tokenizer is not None:
-        spare = check_table(num_rows, len(tokenizer), f"tokenizer {tokenizer.name_or_path}")
-    if dictionary is not None:
-        symbols = read_dictionary(Path(dictionary))
-        spare = check_table(num_rows, len(symbols), dictionary)
-        if tokenizer is not None:
-            check_order(symbols, tokenizer)
-    notes = [f"{spare} rows of the embeddings are padding: no token uses them."] if spare else []
-    if dictionary is None or tokenizer is None:
-        notes.append("the order of ids was not checked: that needs --dict and --tokenizer_name.")
-    return notes
 
 
 def _build(encoder: Encoder, config: InfoXLMConfig) -> InfoXLMForPreTraining:
@@ -166,18 +142,14 @@ def _save_momentum_state(slow: Encoder, queue: Queue, config: InfoXLMConfig, pat
 
 def _left_out(checkpoint: Checkpoint, encoder: Encoder, xlco_layer: int) -> list[str]:
     """Tensors of the encoder that was not chosen, those of the momentum encoder that make no key."""
-    names = []
-    for other in (checkpoint.fast, checkpoint.slow):
-        if other is not None and other is not encoder:
-            # The momentum encoder ends at the layer of the contrast; an unused fast one is left out whole.
-            kept = xlco_layer if other is checkpoint.slow else 0
-            names += [f"{other.name}.{name}" for name in other.tensors if not _makes_keys(name, kept)]
-    return names
-
-
-def _makes_keys(name: str, num_layers: int) -> bool:
-    layer = layer_number(name)
-    return num_layers > 0 and not name.startswith("lm_head.") and (layer is None or layer < num_layers)
+    if encoder is not checkpoint.fast:
+        return [f"model_fast.{name}" for name in checkpoint.fast.tensors]
+    # The momentum encoder ends at the layer of the contrast.
+    return [
+        f"model_slow.{name}"
+        for name in (checkpoint.slow.tensors if checkpoint.slow else ())
+        if name.startswith("lm_head.") or (layer_number(name) or 0) >= xlco_layer
+    ]
 
 
 def _record(

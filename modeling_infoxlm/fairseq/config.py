@@ -1,7 +1,6 @@
 """The configuration of a fairseq checkpoint: sizes from its tensors, the rest from fairseq's flags."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from modeling_infoxlm.configuration_infoxlm import XLCO_LAYER_BY_DEPTH, InfoXLMConfig
@@ -39,15 +38,12 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in sorted(_RECORDED) if isinstance(settings.get(name), plain)}
 
 
-def make_config(
-    checkpoint: Checkpoint, xlco_layer: int | None, path: Path
-) -> tuple[InfoXLMConfig, list[str]]:
+def make_config(checkpoint: Checkpoint, xlco_layer: int | None) -> tuple[InfoXLMConfig, list[str]]:
     """Configuration of a checkpoint's encoders.
 
     Args:
         checkpoint: The checkpoint.
         xlco_layer: Layer of the contrast; None takes fairseq's flag, or the default for the depth.
-        path: Its file, for messages.
 
     Returns:
         The configuration, and what had to be assumed.
@@ -56,14 +52,14 @@ def make_config(
         UsageError: If a flag contradicts the tensors, or is missing and has no default.
     """
     sizes, settings = checkpoint.sizes, checkpoint.settings
-    _check_flags(checkpoint, path)
+    _check_flags(checkpoint)
     heads, notes = settings.get("encoder_attention_heads"), []
     if heads is None:  # which no tensor tells
         heads = max(1, sizes["hidden_size"] // _HEAD_SIZE)
         notes = [f"encoder_attention_heads is not stored: {heads} of {_HEAD_SIZE} values are assumed."]
     if not _is_whole(heads) or heads < 1 or sizes["hidden_size"] % heads:
         raise UsageError(
-            f"{path}: {heads!r} attention heads do not divide the {sizes['hidden_size']} values of a vector."
+            f"{heads!r} attention heads do not divide the {sizes['hidden_size']} values of a vector."
         )
     config = InfoXLMConfig(
         **sizes,
@@ -71,45 +67,37 @@ def make_config(
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,
-        xlco_layer=_contrast_layer(sizes["num_hidden_layers"], settings, xlco_layer, path),
+        xlco_layer=_contrast_layer(sizes["num_hidden_layers"], settings, xlco_layer),
         xlco_use_projection=checkpoint.fast.projection is not None,
-        **_numbers(settings, path),
+        **_numbers(settings),
     )
     return config, notes
 
 
-def _check_flags(checkpoint: Checkpoint, path: Path) -> None:
+def _check_flags(checkpoint: Checkpoint) -> None:
     """Refuse flags that contradict the tensors, and activations that XLM-R's head does not have."""
     settings = checkpoint.settings
     for flag, (name, less) in _SIZES.items():
         size = checkpoint.sizes[name] - less
         if settings.get(flag) not in (None, size):
-            raise UsageError(f"{path}: its flags say {flag} {settings[flag]!r}, its tensors {size}.")
-    rows = checkpoint.sizes["max_position_embeddings"]
-    if rows <= _FIRST_POSITION:
-        raise UsageError(
-            f"{path}: embed_positions has {rows} rows; the first {_FIRST_POSITION} are for padding, and "
-            "positions need at least one more."
-        )
+            raise UsageError(f"its flags say {flag} {settings[flag]!r}, its tensors {size}.")
     if settings.get("activation_fn", "gelu") != "gelu":
         raise UsageError(
-            f"{path}: activation_fn is {settings['activation_fn']!r}; only gelu, XLM-R's, can be converted."
+            f"activation_fn is {settings['activation_fn']!r}; only gelu, XLM-R's, can be converted."
         )
     if settings.get("use_proj") is True and checkpoint.fast.projection is None:
-        raise UsageError(f"{path}: its flags say use_proj, but it has no proj_matrix_fast; it is incomplete.")
+        raise UsageError("its flags say use_proj, but it has no proj_matrix_fast; it is incomplete.")
 
 
-def _contrast_layer(depth: int, settings: Mapping[str, Any], asked: int | None, path: Path) -> Any:
+def _contrast_layer(depth: int, settings: Mapping[str, Any], asked: int | None) -> Any:
     known = (asked, settings.get("xlco_layer"), XLCO_LAYER_BY_DEPTH.get(depth))
     layer: Any = next((value for value in known if value is not None), None)
     if not _is_whole(layer) or not 1 <= layer <= depth:
-        raise UsageError(
-            f"{path}: the layer of the contrast is {layer!r}; give --xlco_layer, from 1 to {depth}."
-        )
+        raise UsageError(f"the layer of the contrast is {layer!r}; give --xlco_layer, from 1 to {depth}.")
     return layer
 
 
-def _numbers(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     fields = {}
     for flag, name in _NUMBERS.items():
         value = settings.get(flag)
@@ -120,7 +108,7 @@ def _numbers(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 raise ValueError("must be a number")
             check_number(name, value)
         except ValueError as error:
-            raise UsageError(f"{path}: its flag {flag} is {value!r}; it {error}") from error
+            raise UsageError(f"its flag {flag} is {value!r}; it {error}") from error
         fields[name] = float(value)
     return fields
 

@@ -6,26 +6,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.training.arguments import ModelArguments
-from modeling_infoxlm.training.model_setup import load_tokenizer
 
 # fairseq's first ids, the same as XLM-R's; dict.txt begins behind them.
 _FIRST_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 _MASK = "<mask>"
 # fairseq and users pad tables to a multiple of 8 to 128 rows; more rows belong to another vocabulary.
 _MOST_PADDING = 127
-
-
-def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by folder or Hub name.
-
-    Raises:
-        UsageError: If there is none, or it is not a fast one with the special tokens of XLM-R.
-    """
-    try:
-        return load_tokenizer(ModelArguments(tokenizer_name=name))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"tokenizer {name} cannot be used: {error}") from error
 
 
 def read_dictionary(path: Path) -> list[str]:
@@ -55,44 +41,42 @@ def read_dictionary(path: Path) -> list[str]:
     return list(symbols) if _MASK in symbols else [*symbols, _MASK]
 
 
-def check_order(symbols: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose ids mean other pieces than the dictionary's.
-
-    Raises:
-        UsageError: With the first id that differs.
-    """
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    for number, (symbol, piece) in enumerate(zip_longest(symbols, pieces)):
-        if symbol != piece:
-            raise UsageError(
-                f"id {number:,} is {_quoted(symbol)} in the dictionary ({len(symbols):,} symbols) but "
-                f"{_quoted(piece)} in tokenizer {tokenizer.name_or_path} ({len(pieces):,} tokens); give the "
-                "dictionary and the tokenizer that the checkpoint was trained with."
-            )
-
-
-def check_table(num_rows: int, vocabulary_size: int, origin: str) -> int:
-    """Hold the rows of the table of embeddings against a vocabulary.
+def check_vocabulary(
+    num_rows: int, dictionary: str | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[str]:
+    """Hold the table of embeddings, and the order of ids, against whatever tells the vocabulary.
 
     Args:
-        num_rows: Rows of the table.
-        vocabulary_size: Number of ids, `<mask>` included.
-        origin: What has that vocabulary, for messages.
+        num_rows: Rows of the table. Those beyond the vocabulary fill it up to a round size.
+        dictionary: fairseq's `dict.txt`.
+        tokenizer: The one that is stored with the model.
 
     Returns:
-        Rows beyond the vocabulary, which fill the table up to a round size and that no token uses.
+        Notes on rows that no token uses, and on what was not checked.
 
     Raises:
-        UsageError: If an id has no row, or there are more rows than padding explains.
+        UsageError: If an id has no row, there are more rows than padding explains, or an id means another
+            piece in the dictionary than in the tokenizer.
     """
-    spare = num_rows - vocabulary_size
-    if not 0 <= spare <= _MOST_PADDING:
-        raise UsageError(
-            f"the table of embeddings has {num_rows:,} rows, {origin} {vocabulary_size:,} ids with <mask>; "
-            f"expected as many, or up to {_MOST_PADDING} rows of padding more. Give those of the checkpoint."
-        )
-    return spare
-
-
-def _quoted(symbol: str | None) -> str:
-    return "nothing" if symbol is None else repr(symbol)
+    symbols = None if dictionary is None else read_dictionary(Path(dictionary))
+    sizes = {} if tokenizer is None else {f"tokenizer {tokenizer.name_or_path}": len(tokenizer)}
+    sizes |= {} if symbols is None else {str(dictionary): len(symbols)}
+    for origin, size in sizes.items():
+        if not 0 <= num_rows - size <= _MOST_PADDING:
+            raise UsageError(
+                f"the table of embeddings has {num_rows:,} rows, {origin} {size:,} ids with <mask>; expected "
+                f"as many, or up to {_MOST_PADDING} rows of padding more. Give those of the checkpoint."
+            )
+    spare = num_rows - max(sizes.values(), default=num_rows)
+    notes = [f"{spare} rows of the embeddings are padding: no token uses them."] if spare else []
+    if symbols is None or tokenizer is None:
+        return [*notes, "the order of ids was not checked: that needs --dict and --tokenizer_name."]
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    for number, (symbol, piece) in enumerate(zip_longest(symbols, pieces, fillvalue="")):
+        if symbol != piece:
+            raise UsageError(
+                f"id {number:,} is {symbol!r} in the dictionary ({len(symbols):,} symbols) but "
+                f"{piece!r} in tokenizer {tokenizer.name_or_path} ({len(pieces):,} tokens); give the "
+                "dictionary and the tokenizer that the checkpoint was trained with."
+            )
+    return notes

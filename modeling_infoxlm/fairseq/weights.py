@@ -10,7 +10,8 @@ Shapes: V vocabulary, P positions, D hidden, F feed-forward, Q queued keys.
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from modeling_infoxlm.hub.file_checks import is_pickle, what_is
 from modeling_infoxlm.hub.loading import explain_pickle
-from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.errors import UsageError, some
 
 # What may be built while a file is read, besides tensors and plain containers: `argparse.Namespace` alone, in
 # which fairseq keeps its flags. It is a plain data class: making one and setting its attributes runs no code.
@@ -31,6 +32,12 @@ _READABLE: list[Any] = [
     argparse.Namespace,
     *((argparse.Namespace, f"fairseq.meters.{name}") for name in _METERS),
 ]
+_LETTERS = {
+    "V": "vocab_size",
+    "P": "max_position_embeddings",
+    "D": "hidden_size",
+    "F": "intermediate_size",
+}
 # Module names of fairseq's encoder and of XLM-R's in transformers, and shapes of the weights.
 _LAYER_MODULES = {
     "self_attn.q_proj": ("attention.self.query", "DD"),
@@ -55,24 +62,16 @@ _PROJECTION = re.compile(r"self_attn\.[qkv]_proj\.")
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,3})\.(.+)")
 # `decoder` up to fairseq 0.9, `encoder` later.
 _ENCODER_TENSOR = r"(?:decoder|encoder)\.(?:sentence_encoder\.(?P<inner>.+)|(?P<head>lm_head\..+))"
-_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One RoBERTa of a checkpoint.
+    """One RoBERTa of a checkpoint."""
 
-    Attributes:
-        name: `model_fast`, `model_slow`, or `model` for the only one.
-        tensors: By fairseq's names from `embed_tokens.weight` on, attention projections split.
-        projection: Weight of the linear projection of the contrast, (D, D); None without.
-        stored: Names of the tensors in the file that these came from.
-    """
-
-    name: str
-    tensors: dict[str, Tensor]
-    projection: Tensor | None
-    stored: set[str]
+    name: str  # `model_fast`, `model_slow`, or `model` for the only one
+    tensors: dict[str, Tensor]  # by fairseq's names from `embed_tokens.weight` on, projections split
+    projection: Tensor | None  # weight of the linear projection of the contrast, (D, D)
+    stored: set[str]  # names of the tensors in the file that these came from
 
 
 @dataclass(frozen=True)
@@ -86,50 +85,50 @@ class Queue:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A fairseq checkpoint whose tensors are complete and have the right shapes.
+    """A fairseq checkpoint whose tensors are complete and have the right shapes."""
 
-    Attributes:
-        settings: fairseq's flags (`args`) by name; empty if the file has none.
-        sizes: Of all encoders, by the names of XLM-R's configuration.
-        fast: The trained encoder.
-        slow: Its momentum copy; None for a single RoBERTa.
-        queue: None for a single RoBERTa.
-        unknown: Names of tensors that belong to neither, sorted.
-        other_entries: Entries of the file beside `args` and `model`, such as the optimiser's state.
-    """
-
-    settings: dict[str, Any]
-    sizes: dict[str, Any]
-    fast: Encoder
-    slow: Encoder | None
+    settings: dict[str, Any]  # fairseq's flags (`args`) by name; empty if the file has none
+    sizes: dict[str, Any]  # of all encoders, by the names of XLM-R's configuration
+    fast: Encoder  # the trained one
+    slow: Encoder | None  # its momentum copy; None, as is the queue, for a single RoBERTa
     queue: Queue | None
-    unknown: list[str]
-    other_entries: list[str]
+    unknown: list[str]  # names of tensors that belong to neither
+    other_entries: list[str]  # beside `args` and `model`, such as the optimiser's state
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a fairseq checkpoint; nothing in the file is executed.
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a file's name before what is wrong with its content."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read_checkpoint(content: Mapping[str, Any]) -> Checkpoint:
+    """Check a fairseq checkpoint.
+
+    Args:
+        content: As `read_file` gives it.
 
     Raises:
-        UsageError: If it cannot be read, holds anything but tensors, plain containers and flags, or tensors
-            are missing or have other shapes than their encoder's.
+        UsageError: If tensors are missing or have other shapes than their encoder's.
     """
-    content = read_file(path)
     model: dict[str, Tensor] = content["model"]
     is_joint = any(name.startswith("model_fast.") for name in model)
     contrast = {name: model[name] for name in _CONTRAST if is_joint and name in model}
     parts = ("model_fast", "model_slow") if is_joint else ("model",)
     names = {part: _names_of(part, model) for part in parts}
-    sizes = _sizes({name: model[old] for name, old in names[parts[0]].items()}, path)
-    projections = _projections(contrast, sizes["hidden_size"], path)
-    encoders = [_encoder(part, names[part], model, sizes, projections.get(part), path) for part in parts]
+    sizes = _sizes({name: model[old] for name, old in names[parts[0]].items()})
+    projections = _projections(contrast, sizes["hidden_size"])
+    encoders = [_encoder(part, names[part], model, sizes, projections.get(part)) for part in parts]
     used = {name for encoder in encoders for name in encoder.stored} | contrast.keys()
     return Checkpoint(
         settings=vars(content.get("args") or argparse.Namespace()),
         sizes=sizes,
         fast=encoders[0],
         slow=encoders[1] if is_joint else None,
-        queue=_queue(contrast, sizes["hidden_size"], path) if is_joint else None,
+        queue=_queue(contrast, sizes["hidden_size"]) if is_joint else None,
         unknown=sorted(model.keys() - used),
         other_entries=sorted(str(name) for name in content if name not in ("args", "model")),
     )
@@ -198,12 +197,7 @@ def layer_number(name: str) -> int | None:
 
 def listed(names: Iterable[str]) -> str:
     """A few names and how many more there are; signs that a terminal would act on are written out."""
-    names = [repr(name[:100])[1:-1] for name in names]
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-# --- the encoders -------------------------------------------------------------------------------------------
+    return some([repr(name[:100])[1:-1] for name in names])
 
 
 def _names_of(part: str, model: Iterable[str]) -> dict[str, str]:
@@ -214,17 +208,17 @@ def _names_of(part: str, model: Iterable[str]) -> dict[str, str]:
     return {new.replace("layernorm_embedding.", "emb_layer_norm."): old for new, old in named.items()}
 
 
-def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     needed = ("embed_tokens.weight", "embed_positions.weight", "layers.0.fc1.weight")
     missing = [name for name in needed if name not in tensors]
     if missing:
-        raise UsageError(f"{path} is no RoBERTa encoder of fairseq: tensors missing: {', '.join(missing)}.")
+        raise UsageError(f"it is no RoBERTa encoder of fairseq: tensors missing: {', '.join(missing)}.")
     flat = [name for name in needed if tensors[name].dim() != 2]
     if flat:
-        raise UsageError(f"{path}: {flat[0]} is {_shape(tensors[flat[0]])}; expected two dimensions.")
+        raise UsageError(f"{flat[0]} is {tuple(tensors[flat[0]].shape)}; expected two dimensions.")
     layers = {number for number in map(layer_number, tensors) if number is not None}
     if layers != set(range(len(layers))):
-        raise UsageError(f"{path}: layers {listed(map(str, sorted(layers)))} are not numbered from 0 on.")
+        raise UsageError(f"layers {listed(map(str, sorted(layers)))} are not numbered from 0 on.")
     words, positions, inner = (tensors[name].shape for name in needed)
     return {
         "vocab_size": words[0],
@@ -236,18 +230,12 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
 
 
 def _expected_shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    letters = {
-        "V": "vocab_size",
-        "P": "max_position_embeddings",
-        "D": "hidden_size",
-        "F": "intermediate_size",
-    }
-    modules = {name: letters_of for name, (_, letters_of) in _OTHER_MODULES.items()}
+    modules = {name: letters for name, (_, letters) in _OTHER_MODULES.items()}
     for layer in range(sizes["num_hidden_layers"]):
-        modules |= {f"layers.{layer}.{name}": shape for name, (_, shape) in _LAYER_MODULES.items()}
+        modules |= {f"layers.{layer}.{name}": letters for name, (_, letters) in _LAYER_MODULES.items()}
     shapes = {}
-    for module, shape in modules.items():
-        shapes[f"{module}.weight"] = tuple(sizes[letters[letter]] for letter in shape)
+    for module, letters in modules.items():
+        shapes[f"{module}.weight"] = tuple(sizes[_LETTERS[letter]] for letter in letters)
         if not module.startswith("embed_"):
             shapes[f"{module}.bias"] = shapes[f"{module}.weight"][:1]
     return shapes
@@ -259,7 +247,6 @@ def _encoder(
     model: Mapping[str, Tensor],
     sizes: Mapping[str, int],
     projection: Tensor | None,
-    path: Path,
 ) -> Encoder:
     """Take an encoder's tensors, all of the right shape; others of its name stay behind as unknown."""
     tensors, stored = {}, set()
@@ -268,38 +255,29 @@ def _encoder(
     fused = {name: _PROJECTION.sub("self_attn.in_proj_", name) for name in expected}
     missing = [name for name in expected if name not in names and fused[name] not in names]
     if missing:
-        raise UsageError(f"{path}: {part} has no {listed(missing)}; the checkpoint is incomplete.")
+        raise UsageError(f"{part} has no {listed(missing)}; the checkpoint is incomplete.")
     for name, shape in expected.items():
         if name in names and fused[name] in names and name != fused[name]:
-            raise UsageError(f"{path} has {name} twice, on its own and in a fused tensor.")
+            raise UsageError(f"it has {name} twice, on its own and in a fused tensor.")
         old = names.get(name) or names[fused[name]]
         value = model[old]
         if name not in names:
             value = torch.atleast_1d(value).tensor_split(3)["qkv".index(name.split(".")[3][0])]
         if tuple(value.shape) != shape or not value.is_floating_point():
-            raise UsageError(
-                f"{path}: {name} of {part} is {_shape(value)} {value.dtype}; "
-                f"expected {shape} floating point numbers."
-            )
+            found = f"{name} of {part} is {tuple(value.shape)} {value.dtype}"
+            raise UsageError(f"{found}; expected {shape} floating point numbers.")
         tensors[name] = value
         stored.add(old)
     table, words = tensors["lm_head.weight"], tensors["embed_tokens.weight"]
     if table.data_ptr() != words.data_ptr() and not torch.equal(table, words):
         raise UsageError(
-            f"{path}: the output table of {part} is not its word embeddings (untied weights); "
+            f"the output table of {part} is not its word embeddings (untied weights); "
             "XLM-R ties them, so this checkpoint cannot be converted."
         )
     return Encoder(part, tensors, projection, stored)
 
 
-def _shape(value: Tensor) -> str:
-    return str(tuple(value.shape))
-
-
-# --- the contrast -------------------------------------------------------------------------------------------
-
-
-def _projections(contrast: Mapping[str, Tensor], hidden_size: int, path: Path) -> dict[str, Tensor]:
+def _projections(contrast: Mapping[str, Tensor], hidden_size: int) -> dict[str, Tensor]:
     """Projection weights by encoder: fairseq multiplies by the matrix, a linear layer by its transpose.
 
     The released code keeps a stack of one matrix, (1, D, D), shared by all languages.
@@ -308,31 +286,29 @@ def _projections(contrast: Mapping[str, Tensor], hidden_size: int, path: Path) -
     found = {name: value for name, value in contrast.items() if name.startswith("proj_matrix_")}
     for name, matrix in found.items():
         if tuple(matrix.shape) != expected or not matrix.is_floating_point():
-            raise UsageError(f"{path}: {name} is {_shape(matrix)}; expected {expected}.")
+            raise UsageError(f"{name} is {tuple(matrix.shape)}; expected {expected}.")
     parts = {
         name.replace("proj_matrix", "model"): matrix[0].t().contiguous() for name, matrix in found.items()
     }
     if len(parts) == 1:
-        raise UsageError(f"{path} has the projection of {next(iter(parts))} alone; expected both or none.")
+        raise UsageError(f"it has the projection of {next(iter(parts))} alone; expected both or none.")
     return parts
 
 
-def _queue(contrast: Mapping[str, Tensor], hidden_size: int, path: Path) -> Queue:
+def _queue(contrast: Mapping[str, Tensor], hidden_size: int) -> Queue:
     missing = [name for name in ("queue", "queue_ptr", "enqueue_cnt") if name not in contrast]
     if missing:
-        raise UsageError(f"{path} has no {', '.join(missing)}; the checkpoint is incomplete.")
+        raise UsageError(f"it has no {', '.join(missing)}; the checkpoint is incomplete.")
     keys = contrast["queue"]
     if keys.dim() != 2 or keys.shape[0] < 1 or keys.shape[1] != hidden_size or not keys.is_floating_point():
-        raise UsageError(f"{path}: queue is {_shape(keys)}; expected (keys, {hidden_size}).")
-    cursor, count = (_integer(contrast[name], name, path) for name in ("queue_ptr", "enqueue_cnt"))
+        raise UsageError(f"queue is {tuple(keys.shape)}; expected (keys, {hidden_size}).")
+    numbers = {name: contrast[name] for name in ("queue_ptr", "enqueue_cnt")}
+    for name, value in numbers.items():
+        if tuple(value.shape) != (1,) or value.is_floating_point() or value.is_complex():
+            raise UsageError(f"{name} is {tuple(value.shape)} {value.dtype}; expected one whole number.")
+    cursor, count = (int(value) for value in numbers.values())
     if not 0 <= cursor < len(keys) or count < 0 or (count < len(keys) and cursor != count):
         raise UsageError(
-            f"{path}: queue_ptr {cursor} and enqueue_cnt {count} do not fit a queue of {len(keys)} keys."
+            f"queue_ptr {cursor} and enqueue_cnt {count} do not fit a queue of {len(keys)} keys."
         )
     return Queue(keys, cursor, count)
-
-
-def _integer(value: Tensor, name: str, path: Path) -> int:
-    if tuple(value.shape) != (1,) or value.is_floating_point() or value.is_complex():
-        raise UsageError(f"{path}: {name} is {_shape(value)} {value.dtype}; expected one whole number.")
-    return int(value)

@@ -352,7 +352,9 @@ def test_a_dictionary_in_the_tokenizer_s_order_passes(tmp_path: Path) -> None:
     lines = convert_fairseq(ConvertArguments(str(tmp_path / "model.pt"), str(folder), **options))
     assert any("4 rows of the embeddings are padding" in line for line in lines)
     options["tokenizer_name"] = str(tmp_path)
-    assert f"tokenizer {tmp_path} cannot be used" in refuse(tmp_path, tmp_path / "model.pt", **options)
+    assert f"the tokenizer of {tmp_path} cannot be loaded" in refuse(
+        tmp_path, tmp_path / "model.pt", **options
+    )
 
 
 @pytest.mark.parametrize(
