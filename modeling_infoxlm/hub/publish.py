@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ from huggingface_hub.utils import validate_repo_id
 from modeling_infoxlm.hub.card import CARD_NAME, is_ours
 from modeling_infoxlm.hub.export import RELEASE_FILE, Format
 from modeling_infoxlm.hub.release import (
-    ReleaseFile,
     build_release,
     copy_tree,
     list_release,
@@ -40,14 +39,7 @@ _WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.j
 
 @dataclass(frozen=True)
 class PushRecord:
-    """What a push did.
-
-    Attributes:
-        url: Of the commit, or of the pull request.
-        oid: Of the commit.
-        tag: Name of the new tag; None for none.
-        changed: Whether there was anything new to commit.
-    """
+    """What a push did: address of the commit or pull request, the commit, the new tag, if there was news."""
 
     url: str
     oid: str
@@ -59,13 +51,12 @@ def push_release(
     folder: Path,
     repo_id: str,
     *,
-    token: str | None = None,
+    api: RetriedApi,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
     tag: str = AUTOMATIC_TAG,
     message: str = "Release",
-    api: RetriedApi | None = None,
 ) -> PushRecord:
     """Publish a release folder: repository, one commit, then a tag.
 
@@ -76,13 +67,12 @@ def push_release(
     Args:
         folder: A release, as `build_release` writes it; not changed.
         repo_id: `ORG/NAME`; made if missing.
-        token: Of the Hub; None for the stored login.
+        api: The Hub and how often it is tried.
         private: Make it private. An existing public repository is an error then.
         revision: Branch, made if missing; None for main.
         create_pr: Open a pull request against main.
         tag: Name; `"auto"` for the next of v1, v2, ... where the commit is on main; `"none"`.
         message: Of the commit.
-        api: The Hub and how often it is tried.
 
     Raises:
         UsageError: If the name, the tag or the visibility cannot be had.
@@ -94,14 +84,15 @@ def push_release(
     if create_pr and is_branch:
         raise UsageError("a pull request goes to main; give either --create_pr or --revision.")
     files = list_release(folder)
-    api = api or RetriedApi(HfApi(token=token))
-    branch = _Branch(api, make_repository(api, repo_id, private=private), revision)
-    tags = branch.tags()
+    repo_id = make_repository(api, repo_id, private=private)
+    refs = api.call("list the tags", lambda hub: hub.list_repo_refs(repo_id))
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
     if is_branch:
-        branch.make()
-    head = branch.head()
-    name = _tag_name(branch.repo_id, tag, tags, head, on_main=not is_branch and not create_pr)
-    commit = branch.commit(files, message=message, create_pr=create_pr)
+        branch = str(revision)
+        api.call("make the branch", lambda hub: hub.create_branch(repo_id, branch=branch, exist_ok=True))
+    head = api.call("look at the repository", lambda hub: hub.repo_info(repo_id, revision=revision)).sha
+    name = _tag_name(repo_id, tag, tags, head, on_main=not is_branch and not create_pr)
+    commit = _Branch(api, repo_id, revision).commit(files, message=message, create_pr=create_pr)
     if commit.oid == tags.get(str(name)) or (tag == AUTOMATIC_TAG and commit.oid in tags.values()):
         name = None  # nothing is new, and the last push came to its end
     elif name in tags:
@@ -109,17 +100,14 @@ def push_release(
             f"committed, but the tag {name} is of an earlier commit; push again with another --tag."
         )
     if name is not None:
-        branch.add_tag(name, commit.oid)
+        new, oid = name, commit.oid
+        api.call("make the tag", lambda hub: hub.create_tag(repo_id, tag=new, revision=oid, exist_ok=True))
     changed = create_pr or commit.oid != head
     return PushRecord(commit.pr_url or commit.commit_url, commit.oid, name, changed)
 
 
 def make_repository(api: RetriedApi, repo_id: str, *, private: bool) -> str:
-    """Make a repository if it is missing; returns its full name.
-
-    Raises:
-        UsageError: If it should be private, exists, and is public.
-    """
+    """Make a repository if it is missing, refuse a public one for a private model; returns its full name."""
     made = api.call(
         "make the repository", lambda hub: hub.create_repo(repo_id, private=private or None, exist_ok=True)
     )
@@ -132,17 +120,11 @@ def make_repository(api: RetriedApi, repo_id: str, *, private: bool) -> str:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no name of a repository before anything is built.
-
-    Raises:
-        UsageError: If it is none.
-    """
+    """Refuse what is no name of a repository before anything is built."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UsageError(f"{repo_id!r} is no name of a repository, expected ORG/NAME: {error}") from error
-    if not repo_id:
-        raise UsageError("infoxlm push needs a repository: infoxlm push out ORG/NAME.")
 
 
 def _tag_name(
@@ -159,49 +141,28 @@ def _tag_name(
 
 @dataclass(frozen=True)
 class _Branch:
-    """A branch of a repository, main for None."""
+    """A branch of a repository, main for None: what is there, and what a release makes of it."""
 
     api: RetriedApi
     repo_id: str
     revision: str | None
 
-    def make(self) -> None:
-        name = str(self.revision)
-        self.api.call(
-            "make the branch", lambda hub: hub.create_branch(self.repo_id, branch=name, exist_ok=True)
-        )
-
-    def head(self) -> str | None:
-        look = "look at the repository"
-        return self.api.call(look, lambda hub: hub.repo_info(self.repo_id, revision=self.revision)).sha
-
-    def tags(self) -> dict[str, str]:
-        """Commit of each tag."""
-        refs = self.api.call("list the tags", lambda hub: hub.list_repo_refs(self.repo_id))
-        return {ref.name: ref.target_commit for ref in refs.tags}
-
-    def add_tag(self, name: str, oid: str) -> None:
-        self.api.call(
-            "make the tag", lambda hub: hub.create_tag(self.repo_id, tag=name, revision=oid, exist_ok=True)
-        )
-
-    def commit(self, files: Sequence[ReleaseFile], *, message: str, create_pr: bool) -> CommitInfo:
+    def commit(self, files: Mapping[str, Path], *, message: str, create_pr: bool) -> CommitInfo:
         """Upload, then commit; of a pull request only the upload is repeated, else it might be opened twice.
 
         Each further try makes its operations anew, since they remember what the Hub said of them, and each
         looks at what is there by then: the answer to an earlier one may have been lost.
         """
-        new = {file.path_in_repo for file in files}
-        card = next((file.path for file in files if file.path_in_repo == CARD_NAME), None)
-        if card is not None and is_ours(card.read_bytes()) and self._has_own_card():
-            files = [file for file in files if file.path_in_repo != CARD_NAME]
-        uploaded = _additions(files)
+        sent = dict(files)
+        if CARD_NAME in sent and is_ours(sent[CARD_NAME].read_bytes()) and self._has_own_card():
+            del sent[CARD_NAME]
+        uploaded = _additions(sent)
         tries = iter([uploaded])
         to: dict[str, Any] = {"repo_id": self.repo_id, "revision": self.revision, "create_pr": create_pr}
 
         def commit(hub: HfApi) -> CommitInfo:
-            additions = next(tries, None) or _additions(files)
-            deletions = [CommitOperationDelete(name) for name in self._stale_files(new)]
+            additions = next(tries, None) or _additions(sent)
+            deletions = [CommitOperationDelete(name) for name in self._stale_files(set(files))]
             return hub.create_commit(operations=[*additions, *deletions], commit_message=message, **to)
 
         self.api.call(
@@ -237,31 +198,21 @@ class _Branch:
             return Path(path).read_bytes()
 
 
-def _additions(files: Sequence[ReleaseFile]) -> list[CommitOperationAdd]:
-    return [CommitOperationAdd(file.path_in_repo, str(file.path)) for file in files]
+def _additions(files: Mapping[str, Path]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(name, str(path)) for name, path in files.items()]
 
 
 @dataclass
 class TrainingPublisher:
-    """Pushes what a training run saves.
-
-    Attributes:
-        repo_id: Repository, which exists.
-        output_dir: Folder of the run; releases are built in a hidden folder in it.
-        format: Form of the release.
-        license: Licence of the model, for its card.
-        private: The repository must be private.
-        token: Of the Hub; None for the stored login.
-        revision: Branch; None for main.
-    """
+    """Pushes what a training run saves; releases are built in a hidden folder in the run's."""
 
     repo_id: str
     output_dir: Path
     format: Format
-    license: str | None = None
-    private: bool = False
-    token: str | None = field(default=None, repr=False)
-    revision: str | None = None
+    license: str | None = None  # of the model, for its card
+    private: bool = False  # the repository must be
+    token: str | None = field(default=None, repr=False)  # of the Hub; None for the stored login
+    revision: str | None = None  # branch; None for main
 
     def __post_init__(self) -> None:
         """Name the hidden folder, and open the Hub."""
@@ -269,11 +220,7 @@ class TrainingPublisher:
         self.api = RetriedApi(HfApi(token=self.token))
 
     def prepare(self) -> None:
-        """Look whether pushes can go there, and remove what a killed one has left here.
-
-        Raises:
-            UsageError: If the repository should be private and is not.
-        """
+        """Look whether pushes can go there, and remove what a killed one has left here."""
         make_repository(self.api, self.repo_id, private=self.private)
         shutil.rmtree(self.staging, ignore_errors=True)
 
@@ -308,9 +255,8 @@ class TrainingPublisher:
 
     def _push(self, release: Path, message: str, tag: str) -> str:
         try:
-            return push_release(
-                release, self.repo_id, revision=self.revision, message=message, tag=tag, api=self.api
-            ).url
+            options: dict[str, Any] = {"revision": self.revision, "message": message, "tag": tag}
+            return push_release(release, self.repo_id, api=self.api, **options).url
         finally:
             shutil.rmtree(release.parent, ignore_errors=True)
 

@@ -7,7 +7,7 @@ infoxlm push out ORG/NAME --dry_run
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from modeling_infoxlm.hub.export import FormatOptions
-from modeling_infoxlm.hub.publish import (
-    AUTOMATIC_TAG,
-    PushRecord,
-    check_repo_id,
-    make_repository,
-    push_release,
-)
-from modeling_infoxlm.hub.release import ReleaseFile, build_release, list_release
+from modeling_infoxlm.hub.publish import AUTOMATIC_TAG, check_repo_id, make_repository, push_release
+from modeling_infoxlm.hub.release import build_release, list_release
 from modeling_infoxlm.hub.retries import RetriedApi
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
@@ -58,13 +52,15 @@ class PushArguments(FormatOptions):
 
 
 def push_command(argv: list[str]) -> None:
-    """Publish a model: `infoxlm push FOLDER ORG/NAME`."""
-    arguments = _parse(argv)
+    """Publish a model: `infoxlm push FOLDER ORG/NAME`; these two may be flags as well."""
+    argv = name_leading(argv, ("--model_name_or_path", "--repo_id"))
+    (arguments,) = parse_args_with_config((PushArguments,), argv, program="infoxlm push", about=__doc__)
+    if not arguments.model_name_or_path or not arguments.repo_id:
+        raise UsageError("infoxlm push needs a folder and a repository: infoxlm push out ORG/NAME.")
     source = Path(arguments.model_name_or_path)
     if not source.is_dir():
         raise UsageError(f"there is no folder {source}; infoxlm push needs the folder of a run or a release.")
-    record = push_folder(arguments)
-    print(f"dry run: nothing was sent to {arguments.repo_id}." if record is None else _describe(record))
+    _push(arguments)
 
 
 def push_run(args: Any) -> None:
@@ -97,13 +93,11 @@ def push_model(folder: Path, repo_id: str | None, **options: Any) -> None:
         options: Fields of `PushArguments`.
     """
     name = repo_id or folder.resolve().name
-    record = push_folder(PushArguments(model_name_or_path=str(folder), repo_id=name, **options))
-    if record is not None:
-        print(_describe(record))
+    _push(PushArguments(model_name_or_path=str(folder), repo_id=name, **options))
 
 
-def push_folder(arguments: PushArguments) -> PushRecord | None:
-    """Build a release in a temporary folder, list its files and publish it; None after a dry run."""
+def _push(arguments: PushArguments) -> None:
+    """Build a release in a temporary folder, list its files, publish it and print where."""
     source, repo_id = Path(arguments.model_name_or_path), arguments.repo_id
     check_repo_id(repo_id)
     api = RetriedApi(HfApi(token=arguments.token))
@@ -121,8 +115,9 @@ def push_folder(arguments: PushArguments) -> PushRecord | None:
         )
         _print_files(list_release(folder))
         if arguments.dry_run:
-            return None
-        return push_release(
+            print(f"dry run: nothing was sent to {repo_id}.")
+            return
+        record = push_release(
             folder,
             repo_id,
             api=api,
@@ -132,28 +127,15 @@ def push_folder(arguments: PushArguments) -> PushRecord | None:
             tag=arguments.tag,
             message=arguments.message or f"Release of {source.resolve().name}",
         )
+    done = f", tag {record.tag}" if record.tag else ""
+    print(record.url + (done if record.changed else ": nothing has changed, no commit was made."))
 
 
-def _print_files(files: Sequence[ReleaseFile]) -> None:
+def _print_files(files: Mapping[str, Path]) -> None:
     table = Table("file", box=None, pad_edge=False)
     table.add_column("size", justify="right")
-    for file in files:
-        table.add_row(file.path_in_repo, decimal(file.size))
-    table.add_row(f"{len(files)} files", decimal(sum(file.size for file in files)))
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    for name, size in sizes.items():
+        table.add_row(name, decimal(size))
+    table.add_row(f"{len(files)} files", decimal(sum(sizes.values())))
     Console(highlight=False).print(table)
-
-
-def _describe(record: PushRecord) -> str:
-    """One line for people."""
-    if not record.changed:
-        return f"{record.url}: nothing has changed, no commit was made."
-    return record.url + (f", tag {record.tag}" if record.tag else "")
-
-
-def _parse(argv: list[str]) -> PushArguments:
-    """`infoxlm push FOLDER ORG/NAME --flags`; the first two may be flags as well."""
-    argv = name_leading(argv, ("--model_name_or_path", "--repo_id"))
-    (arguments,) = parse_args_with_config((PushArguments,), argv, program="infoxlm push", about=__doc__)
-    if not arguments.model_name_or_path or not arguments.repo_id:
-        raise UsageError("infoxlm push needs a folder and a repository: infoxlm push out ORG/NAME.")
-    return arguments

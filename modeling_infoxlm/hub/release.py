@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,6 @@ from modeling_infoxlm.runs.files import write_json, writing
 from modeling_infoxlm.runs.secrets import holds_token
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")
-
-
-@dataclass(frozen=True)
-class ReleaseFile:
-    """A file of a release.
-
-    Attributes:
-        path_in_repo: Its name in the repository, with `/`.
-        path: Where it lies.
-        size: In bytes.
-    """
-
-    path_in_repo: str
-    path: Path
-    size: int
 
 
 def build_release(
@@ -60,7 +46,9 @@ def build_release(
         made, form = read_record(source), options.get("format")
         if made is None:
             export(source, folder, **options)
-            _keep_own_card(source, folder)
+            card = source / CARD_NAME
+            if card.is_file() and not is_ours(card.read_bytes()):  # people's own goes with the model
+                shutil.copyfile(card, folder / CARD_NAME)
         elif form not in (None, made.format):
             raise UsageError(
                 f"{source} is a release as {made.format}, not as {form}; give the folder of the run."
@@ -72,14 +60,14 @@ def build_release(
         _list_files(folder)
 
 
-def list_release(folder: Path) -> list[ReleaseFile]:
-    """Files that a push uploads, sorted.
+def list_release(folder: Path) -> dict[str, Path]:
+    """Files that a push uploads, by their names in the repository, sorted.
 
     Raises:
         UsageError: If there is none, one could run code when it is loaded, lies outside by a link, or holds a
             token.
     """
-    files = []
+    files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or _is_hidden(path.relative_to(folder)):
             continue
@@ -89,7 +77,7 @@ def list_release(folder: Path) -> list[ReleaseFile]:
             raise UsageError(f"{folder / name} may be a pickle, which is never uploaded; remove it.")
         if holds_token(path):
             raise UsageError(f"{folder / name} holds an access token, which is never uploaded; remove it.")
-        files.append(ReleaseFile(name, path, path.stat().st_size))
+        files[name] = path
     if not files:
         raise UsageError(f"there is nothing to push in {folder}.")
     return files
@@ -98,8 +86,7 @@ def list_release(folder: Path) -> list[ReleaseFile]:
 def read_release_files(record: bytes) -> set[str]:
     """Names of the files that a release brought, by its `release.json`; none if it is not ours."""
     try:
-        content = json.loads(record)
-        return {str(name) for name in content["files"]}
+        return {str(name) for name in json.loads(record)["files"]}
     except (ValueError, TypeError, KeyError):  # another program's file of this name
         return set()
 
@@ -111,17 +98,11 @@ def copy_tree(source: Path, folder: Path) -> None:
             refuse_outside(path, source)
             target = folder / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(path, target)
-
-
-def _link_or_copy(path: Path, target: Path) -> None:
-    if path.suffix in WEIGHT_SUFFIXES:
-        try:
-            os.link(path.resolve(), target)
-            return
-        except OSError:  # another disk, or one without links
-            pass
-    shutil.copyfile(path, target)
+            if path.suffix in WEIGHT_SUFFIXES:
+                with suppress(OSError):  # another disk, or one without links
+                    os.link(path.resolve(), target)
+                    continue
+            shutil.copyfile(path, target)
 
 
 def _is_hidden(path: Path) -> bool:
@@ -129,17 +110,9 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") and part != LEADERBOARD_FOLDER for part in path.parts)
 
 
-def _keep_own_card(source: Path, folder: Path) -> None:
-    """A card that people wrote goes with the model; one of ours is written anew."""
-    card = source / CARD_NAME
-    if card.is_file() and not is_ours(card.read_bytes()):
-        shutil.copyfile(card, folder / CARD_NAME)
-
-
 def _list_files(folder: Path) -> None:
     """Note all files in `release.json`, so that the next push knows what to remove."""
     record = read_record(folder)
     if record is None:
         raise UsageError(f"{folder} holds no {RELEASE_FILE}.")
-    names = tuple(file.path_in_repo for file in list_release(folder))
-    write_json(folder / RELEASE_FILE, asdict(replace(record, files=names)))
+    write_json(folder / RELEASE_FILE, asdict(replace(record, files=tuple(list_release(folder)))))

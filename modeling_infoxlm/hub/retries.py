@@ -35,6 +35,7 @@ _HINTS = {
     403: "the token may not write there: check its role and the name of the repository",
     413: "a file is too large; give a smaller --max_shard_size",
 }
+_GO_ON = "nothing local was changed: run the same command again to go on"
 
 Result = TypeVar("Result")
 
@@ -44,13 +45,7 @@ class HubError(OSError):
 
 
 class RetriedApi:
-    """The Hub's client, each call tried several times.
-
-    Args:
-        hub: Client, with its endpoint and token.
-        attempts: Tries of each call.
-        wait: Called with the seconds to wait between two tries.
-    """
+    """The Hub's client, each call tried several times; `wait` gets the seconds between two tries."""
 
     def __init__(
         self, hub: HfApi, *, attempts: int = ATTEMPTS, wait: Callable[[float], None] = time.sleep
@@ -63,7 +58,7 @@ class RetriedApi:
         Args:
             what: What is done, for messages: "commit".
             action: The call.
-            attempts: Tries of this one.
+            attempts: Tries of this one, if not as many as of others.
 
         Raises:
             HubError: If it failed for good, or in each try.
@@ -80,17 +75,13 @@ class RetriedApi:
                 if trouble is None or _status(trouble) == 404:
                     raise
                 if attempt == attempts or _status(trouble) in _HINTS:
-                    raise HubError(self._explain(what, trouble, attempt)) from error
+                    tries = "" if attempt == 1 else f" after {attempt} attempts"
+                    failed = f"could not {what} at {self.hub.endpoint}{tries}: {_describe(trouble)}"
+                    raise HubError(f"{failed}; {_HINTS.get(_status(trouble) or 0, _GO_ON)}.") from error
                 seconds = _waiting_time(trouble, attempt)
                 logger.warning("could not %s: %s. Trying again in %.0f s.", what, _describe(trouble), seconds)
                 self.wait(seconds)
                 attempt += 1
-
-    def _explain(self, what: str, trouble: BaseException, attempt: int) -> str:
-        tries = "" if attempt == 1 else f" after {attempt} attempts"
-        go_on = "nothing local was changed: run the same command again to go on"
-        hint = _HINTS.get(_status(trouble) or 0, go_on)
-        return f"could not {what} at {self.hub.endpoint}{tries}: {_describe(trouble)}; {hint}."
 
 
 def _network_trouble(error: BaseException | None) -> BaseException | None:
