@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
 from modeling_infoxlm.packed_attention import VarlenAttention, plan_attention
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.flags import name_leading
+from modeling_infoxlm.runs.flags import flag, name_leading
 from modeling_infoxlm.runs.process import configure_process
 from modeling_infoxlm.runs.provenance import PACKAGES
 from modeling_infoxlm.runs.secrets import blot_secrets
@@ -56,21 +56,12 @@ class DoctorArguments:
 
     _argument_group_name = "doctor"
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint folder or name on the Hub. Or the first word."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of a repository on the Hub."}
-    )
+    model_name_or_path: str | None = flag(None, "Checkpoint folder or name on the Hub. Or the first word.")
+    model_revision: str = flag("main", "Branch, tag or commit of a repository on the Hub.")
 
 
 def doctor_command(argv: list[str]) -> None:
-    """Examine the machine and a checkpoint: `infoxlm doctor`.
-
-    Raises:
-        DoctorFailure: If a check failed.
-        UsageError: If there is no such folder or repository.
-    """
+    """Examine the machine and a checkpoint: `infoxlm doctor`; raises `DoctorFailure` if a check failed."""
     argv = name_leading(argv, ("--model_name_or_path",))
     (arguments,) = parse_args_with_config((DoctorArguments,), argv, program="infoxlm doctor", about=__doc__)
     configure_process(distributed=True)
@@ -93,9 +84,6 @@ def _report(console: Console, findings: Iterable[Finding]) -> list[Level]:
         console.print(Text.assemble((f"{finding.level:4}", _COLOURS[finding.level]), text))
         levels.append(finding.level)
     return levels
-
-
-# --- the machine --------------------------------------------------------------------------------------------
 
 
 def check_environment() -> Iterator[Finding]:
@@ -148,9 +136,8 @@ def check_disk(name: str, path: Path) -> Finding:
     text = f"{free / 1e9:,.0f} GB free {name} ({path})"
     if free >= LITTLE_DISK:
         return Finding("disk", "ok", text)
-    return Finding(
-        "disk", "warn", f"{text}; a checkpoint of a base model has 5 GB: make room, or write elsewhere."
-    )
+    text += "; a checkpoint of a base model has 5 GB: make room, or write elsewhere."
+    return Finding("disk", "warn", text)
 
 
 def check_login() -> Finding:
@@ -173,19 +160,14 @@ def check_login() -> Finding:
     return Finding("login", "ok", f"{user.get('name')} at {hub}{may}")
 
 
-# --- the checkpoint -----------------------------------------------------------------------------------------
-
-
 def _find(name_or_path: str, revision: str) -> tuple[Path, list[str]]:
-    """The folder of a checkpoint and the names of its files; from the Hub only what is read.
-
-    Raises:
-        UsageError: If there is no such folder or repository.
-        OSError: If the Hub cannot be reached.
-    """
+    """The folder of a checkpoint and the names of its files; from the Hub only what is read."""
     folder = Path(name_or_path)
     if folder.is_dir():
-        return folder, _file_names(folder)
+        paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        others = (".", "checkpoint-")  # hidden folders, and checkpoints of the run that lie in it
+        seen = [path for path in paths if not any(part.startswith(others) for part in path.parts[:-1])]
+        return folder, sorted(path.as_posix() for path in seen)
     check_name(name_or_path)
     try:
         info = HfApi().model_info(name_or_path, revision=revision)
@@ -197,13 +179,3 @@ def _find(name_or_path: str, revision: str) -> tuple[Path, list[str]]:
     except (TRANSPORT_ERROR, OfflineModeIsEnabled) as error:
         reason = blot_secrets(" ".join(str(error).split()))
         raise OSError(f"{name_or_path} cannot be fetched from {constants.ENDPOINT}: {reason}") from error
-
-
-def _file_names(folder: Path) -> list[str]:
-    """Files of a model folder, without the checkpoints of the run that lie in it, and hidden folders."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path.as_posix()
-        for path in paths
-        if not any(part.startswith((".", "checkpoint-")) for part in path.parts[:-1])
-    )

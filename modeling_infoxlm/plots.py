@@ -49,13 +49,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 def layer_curve_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], *, marked_layer: int) -> Figure:
     """Retrieval of one encoder at each of its layers: the mean over languages in bold, each language thin.
 
+    The two languages that are found best and worst at the best layer are named.
+
     Args:
         curves: Language -> `source_to_target` and `target_to_source`, each the accuracy in percent at layers
             0 (the embeddings), 1, ...
         marked_layer: Layer of the result.
-
-    Returns:
-        One panel. The two languages that are found best and worst at the best layer are named.
     """
     # (languages, 2 directions, layers)
     table = np.array([[row["source_to_target"], row["target_to_source"]] for row in curves.values()])
@@ -98,15 +97,12 @@ def write_beside(
 def language_heat_map_figure(
     scores: Mapping[str, Sequence[float]], *, columns: Sequence[str], label: str
 ) -> Figure:
-    """Score of each model in each language as colour and number.
+    """Score of each model, a row, in each language as colour and number.
 
     Args:
         scores: Model -> score of each language; NaN where there is none.
         columns: The languages.
         label: What the scores are, such as "accuracy, percent".
-
-    Returns:
-        One panel, a row for each model.
     """
     values = np.array(list(scores.values()), dtype=np.float64)
     title = f"{label}: {_extremes(values, columns)}"
@@ -129,11 +125,8 @@ def matrix_figure(
         rows: Languages of the first part.
         columns: Languages of the second part.
         parts: What the two parts are.
-        name: Of the model, for the title.
+        name: Of the model, for the title, which says how much is lost when the languages differ.
         label: What the scores are.
-
-    Returns:
-        One panel; the title says how much is lost when the languages differ.
     """
     same = np.array(rows)[:, None] == np.array(columns)
     within, across = (np.nanmean(values[which]) if which.any() else np.nan for which in (same, ~same))
@@ -153,9 +146,6 @@ def radar_figure(scores: Mapping[str, Sequence[float]], *, languages: Sequence[s
         scores: Model -> score of each language.
         languages: At least three.
         label: What the scores are.
-
-    Returns:
-        One polar panel, a closed line for each model.
 
     Raises:
         ValueError: If there are more models than distinct colours.

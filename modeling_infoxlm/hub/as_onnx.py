@@ -52,11 +52,11 @@ def save_as_onnx(
     A fine-tuned model gives the logits of its head; an encoder, and a model of pre-training, give
     `last_hidden_state`. The weights are fp32 and lie in `model.onnx.data`. Half precision is not offered:
     measured at 12 layers, float16 differs from torch's by 1e-2, and for bfloat16 ONNX Runtime has no kernels
-    on the CPU.
+    on the CPU. Nothing is written if the comparison fails.
 
     Args:
         model: Trained model; not changed.
-        folder: Where to write; made if missing. Nothing is written if the comparison fails.
+        folder: Where to write; made if missing.
         tokenizer: Written beside the graph when given.
         layer: Export the encoder alone, cut at this layer; 0 is the embedding output. None keeps all of it.
 
@@ -84,11 +84,7 @@ def save_as_onnx(
 
 
 def require_packages() -> None:
-    """Refuse to begin without the libraries.
-
-    Raises:
-        UsageError: With the command that installs them.
-    """
+    """Refuse to begin without the libraries, with the command that installs them."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"ONNX needs {', '.join(missing)}: pip install 'modeling-infoxlm[onnx]'")
@@ -99,10 +95,9 @@ def _export(model: PreTrainedModel, folder: Path) -> None:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     inputs = example_batch(model, _TRACED_LENGTHS)
-    open_dimensions = {
-        name: {i: torch.export.Dim.DYNAMIC for i in range(part.dim())} for name, part in inputs.items()
-    }
-    config = OnnxConfig(dynamic=True, dynamic_shapes=open_dimensions)
+    is_open = torch.export.Dim.DYNAMIC
+    shapes = {name: dict.fromkeys(range(part.dim()), is_open) for name, part in inputs.items()}
+    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
     with _quiet():
         OnnxExporter().export(model, inputs, config=config).save_pretrained(folder)
     _name_axes(folder / MODEL_FILE)
@@ -139,40 +134,35 @@ def _quiet() -> Iterator[None]:
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, folder: Path) -> None:
-    """Compare what ONNX Runtime makes of the file with torch.
+    """Refuse a file of which ONNX Runtime makes something else than torch.
 
     On one sequence, sequences of one length, padded ones, and one as long as the positions reach.
-
-    Raises:
-        RuntimeError: If an output differs by more than `TOLERANCE`.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / MODEL_FILE), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    difference = 0.0
+    differences = []
     for lengths in ([7], [4, 4, 4], [3, 10, 2, 6], [max_sequence_length(model.config)]):
         batch = example_batch(model, lengths)
         # The embedding output of layer 0 reads no mask, so that graph has none.
         found = session.run(names, {given.name: batch[given.name].numpy() for given in session.get_inputs()})
         expected = model(**batch)
-        for name, value in zip(names, found, strict=True):
-            largest = float((torch.from_numpy(value) - expected[name]).abs().max())
-            if not largest <= TOLERANCE:  # not a number is no agreement either
-                raise RuntimeError(
-                    f"the ONNX graph differs from torch by {largest:.1e}, more than {TOLERANCE:.0e}, "
-                    "so it is not released; try other versions of onnx, onnxscript and onnxruntime."
-                )
-            difference = max(difference, largest)
-    logger.info("ONNX Runtime and torch differ by at most %.1e.", difference)
+        pairs = zip(names, found, strict=True)
+        differences += [(torch.from_numpy(value) - expected[name]).abs().max() for name, value in pairs]
+    largest = float(torch.stack(differences).max())  # NaN if one is
+    if not largest <= TOLERANCE:
+        raise RuntimeError(
+            f"the ONNX graph differs from torch by {largest:.1e}, more than {TOLERANCE:.0e}, "
+            "so it is not released; try other versions of onnx, onnxscript and onnxruntime."
+        )
+    logger.info("ONNX Runtime and torch differ by at most %.1e.", largest)
 
 
 def example_batch(model: PreTrainedModel, lengths: Sequence[int]) -> dict[str, Any]:
     """Padded sequences of made-up tokens: `input_ids` and `attention_mask`, (B, L), or (B, C, L) for choices.
 
-    Args:
-        model: Whose vocabulary and padding are used.
-        lengths: Tokens of each of the B sequences.
+    Of so many tokens, from the model's vocabulary and with its padding.
     """
     choices = _NUM_CHOICES if isinstance(model, XLMRobertaForMultipleChoice) else 1
     pad, vocab_size = model.config.pad_token_id, model.config.vocab_size

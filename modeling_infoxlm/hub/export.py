@@ -3,8 +3,7 @@
     infoxlm export out --output_dir release
     infoxlm export out/checkpoint-500 --format sentence-transformers --layer 8 --output_dir vectors
 
-A release is a folder with weights, configuration, tokenizer and `release.json`, which says what it was made
-of.
+A release is a folder with weights, configuration, tokenizer and `release.json`: what it was made of.
 """
 
 import json
@@ -92,35 +91,20 @@ class ExportArguments(FormatOptions):
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What a release is and what it was made of: the content of `release.json`.
-
-    Attributes:
-        format: One of `FORMATS`.
-        architecture: Class of the released model.
-        num_parameters: Of the released model.
-        dtype: Type of the stored weights.
-        layer: Layer that the encoder was cut at; None for a whole model.
-        pooling: How tokens become one vector, for sentence-transformers.
-        normalize: Whether vectors are scaled to length 1, for sentence-transformers.
-        source: Name of the checkpoint on the Hub, or of its folder without the path.
-        source_revision: Commit of the checkpoint on the Hub.
-        source_sha256: Hash of the weights in the checkpoint's folder.
-        new: Parameters that the checkpoint lacked; they are random.
-        files: All files of the release, by their paths in it.
-    """
+    """What a release is and what it was made of: the content of `release.json`."""
 
     format: Format
-    architecture: str
+    architecture: str  # class of the released model
     num_parameters: int
     dtype: Dtype
-    layer: int | None
-    pooling: Pooling | None
-    normalize: bool
-    source: str
-    source_revision: str | None
-    source_sha256: str | None
-    new: tuple[str, ...]
-    files: tuple[str, ...]
+    layer: int | None  # that the encoder was cut at; None for a whole model
+    pooling: Pooling | None  # how tokens become one vector, for sentence-transformers
+    normalize: bool  # whether vectors are scaled to length 1, for sentence-transformers
+    source: str  # name of the checkpoint on the Hub, or of its folder without the path
+    source_revision: str | None  # commit of the checkpoint on the Hub
+    source_sha256: str | None  # hash of the weights in the checkpoint's folder
+    new: tuple[str, ...]  # parameters that the checkpoint lacked; they are random
+    files: tuple[str, ...]  # all of the release, by their paths in it
 
 
 def export_command(argv: list[str]) -> None:
@@ -131,14 +115,10 @@ def export_command(argv: list[str]) -> None:
         raise UsageError(
             "infoxlm export needs a model: infoxlm export out/checkpoint-500 --output_dir release."
         )
-    record = export(
-        arguments.model_name_or_path,
-        arguments.output_dir,
-        revision=arguments.model_revision,
-        token=arguments.token,
-        **arguments.format_options(),
-    )
-    print(f"{Path(arguments.output_dir)}: {_describe(record, Path(arguments.output_dir))}")
+    source, folder = arguments.model_name_or_path, Path(arguments.output_dir)
+    access: dict[str, Any] = {"revision": arguments.model_revision, "token": arguments.token}
+    record = export(source, folder, **access, **arguments.format_options())
+    print(f"{folder}: {_describe(record, folder)}")
 
 
 def export(
@@ -181,6 +161,7 @@ def export(
         write_training(Path(source), partial)
         released = _write(form, loaded, partial, chosen)
         is_st = form == "sentence-transformers"
+        files = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if not path.is_dir()]
         record = ExportRecord(
             format=form,
             architecture=type(released).__name__,
@@ -193,7 +174,7 @@ def export(
             source_revision=loaded.revision,
             source_sha256=loaded.sha256,
             new=loaded.new,
-            files=tuple(sorted([*_files(partial), RELEASE_FILE])),
+            files=tuple(sorted([*files, RELEASE_FILE])),
         )
         write_json(partial / RELEASE_FILE, asdict(record))
     return record
@@ -210,18 +191,13 @@ def read_record(folder: str | Path) -> ExportRecord | None:
 
 
 def _check_options(form: str, options: FormatOptions) -> None:
-    """Refuse what is no choice, and options that would have no effect.
-
-    Raises:
-        UsageError: With what was expected.
-    """
+    """Refuse what is no choice, and options that would have no effect."""
     for name, found, choices in (("format", form, FORMATS), ("dtype", options.dtype, get_args(Dtype))):
         if found not in choices:
             raise UsageError(f"{name} must be one of {', '.join(choices)}, found {found!r}.")
     if form == "onnx" and options.dtype != "float32":
         raise UsageError(
-            f"onnx is written in float32, found dtype {options.dtype}: float16 differs from torch by more "
-            "than the comparison allows, and ONNX Runtime has no bfloat16 products on the CPU; "
+            f"onnx is written in float32, found dtype {options.dtype}; "
             "convert model.onnx with the tools of ONNX Runtime."
         )
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", options.max_shard_size):
@@ -238,10 +214,8 @@ def _write(form: Format, source: Source, folder: Path, options: FormatOptions) -
     """Write the files of one format."""
     if form == "onnx":
         return save_as_onnx(source.model, folder, tokenizer=source.tokenizer, layer=options.layer)
-    weights: dict[str, Any] = {
-        "dtype": getattr(torch, options.dtype),
-        "max_shard_size": options.max_shard_size,
-    }
+    weights: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
+    weights["max_shard_size"] = options.max_shard_size
     if form != "sentence-transformers":
         save = save_as_infoxlm if form == "infoxlm" else save_as_xlm_roberta
         return save(source.model, folder, tokenizer=source.tokenizer, **weights)
@@ -259,11 +233,6 @@ def _write(form: Format, source: Source, folder: Path, options: FormatOptions) -
         normalize=options.normalize,
         **weights,
     )
-
-
-def _files(folder: Path) -> list[str]:
-    """All files in a folder, by their paths in it."""
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
 
 
 def _describe(record: ExportRecord, folder: Path) -> str:

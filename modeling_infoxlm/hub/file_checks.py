@@ -19,13 +19,8 @@ CONFIG, AGAIN = "config.json", "copy or download it again"
 # Files of a checkpoint that are JSON objects; AutoTokenizer looks into the model's configuration too.
 _OBJECTS: dict[Part, tuple[str, ...]] = {
     "config": (CONFIG,),
-    "tokenizer": (
-        CONFIG,
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "tokenizer.json",
-    ),
+    "tokenizer": (CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    + ("tokenizer.json",),
     "model": (CONFIG, "generation_config.json"),
 }
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "vocab*.json", "*.tiktoken")
@@ -161,17 +156,13 @@ def _object_problems(path: Path) -> list[str]:
 
 def _vocabulary_problems(folder: Path) -> list[str]:
     files = [path for pattern in _VOCABULARIES for path in folder.glob(pattern) if path.is_file()]
-    if not files and not _needs_no_vocabulary(folder):  # transformers would make an empty one
+    path = folder / "tokenizer_config.json"
+    kind = str(read_json(path).get("tokenizer_class")) if path.is_file() else ""
+    takes_text_as_it_is = kind.startswith(("ByT5", "Canine", "Perceiver"))
+    if not files and not takes_text_as_it_is:  # transformers would make an empty one
         return [f"it holds none of {', '.join(_VOCABULARIES)}; put the model's tokenizer there"]
     models = [path for path in files if path.suffix == ".model"]
     return [f"{path.name} {what_is(path)}" for path in models if not path.read_bytes()[:1] == b"\n"]
-
-
-def _needs_no_vocabulary(folder: Path) -> bool:
-    """Whether a tokenizer takes bytes or characters as they are."""
-    path = folder / "tokenizer_config.json"
-    kind = read_json(path).get("tokenizer_class") if path.is_file() else None
-    return str(kind).startswith(("ByT5", "Canine", "Perceiver"))
 
 
 def _size_problems(config: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from modeling_infoxlm.backbones import max_sequence_length
 from modeling_infoxlm.configuration_infoxlm import InfoXLMConfig
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining, InfoXLMModel, InfoXLMPreTrainedModel
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import write_text
 
 Pooling = Literal["cls", "mean"]
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -56,7 +57,7 @@ def save_as_xlm_roberta(
 
     Encoder and head keep XLM-R's names, and a fine-tuned model its labels. The projection of the contrast is
     left out, as in the released InfoXLM checkpoints; sentence vectors do not use it. An encoder without a
-    head has no pooler.
+    head has no pooler. Returns the model that was written.
 
     Args:
         model: Trained model, of any class of this package; not changed.
@@ -64,9 +65,6 @@ def save_as_xlm_roberta(
         tokenizer: Written beside the weights when given.
         dtype: Type of the stored weights; None keeps the model's.
         max_shard_size: Weights that take more are stored in several files, each smaller than this.
-
-    Returns:
-        The model that was written.
 
     Raises:
         ValueError: If the model is of no class of this package.
@@ -109,6 +107,7 @@ def save_as_sentence_transformer(
     The layers above the sentence layer, and every head, are left out: the folder is a plain XLM-R of `layer`
     layers, smaller and faster than the whole. Its few JSON files are written here, so that a release can be
     made without sentence-transformers, in the layout of its version 2, which every later version reads too.
+    Returns the encoder that was written.
 
     Args:
         model: Trained model; not changed.
@@ -121,9 +120,6 @@ def save_as_sentence_transformer(
         dtype: Type of the stored weights.
         max_shard_size: Of one file of weights.
 
-    Returns:
-        The encoder that was written.
-
     Raises:
         UsageError: If there is no such layer or pooling, the depth has no default layer, or a weight cannot
             be held by the type.
@@ -134,23 +130,21 @@ def save_as_sentence_transformer(
     """
     if pooling not in _POOLING_FLAGS:
         raise UsageError(f"pooling must be one of {tuple(_POOLING_FLAGS)}, found {pooling!r}.")
-    encoder = plain_encoder(model, _contrast_layer(model) if layer is None else layer)
+    try:
+        layer = model.config.resolved_xlco_layer() if layer is None else layer
+    except ValueError as error:
+        raise UsageError(f"the sentence layer is not known: {error} Give it by --layer.") from error
+    encoder = plain_encoder(model, layer)
     _write(encoder, folder, tokenizer, dtype or model.dtype, max_shard_size)
     length = min(tokenizer.model_max_length, max_sequence_length(encoder.config))
     files = _sentence_transformer_files(encoder.config.hidden_size, length, pooling, normalize)
     for name, content in files.items():
-        path = Path(folder, name)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(Path(folder, name), json.dumps(content, indent=2) + "\n")
     return encoder
 
 
 def plain_model(model: InfoXLMPreTrainedModel) -> PreTrainedModel:
-    """A copy in transformers' own class, in fp32 on the CPU.
-
-    Raises:
-        ValueError: If the model is of no class of this package.
-    """
+    """A copy in transformers' own class, in fp32 on the CPU; `ValueError` for no class of this package."""
     if type(model) is InfoXLMModel:
         return plain_encoder(model)
     if type(model) not in PLAIN_CLASSES:
@@ -163,12 +157,7 @@ def plain_model(model: InfoXLMPreTrainedModel) -> PreTrainedModel:
 def plain_encoder(model: InfoXLMPreTrainedModel, num_layers: int | None = None) -> XLMRobertaModel:
     """A copy of the encoder alone in transformers' own class, with its first layers only.
 
-    Args:
-        model: Encoder, with or without a head, which is left out, as is a pooler.
-        num_layers: How many layers are kept; None keeps all.
-
-    Raises:
-        UsageError: If the model has no such layer.
+    A head and a pooler are left out. `num_layers` are kept, all for None; `UsageError` if there are fewer.
     """
     config = _plain_config(model.config, without=(*_WRITTEN_FIELDS, *_LABEL_FIELDS))
     if num_layers is not None:
@@ -205,11 +194,7 @@ def _write(
     dtype: torch.dtype,
     max_shard_size: str,
 ) -> PreTrainedModel:
-    """Cast a model that is released, and write it.
-
-    Raises:
-        UsageError: With the first weight that is no number, or became none: float16 ends at 65,504.
-    """
+    """Cast a model that is released, and write it; refuses what is no number: float16 ends at 65,504."""
     torch.nn.Module.to(model, dtype=dtype)
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -223,32 +208,22 @@ def _write(
     return model
 
 
-def _contrast_layer(model: InfoXLMPreTrainedModel) -> int:
-    try:
-        return model.config.resolved_xlco_layer()
-    except ValueError as error:
-        raise UsageError(f"the sentence layer is not known: {error} Give it by --layer.") from error
-
-
 def _sentence_transformer_files(
     hidden_size: int, max_length: int, pooling: Pooling, normalize: bool
 ) -> dict[str, Any]:
     """Contents of the JSON files of sentence-transformers, by their names."""
     # The first module lies in the folder itself, the last has no files.
-    modules = {"Transformer": "", "Pooling": "1_Pooling"} | (
-        {"Normalize": "2_Normalize"} if normalize else {}
-    )
+    modules = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    if not normalize:
+        del modules["Normalize"]
     flags = {flag: name == pooling for name, flag in _POOLING_FLAGS.items()}
     return {
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
             for i, (name, path) in enumerate(modules.items())
         ],
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": hidden_size,
-            **flags,
-            **dict.fromkeys(_OTHER_POOLINGS, False),
-        },
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **flags}
+        | dict.fromkeys(_OTHER_POOLINGS, False),
         "sentence_bert_config.json": {
             # Its own default is max_position_embeddings, two more than XLM-R's positions hold.
             "max_seq_length": max_length,

@@ -86,15 +86,10 @@ def load_whole_model(
 def check_encoder(name_or_path: str | Path, model: Any, missing: Sequence[str]) -> None:
     """Refuse a checkpoint whose encoder would be random, or whose weights are no numbers.
 
-    A pooler may be random: nothing here reads it.
-
-    Args:
-        name_or_path: What was loaded.
-        model: As it was loaded.
-        missing: Parameters that the checkpoint lacks.
+    A pooler may be random: nothing here reads it. `missing` are the parameters that the checkpoint lacks.
 
     Raises:
-        UsageError: With the first of them.
+        UsageError: With the first weight.
     """
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     lost = [key for key in missing if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
@@ -111,18 +106,11 @@ def check_encoder(name_or_path: str | Path, model: Any, missing: Sequence[str]) 
         )
 
 
-# --- names --------------------------------------------------------------------------------------------------
-
-
 def check_name(name_or_path: str | Path, what: str = "checkpoint such as out/checkpoint-500") -> None:
     """Refuse at once what can only be a path and is none: the Hub takes a minute to answer, and misleads.
 
-    Args:
-        name_or_path: A folder, or a name on the Hub.
-        what: What should be there.
-
     Raises:
-        UsageError: If it is a file, a path that is not there, or no name of a repository.
+        UsageError: If it is a file, a path that is not there, or no name of a repository; with `what` is due.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_dir() and name:
@@ -168,17 +156,10 @@ def _nearest(path: Path) -> str:
 
 
 def check_state_file(path: Path) -> None:
-    """Refuse a file that should hold tensors and does not.
-
-    Raises:
-        UsageError: With the file and what it is.
-    """
+    """Refuse a file that should hold tensors and does not, with what it is."""
     problems = safetensors_problems(path)
     if problems:
         raise UsageError(f"{path.parent}: {problems[0]}.")
-
-
-# --- words --------------------------------------------------------------------------------------------------
 
 
 def explain(error: BaseException) -> str:

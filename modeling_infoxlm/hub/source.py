@@ -1,7 +1,7 @@
 """What a release is made of: a checkpoint, loaded with nothing drawn at random in silence."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,14 @@ _CLASSES: dict[str, type[InfoXLMPreTrainedModel]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded checkpoint.
+    """A loaded checkpoint."""
 
-    Attributes:
-        model: In fp32, in eval mode, of the class that the checkpoint's config.json names.
-        tokenizer: None if the checkpoint has none.
-        name: Name on the Hub, or the last part of the folder's path.
-        revision: Commit on the Hub; None for a folder.
-        sha256: Hash of a folder's weights, see `hash_weights`; None for the Hub, where the commit says it.
-        new: Parameters that the checkpoint lacks; they were drawn, the same in every process.
-    """
-
-    model: InfoXLMPreTrainedModel
+    model: InfoXLMPreTrainedModel  # in fp32 and eval mode, of the class that its config.json names
     tokenizer: PreTrainedTokenizerBase | None
-    name: str
-    revision: str | None
-    sha256: str | None
-    new: tuple[str, ...]
+    name: str  # on the Hub, or the last part of the folder's path
+    revision: str | None  # commit on the Hub; None for a folder
+    sha256: str | None  # of a folder's weights, see `hash_weights`; on the Hub the commit says it
+    new: tuple[str, ...]  # parameters that it lacks; they were drawn, the same in every process
 
 
 def load_source(
@@ -102,11 +93,8 @@ def hub_commit(name: str | Path, options: Mapping[str, Any]) -> str | None:
     """Commit that a revision on the Hub stands for; a loaded configuration does not always know it.
 
     Args:
-        name: Of the repository.
+        name: Of the repository; `UsageError` if it, or the revision, cannot be had.
         options: `revision`, `token`, `cache_dir`, as `from_pretrained` takes them.
-
-    Raises:
-        UsageError: If there is no such repository or revision, or the Hub cannot be reached.
     """
     try:
         return extract_commit_hash(cached_file(name, "config.json", **options), None)
@@ -140,10 +128,10 @@ def _new_parameters(
     # Heads of objectives from outside the package, and of pre-training where only the encoder is wanted.
     extra = ("objectives.", "lm_head.") if model_class is InfoXLMModel else ("objectives.",)
     left_out = [name for name in unexpected if name.startswith(extra)]
+    unexpected = [name for name in unexpected if name not in left_out]
     if left_out:
         what = f"{some(left_out)}, which are no part of a {model_class.__name__}"
         logger.warning("%s: left out are %s.", name_or_path, what)
-        unexpected = [name for name in unexpected if name not in left_out]
     lacking = [name for name in missing if name not in may_be_new]
     if lacking or unexpected:
         raise UsageError(
@@ -164,9 +152,8 @@ def _load_tokenizer(
     )
     if not any(found):  # transformers would make an empty one
         return None
-    tokenizer: PreTrainedTokenizerBase = load(
-        AutoTokenizer.from_pretrained, name_or_path, part="tokenizer", **options
-    )
+    loader: Callable[..., PreTrainedTokenizerBase] = AutoTokenizer.from_pretrained
+    tokenizer = load(loader, name_or_path, part="tokenizer", **options)
     if len(tokenizer) > vocab_size:
         raise UsageError(
             f"the tokenizer of {name_or_path} has {len(tokenizer):,} tokens, "
