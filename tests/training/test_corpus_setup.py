@@ -39,7 +39,7 @@ def test_both_kinds_of_text_are_sources(text: Path) -> None:
 # ---------------------------------------------------------------------------- tokenizer
 
 
-def test_a_tokenizer_is_trained_once_into_the_run(text: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_is_trained_once_into_the_run_and_a_named_one_loaded(text: Path, tmp_path: Path) -> None:
     data = arguments(bitext_files=[str(text)])
     first = trained(data, tmp_path / "out")
     assert len(first) > 50 and first.model_max_length == 64
@@ -47,23 +47,14 @@ def test_a_tokenizer_is_trained_once_into_the_run(text: Path, tmp_path: Path) ->
     again = trained(data, tmp_path / "out")
     assert again.get_vocab() == first.get_vocab()
     assert trained(data, tmp_path / "other").get_vocab() != first.get_vocab()
-
-
-def test_a_tokenizer_that_is_named_is_loaded_and_none_trained(text: Path, tmp_path: Path) -> None:
-    data = arguments(bitext_files=[str(text)])
     named = trained(data, tmp_path / "out")
     for model in (
         ModelArguments(tokenizer_name=str(tmp_path / "out/tokenizer")),
         ModelArguments(model_name_or_path=str(tmp_path / "out/tokenizer")),
     ):
-        found = find_tokenizer(model, data, tmp_path / "other")
+        found = find_tokenizer(model, data, tmp_path / "third")
         assert found.get_vocab() == named.get_vocab()
-    assert not (tmp_path / "other").exists()
-
-
-def test_no_tokenizer_and_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs a tokenizer: give --tokenizer_name, or --bitext_files"):
-        trained(arguments(), tmp_path)
+    assert not (tmp_path / "third").exists()
 
 
 # ---------------------------------------------------------------------------- corpus
@@ -131,3 +122,5 @@ def test_neither_text_nor_a_prepared_folder(tokenizer: PreTrainedTokenizerBase, 
     empty = tmp_path / "empty"
     with pytest.raises(DataError, match=r"as --prepared_data \(.*empty holds no manifest\.json"):
         open_or_prepare(arguments(prepared_data=str(empty)), tokenizer, tmp_path)
+    with pytest.raises(DataError, match="needs a tokenizer: give --tokenizer_name, or --bitext_files"):
+        trained(arguments(), tmp_path)

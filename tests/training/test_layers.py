@@ -59,8 +59,7 @@ def dynamo() -> Iterator[Callable[[], int]]:
 
 
 @pytest.mark.parametrize(
-    "layers, calls",
-    [("1-2", [2, 2, 1]), ("3", [1, 1, 2]), ("2-3", [1, 2, 2]), ("all", [2, 2, 2])],
+    "layers, calls", [("1-2", [2, 2, 1]), ("3", [1, 1, 2]), ("2-3", [1, 2, 2]), ("all", [2, 2, 2])]
 )
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_layers_of_the_range_run_twice_with_the_same_gradients(
@@ -75,7 +74,7 @@ def test_layers_of_the_range_run_twice_with_the_same_gradients(
     assert [counted[number] for number in (1, 2, 3)] == calls
 
 
-def test_the_momentum_encoder_recomputes_nothing() -> None:
+def test_the_momentum_encoder_recomputes_nothing_and_the_state_stays() -> None:
     part = {"input_ids": torch.arange(4, 16), "lengths": [5, 7]}
     expected = MomentumEncoder(tiny_model()).encode(part)
     model = tiny_model().train()
@@ -86,9 +85,6 @@ def test_the_momentum_encoder_recomputes_nothing() -> None:
         layer._gradient_checkpointing_func = lambda function, *args: calls.append(function) or function(*args)
     assert torch.equal(encoder.train().encode(part), expected)
     assert calls == []
-
-
-def test_recomputing_leaves_the_state_alone() -> None:
     model = tiny_model()
     names, config = list(model.state_dict()), model.config.to_dict()
     recompute_layers(model, "1-2")

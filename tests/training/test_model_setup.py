@@ -86,7 +86,7 @@ def test_shapes_given_override_a_configuration(tokenizer: PreTrainedTokenizerBas
 # ---------------------------------------------------------------------------- from a checkpoint
 
 
-def test_a_checkpoint_keeps_its_contrast_where_no_flag_says_otherwise(
+def test_a_checkpoint_keeps_its_contrast_and_not_its_dropout(
     tokenizer: PreTrainedTokenizerBase, checkpoint: Path
 ) -> None:
     model = build(tokenizer, ContrastArguments(), model_name_or_path=str(checkpoint))
@@ -94,12 +94,7 @@ def test_a_checkpoint_keeps_its_contrast_where_no_flag_says_otherwise(
     given = ContrastArguments(xlco_layer=2, xlco_temperature=0.125)
     model = build(tokenizer, given, model_name_or_path=str(checkpoint))
     assert (model.xlco_layer, model.objectives["xlco"].temperature) == (2, 0.125)
-
-
-def test_dropout_and_half_precision_of_a_checkpoint_are_replaced(
-    tokenizer: PreTrainedTokenizerBase, checkpoint: Path
-) -> None:
-    """Checkpoints of XLM-R come with 0.1; the paper's pre-training has none."""
+    # Checkpoints of XLM-R come with 0.1; the paper's pre-training has none.
     model = build(tokenizer, model_name_or_path=str(checkpoint))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
@@ -152,17 +147,14 @@ def test_longest_sequence_is_what_the_positions_hold(tokenizer: PreTrainedTokeni
         check_lengths(model, 33)
 
 
-def test_no_tokenizer_named() -> None:
-    with pytest.raises(ValueError, match="no tokenizer: give --model_name_or_path, or --tokenizer_name"):
-        load_tokenizer(ModelArguments())
-
-
 @pytest.mark.parametrize(
     "unfit, missing", [(ByT5Tokenizer, "bos_token_id, mask_token_id"), (CanineTokenizer, "a fast version")]
 )
 def test_tokenizers_that_do_not_serve(
     unfit: type[PreTrainedTokenizerBase], missing: str, tmp_path: Path
 ) -> None:
+    with pytest.raises(ValueError, match="no tokenizer: give --model_name_or_path, or --tokenizer_name"):
+        load_tokenizer(ModelArguments())
     unfit().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"must be a fast one in XLM-R's layout; missing: {missing}"):
         load_tokenizer(ModelArguments(tokenizer_name=str(tmp_path)))

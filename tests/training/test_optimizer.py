@@ -64,25 +64,6 @@ def test_the_norm_of_a_large_table_is_exact() -> None:
     assert gradient_norm([table]).item() == pytest.approx(1e-3 * math.sqrt(2**26), rel=1e-4)
 
 
-def test_parameters_without_gradient_do_not_count() -> None:
-    params = parameters()
-    params[0].grad = torch.full_like(params[0], 3.0)
-    assert gradient_norm(params).item() == pytest.approx(3.0 * math.sqrt(300 * 16))
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        torch.optim.AdamW(parameters(), fused=False),
-        torch.optim.AdamW(parameters()),
-        torch.optim.SGD(parameters(), fused=True),
-    ],
-    ids=["plain", "default", "sgd"],
-)
-def test_other_optimisers_do_not_divide(optimizer: torch.optim.Optimizer) -> None:
-    assert not divides_gradients(optimizer)
-
-
 def test_fused_adamw_is_the_default_on_the_cpu(tmp_path: Any) -> None:
     args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer = Trainer(tiny_model(), args)

@@ -94,12 +94,9 @@ def test_generators_come_back(tmp_path: Path) -> None:
     assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
 
 
-def test_anything_else_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"state\.a\.1 is a set"):
         save_state({"a": [1, {2}]}, tmp_path / "x.safetensors")
-
-
-def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is missing"):
         load_state(tmp_path / "none.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")

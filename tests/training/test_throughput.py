@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining
-from modeling_infoxlm.objectives import encoder_flops
 from modeling_infoxlm.training.throughput import count_tokens, matmul_peak
 
 CONFIG = InfoXLMConfig(
@@ -33,11 +32,6 @@ def one_layer(lengths: list[int]) -> int:
     """Multiply-adds counted as two: four D x D products, two D x F, and scores and contexts of attention."""
     per_token = 2 * (4 * 4 * 4 + 2 * 4 * 6)
     return sum(length * per_token + 2 * 2 * length * length * 4 for length in lengths)
-
-
-def test_encoder_by_hand() -> None:
-    assert one_layer([2]) == 2 * 224 + 64
-    assert encoder_flops(CONFIG, [2, 3], 3) == 3 * one_layer([2, 3])
 
 
 def test_masked_objective_counts_all_layers_and_the_head_of_masked_rows_thrice() -> None:
