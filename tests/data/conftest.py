@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_tokenizers
+from tiny_prepare import Letters, Run, Texts, WriteLines, numbered
+from tiny_sentences import numbered_corpus
 from transformers import XLMRobertaTokenizer
+
+from modeling_infoxlm.data.prepare import PrepareSettings, prepare
+from modeling_infoxlm.data.shards import Corpus
+from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +34,50 @@ def write_lines(tmp_path: Path) -> Callable[[str, Iterable[str]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def run(tmp_path: Path, letter_tokenizer: Letters) -> Run:
+    """Prepare `tmp_path/out` from specs; keywords that are no settings go to `prepare`."""
+
+    def run(
+        bitext: Iterable[str | Path] = (),
+        mono: Iterable[str | Path] = (),
+        *,
+        output_dir: Path = tmp_path / "out",
+        tokenizer: XLMRobertaTokenizer = letter_tokenizer,
+        num_workers: int = 1,
+        **settings: Any,
+    ) -> Corpus:
+        return prepare(
+            [*parse_bitext_sources(map(str, bitext)), *parse_mono_sources(map(str, mono))],
+            tokenizer=tokenizer,
+            output_dir=output_dir,
+            settings=PrepareSettings(**settings),
+            num_workers=num_workers,
+        )
+
+    return run
+
+
+@pytest.fixture
+def texts(letter_tokenizer: Letters) -> Texts:
+    """The text of each sequence of a store."""
+    return lambda store: [str(letter_tokenizer.decode(store[i].tolist())) for i in range(len(store))]
+
+
+@pytest.fixture
+def multiway(write_lines: WriteLines) -> list[Path]:
+    """The same 200 English sentences in three pairs, and one pair without English."""
+    english = numbered("word", 200)
+    paths = [
+        write_lines(f"en-{language}.tsv", (f"{text}\t{language} {text}" for text in english))
+        for language in ("de", "fr", "sw")
+    ]
+    return [*paths, write_lines("fr-de.tsv", (f"fr {text}\tde {text}" for text in english))]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three languages and three language pairs, of unequal sizes."""
+    return numbered_corpus(tmp_path_factory.mktemp("corpus"))

@@ -21,12 +21,7 @@ from pyarrow import parquet
 
 from modeling_infoxlm.data import readers
 from modeling_infoxlm.data.readers import SkipBadLines, read_rows, warn_of_extra_columns
-from modeling_infoxlm.data.sources import (
-    Source,
-    check_language,
-    parse_bitext_sources,
-    parse_mono_sources,
-)
+from modeling_infoxlm.data.sources import parse_bitext_sources, parse_mono_sources
 from modeling_infoxlm.runs.errors import DataError
 
 PAIRS = [("one", "eins"), ("two", "zwei"), ("", "drei")]
@@ -126,13 +121,6 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
             read(spec)
 
 
-def test_a_comma_in_a_folder_is_told_from_the_one_between_two_files(tmp_path: Path) -> None:
-    (tmp_path / "a,b").mkdir()
-    for name, text in (("x.en", "one\n"), ("x.de", "eins\n")):
-        (tmp_path / "a,b" / name).write_text(text)
-    assert pairs_of(f"{tmp_path}/a,b/x.en,{tmp_path}/a,b/x.de") == [("one", "eins")]
-
-
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     path = tmp_path / "de.txt"
     path.write_bytes("\ufeffa\u2028b\u0085c\x0bd\r\n\ufeffzwei\r\n\nlast".encode())
@@ -149,6 +137,10 @@ def test_jsonl_by_language_names_and_as_translations(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, records)))
     assert pairs_of(path) == PAIRS
     assert pairs_of(f"de-en={path}") == [(b, a) for a, b in PAIRS]
+    (tmp_path / "de.jsonl").write_text('{"text": "eins\\nzwei"}\n')
+    (tmp_path / "fr.tsv").write_text("news\tun\nnews\tdeux\n")
+    assert sentences_of(tmp_path / "de.jsonl") == ["eins", "zwei"]
+    assert sentences_of(tmp_path / "fr.tsv") == ["un", "deux"]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -169,13 +161,6 @@ def test_parquet(tmp_path: Path) -> None:
         pairs_of(tmp_path / "en-fr.parquet")
 
 
-def test_mono_jsonl_and_tsv(tmp_path: Path) -> None:
-    (tmp_path / "de.jsonl").write_text('{"text": "eins\\nzwei"}\n')
-    (tmp_path / "fr.tsv").write_text("news\tun\nnews\tdeux\n")
-    assert sentences_of(tmp_path / "de.jsonl") == ["eins", "zwei"]
-    assert sentences_of(tmp_path / "fr.tsv") == ["un", "deux"]
-
-
 def test_hub_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -187,18 +172,9 @@ def test_hub_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (source,) = parse_bitext_sources(["hub:someone/books:en-de:test"])
-    assert source == Source(("en", "de"), ("hub:someone/books:en-de:test",))
     assert list(read_rows(source, revision="abc")) == PAIRS
     options = {"split": "test", "streaming": True, "revision": "abc"}
     assert calls == [("someone/books", "en-de", options)]
-    assert parse_mono_sources(["hub:cc100:de"]) == [Source(("de",), ("hub:cc100:de",))]
-    assert parse_mono_sources(["sw=hub:someone/text"])[0].name == "sw"
-    with pytest.raises(
-        DataError, match="carries no language pair; write for example en-de=hub:someone/books"
-    ):
-        parse_bitext_sources(["hub:someone/books"])
-    with pytest.raises(DataError, match="expected hub:NAME"):
-        parse_mono_sources(["de=hub:a:b:c:d"])
 
 
 def test_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +230,9 @@ def test_a_last_column_of_scores_is_refused(tmp_path: Path) -> None:
     assert pairs_of(path) == [("one", "eins"), ("2", "2")]
 
 
-def test_missing_and_extra_columns_name_file_and_line(tmp_path: Path) -> None:
+def test_bad_lines_name_file_and_line_or_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "en-de.tsv"
     path.write_text("one\teins\ntwo\n\nthree\tdrei\tx\n")
     with pytest.raises(DataError, match=r"en-de.tsv, line 2: missing columns: 2 needed, 1 found"):
@@ -262,8 +240,18 @@ def test_missing_and_extra_columns_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 1: missing columns: 4 needed, 2 found"):
         pairs_of(path, columns=(0, 3))
     skip = SkipBadLines()
-    assert pairs_of(path, on_bad_line=skip) == [("one", "eins"), ("", "")]
-    assert skip.count == 2
+    assert pairs_of(path, on_bad_line=skip) == [("one", "eins"), ("", "")] and skip.count == 2
+    (tmp_path / "x.en").write_bytes(b"one\nt\xffo\nthree\nf\xfeur\n")
+    (tmp_path / "x.de").write_bytes(b"eins\nzwei\ndrei\nvier\n")
+    found = r"x.en, line 2: invalid UTF-8, byte 0xff at position 1.*--on_bad_line skip"
+    for read, spec in ((pairs_of, f"{tmp_path}/x.{{en,de}}"), (sentences_of, tmp_path / "x.en")):
+        with pytest.raises(DataError, match=found):
+            read(spec)
+    caplog.clear()
+    skip = SkipBadLines()
+    both_sides = pairs_of(f"{tmp_path}/x.{{en,de}}", on_bad_line=skip)
+    assert both_sides == [("one", "eins"), ("three", "drei")] and skip.count == 2
+    assert len(caplog.records) == 1 and "line 2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -315,24 +303,6 @@ def test_blank_lines_at_the_end_of_a_file_do_no_harm(tmp_path: Path) -> None:
     assert sentences_of(f"{tmp_path}/fr.jsonl") == ["c", ""]
 
 
-def test_invalid_utf8_names_file_and_line_or_is_skipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "x.en").write_bytes(b"one\nt\xffo\nthree\nf\xfeur\n")
-    (tmp_path / "x.de").write_bytes(b"eins\nzwei\ndrei\nvier\n")
-    spec = f"{tmp_path}/x.{{en,de}}"
-    with pytest.raises(
-        DataError, match=r"x.en, line 2: invalid UTF-8, byte 0xff at position 1.*--on_bad_line skip"
-    ):
-        pairs_of(spec)
-    skip = SkipBadLines()
-    assert pairs_of(spec, on_bad_line=skip) == [("one", "eins"), ("three", "drei")]  # both sides are skipped
-    assert skip.count == 2
-    assert len(caplog.records) == 1 and "line 2" in caplog.text
-    with pytest.raises(DataError, match="x.en, line 2: invalid UTF-8"):
-        sentences_of(tmp_path / "x.en")
-
-
 def test_empty_and_unknown_files(tmp_path: Path) -> None:
     (tmp_path / "de.txt").touch()
     (tmp_path / "fr.txt.gz").write_bytes(gzip.compress(b""))
@@ -349,185 +319,3 @@ def test_empty_and_unknown_files(tmp_path: Path) -> None:
             sentences_of(f"de={tmp_path / name}")
     with pytest.raises(DataError, match="unknown kind of file"):
         pairs_of(f"en-de={tmp_path / 'x.csv'}")
-
-
-def test_missing_files_and_globs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file matches .*/x-\\*.tsv"):
-        pairs_of(f"en-de={tmp_path}/x-*.tsv")
-    with pytest.raises(DataError, match="no such file or folder"):
-        sentences_of(f"de={tmp_path}/none.txt")
-    (tmp_path / "x.en").write_text("a\n")
-    with pytest.raises(DataError, match="x.fr: no such file; two-file bitext en-fr needs both sides"):
-        pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr")
-    with pytest.raises(DataError, match="holds no file to read"):
-        pairs_of(tmp_path)
-    with pytest.raises(DataError, match="names languages but no file"):
-        pairs_of("en-de=")
-
-
-def test_two_files_that_are_one_and_one_that_has_one_side(tmp_path: Path) -> None:
-    for name in ("x.en", "en-de.txt"):
-        (tmp_path / name).write_text("a\n")
-    os.symlink(tmp_path / "x.en", tmp_path / "x.fr")
-    with pytest.raises(DataError, match="both sides of en-fr are the same file"):
-        pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr")
-    with pytest.raises(DataError, match="has one side only; give two files"):
-        pairs_of(tmp_path / "en-de.txt")
-
-
-# ---------------------------------------------------------------------------------------- names and languages
-
-
-def test_what_is_no_language_code_never_becomes_a_folder() -> None:
-    for code in ("de", "ceb", "zh_Hans", "pt-BR", "sr_Latn_RS"):
-        assert check_language(code) == code.replace("-", "_")
-    for code in ("", "d", "deutsch", "../de", "de/..", "de_", "d.e", "de\n", "de fr"):
-        for languages in ((code,), ("en", code)):
-            with pytest.raises(DataError):
-                Source(languages, ("x.txt",))
-
-
-def test_languages_typed_wrongly(tmp_path: Path) -> None:
-    path = tmp_path / "x.tsv"
-    path.touch()
-    for spec, complaint in {
-        f"en={path}": "'en' is not a language pair",
-        f"zh-Hans-en={path}": "underscore as in zh_Hans-en",
-        f"en-en={path}": "names one language twice",
-        f"../../evil={path}": "no such file",
-    }.items():
-        with pytest.raises(DataError, match=complaint):
-            parse_bitext_sources([spec])
-    for spec, complaint in {
-        f"en-de={path}": "is a pair; text of one language wants",
-        f"german={path}": "'german' is not a language code",
-    }.items():
-        with pytest.raises(DataError, match=complaint):
-            parse_mono_sources([spec])
-
-
-@pytest.mark.parametrize(
-    ("name", "pair"),
-    [
-        ("en-de.tsv.xz", "en-de"),
-        ("news.de-en.tsv", "de-en"),
-        ("corpus_zh_Hans-en.jsonl.gz", "zh_Hans-en"),
-        ("train.en-ceb.parquet", "en-ceb"),
-        ("v1-en-de.tsv", "en-de"),
-        ("dev.en-de.tsv", "en-de"),
-        ("wmt-en-de.tsv", "en-de"),
-        ("wiki_en-zh_Hans.tsv", "en-zh_Hans"),
-        ("top-ten.tsv", None),
-        *(
-            (f"{name}.tsv", None)
-            for name in "en-zh-cn en-pt-br x.en-zh-hans zh-tw pt-br zh-cn-en zh_cn-en en-zh_cn ceb-pt-br "
-            "en-zh-CN en-us dev-de".split()
-        ),
-        ("pairs.tsv", None),
-    ],
-)
-def test_pair_in_the_name(tmp_path: Path, name: str, pair: str | None) -> None:
-    (tmp_path / name).touch()
-    if pair is None:
-        with pytest.raises(DataError, match="carries no language pair; write for example en-de="):
-            parse_bitext_sources([str(tmp_path / name)])
-    else:
-        assert parse_bitext_sources([str(tmp_path / name)])[0].name == pair
-
-
-@pytest.mark.parametrize(
-    ("name", "language"),
-    [
-        ("de.txt.xz", "de"),
-        ("news.de.txt", "de"),
-        ("news-2020_de.txt.gz", "de"),
-        ("cc.zh_Hans.jsonl", "zh_Hans"),
-        ("eng_Latn.txt", "eng_Latn"),
-        ("news.de", "de"),
-        ("dev-de.txt", "de"),
-        ("raw.txt", None),
-        *((f"{name}.txt", None) for name in "pt_br zh-cn x.zh_cn zh-TW en_us news-pt-br".split()),
-        ("SOURCE.txt", None),
-        ("en-de.txt", None),
-    ],
-)
-def test_language_in_the_name(tmp_path: Path, name: str, language: str | None) -> None:
-    (tmp_path / name).touch()
-    if language is None:
-        with pytest.raises(DataError, match="carries no language; write for example de="):
-            parse_mono_sources([str(tmp_path / name)])
-    else:
-        assert parse_mono_sources([str(tmp_path / name)])[0].name == language
-
-
-def test_a_folder_says_aloud_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt", "README.md"):
-        (tmp_path / name).touch()
-    with caplog.at_level(logging.WARNING):
-        assert [source.name for source in parse_bitext_sources([str(tmp_path)])] == ["en-de"]
-        assert [source.name for source in parse_mono_sources([str(tmp_path)])] == ["de"]
-    passed_over = ["de.txt, en-pt-br.tsv, pt_br.txt not read", "en-de.tsv, en-pt-br.tsv, pt_br.txt not read"]
-    for record, names in zip(caplog.records, passed_over, strict=True):
-        assert (
-            names in record.message and "are given as x.en,x.de, others as LANGUAGES=PATH" in record.message
-        )
-
-
-def names(sources: list[Any]) -> list[tuple[str, ...]]:
-    return [("-".join(s.languages), *(Path(location).name for location in s.locations)) for s in sources]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in (
-        "en-fr.tsv",
-        "en-de.tsv.gz",
-        "x.en",
-        "x.sw",
-        "tatoeba.de-en.en",
-        "tatoeba.de-en.de",
-        "multi.en.txt",
-        "multi.de.txt",
-        "multi.fr.txt",
-        "SOURCE.txt",
-        "README.md",
-        "LICENSE",
-        "it.txt",
-    ):
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-def test_bitext_folder_takes_what_it_recognises(folder: Path) -> None:
-    assert names(parse_bitext_sources([str(folder)])) == [
-        ("en-de", "en-de.tsv.gz"),
-        ("en-fr", "en-fr.tsv"),
-    ]
-    assert names(parse_bitext_sources([f"en-de={folder}"])) == [("en-de", "en-de.tsv.gz")]
-
-
-def test_mono_folder_takes_what_it_recognises(folder: Path) -> None:
-    found = names(parse_mono_sources([str(folder)]))
-    assert ("it", "it.txt") in found and ("de", "multi.de.txt") in found
-    assert not {"SOURCE.txt", "README.md", "LICENSE", "en-fr.tsv", "en-de.tsv.gz"} & {
-        name for _, name in found
-    }
-    assert ("it", "SOURCE.txt") in names(parse_mono_sources([f"it={folder}"]))
-    assert ("it", "multi.de.txt") not in names(parse_mono_sources([f"it={folder}"]))
-
-
-def test_globs_braces_and_duplicates(folder: Path) -> None:
-    assert names(parse_bitext_sources([f"{folder}/en-*", f"{folder}/en-fr.tsv"])) == [
-        ("en-de", "en-de.tsv.gz"),
-        ("en-fr", "en-fr.tsv"),
-    ]
-    assert names(parse_bitext_sources([f"{folder}/multi.{{fr,de}}.txt"])) == [
-        ("fr-de", "multi.fr.txt", "multi.de.txt")
-    ]
-    assert names(parse_bitext_sources([f"{folder}/tatoeba.de-en.de,{folder}/tatoeba.de-en.en"])) == [
-        ("de-en", "tatoeba.de-en.de", "tatoeba.de-en.en")
-    ]
-    with pytest.raises(DataError, match="x.en is plain text and has one side only; .* as in x.en,x.fr"):
-        parse_bitext_sources([f"en-sw={folder}/x.*"])
-    with pytest.raises(DataError, match="LICENSE: its name carries no language pair"):
-        parse_bitext_sources([f"{folder}/L*"])

@@ -55,11 +55,6 @@ def test_hash64_broadcasts_arrays() -> None:
     assert table.tolist() == [[int(hash64(5, row, column)) for column in range(3)] for row in range(2)]
 
 
-def test_hash64_takes_negative_and_large_integers() -> None:
-    """A seed of -1 or 2**64 - 1 is odd but no reason to fail."""
-    assert int(hash64(-1)) == int(hash64(2**64 - 1))
-
-
 def test_uniform_fills_the_unit_interval() -> None:
     """Mean 1/2, variance 1/12, never 1."""
     values = uniform(hash64("uniform", np.arange(100_000)))
@@ -133,12 +128,6 @@ def test_probabilities_lie_between_natural_and_equal_shares(counts: list[int], a
     smallest = int(np.argmin(counts))
     assert min(counts) / sum(counts) <= probabilities[smallest] * (1 + 1e-9)
     assert probabilities[smallest] <= 1 / len(counts) * (1 + 1e-9)
-
-
-def test_alpha_1_keeps_shares_and_alpha_0_makes_them_equal() -> None:
-    """The two ends of the scale."""
-    np.testing.assert_allclose(sampling_probabilities([1, 3], 1.0), [0.25, 0.75])
-    np.testing.assert_allclose(sampling_probabilities([1, 3], 0.0), [0.5, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -223,20 +212,3 @@ def test_large_groups_of_streams_and_seeds_show_their_own_part_first() -> None:
         assert len(one) == 667
         for other in met[:i]:
             assert abs(len(one & other) / 667 - 0.667) < 0.05
-
-
-def test_small_group_is_repeated_and_large_one_cut() -> None:
-    """10 and 990 examples at alpha 0: 500 places each in an epoch of 1,000."""
-    sampler = ExampleSampler({"en": 990, "sw": 10}, 0.0, 1, "mlm")
-    group, index = sampler.locate(np.arange(1000))
-    assert sampler.places.tolist() == [500, 500]
-    assert np.bincount(index[group == 1]).tolist() == [50] * 10
-    assert len(set(index[group == 0].tolist())) == 500
-
-
-def test_describe_groups() -> None:
-    """What is logged of each group: examples, probability and exact share."""
-    assert ExampleSampler({"en": 30, "sw": 10}, 0.0, 1, "mlm").describe_groups() == {
-        "en": {"examples": 30, "probability": 0.5, "expected_share": 0.5},
-        "sw": {"examples": 10, "probability": 0.5, "expected_share": 0.5},
-    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from hypothesis import strategies as st
 
 from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.shards import FORMAT_VERSION, Corpus, TokenStore, TokenStoreWriter
-from modeling_infoxlm.runs import files
-from modeling_infoxlm.runs.errors import DataError, DiskFullError
+from modeling_infoxlm.runs.errors import DataError
 
 SEQUENCES = [[5, 6, 7], [], [2**32 - 1], [8, 9], [10]]
 
@@ -33,14 +31,11 @@ def store(tmp_path: Path) -> TokenStore:
     return TokenStore([write(tmp_path / "x.0", SEQUENCES[:2]), write(tmp_path / "x.1", SEQUENCES[2:])])
 
 
-def test_shards_are_one_list_in_order(store: TokenStore) -> None:
+def test_shards_are_one_list_in_order_that_ends(store: TokenStore) -> None:
     assert len(store) == 5
     assert [store[i].tolist() for i in range(5)] == SEQUENCES
     assert store[-1].tolist() == [10]
     assert store[0].dtype == np.uint32
-
-
-def test_index_beyond_the_end_is_refused(store: TokenStore) -> None:
     for index in (5, -6):
         with pytest.raises(IndexError, match="5 sequences"):
             store[index]
@@ -48,13 +43,6 @@ def test_index_beyond_the_end_is_refused(store: TokenStore) -> None:
         store.gather(np.array([0, 5]))
     with pytest.raises(IndexError):
         store.lengths(np.array([-1]))
-
-
-def test_gather_across_shards_keeps_the_order_asked(store: TokenStore) -> None:
-    tokens, lengths = store.gather(np.array([3, 0, 1, 3]))
-    assert tokens.tolist() == [8, 9, 5, 6, 7, 8, 9]
-    assert lengths.tolist() == [2, 3, 0, 2]
-    assert (tokens.dtype, lengths.dtype) == (np.uint32, np.int64)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,12 +60,6 @@ def test_gather_equals_a_loop(tmp_path: Path, data: st.DataObject) -> None:
     assert store.lengths(np.array(indices, dtype=np.int64)).tolist() == lengths.tolist()
 
 
-def test_store_travels_to_workers_as_paths_only(store: TokenStore) -> None:
-    sent = ForkingPickler.dumps(store)
-    assert len(sent) < 1000
-    assert [ForkingPickler.loads(sent)[i].tolist() for i in range(5)] == SEQUENCES
-
-
 def test_writer_takes_arrays_and_many_sequences_at_once(tmp_path: Path) -> None:
     with TokenStoreWriter(tmp_path / "x") as writer:
         writer.append(np.arange(3))
@@ -92,16 +74,6 @@ def test_nothing_is_visible_before_the_end_and_nothing_left_after_an_error(tmp_p
         writer.append([1, 2])
         assert not (tmp_path / "x.tokens").exists()
         raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failure_to_reach_the_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "fsync_file", full)
-    with pytest.raises(DiskFullError, match=r"x\.\w+ cannot be written"):
-        write(tmp_path / "x", SEQUENCES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,6 +141,10 @@ def test_corpus_that_is_none_is_refused(tmp_path: Path) -> None:
     manifest(tmp_path, format_version=7)
     with pytest.raises(DataError, match=f"format version 7, expected {FORMAT_VERSION}"):
         Corpus.open(tmp_path)
+    manifest(tmp_path)
+    write(tmp_path / "bitext/zh_Hans-en/a.target", [[7]])
+    with pytest.raises(DataError, match="2 source but 1 target"):
+        Corpus.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,11 +172,4 @@ def test_a_manifest_of_a_wrong_shape_is_one_line(tmp_path: Path, content: Any, c
     else:
         manifest(tmp_path, **content)
     with pytest.raises(DataError, match=rf"manifest\.json.*{re.escape(complaint)}.*prepare it again"):
-        Corpus.open(tmp_path)
-
-
-def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
-    manifest(tmp_path)
-    write(tmp_path / "bitext/zh_Hans-en/a.target", [[7]])
-    with pytest.raises(DataError, match="2 source but 1 target"):
         Corpus.open(tmp_path)
