@@ -52,15 +52,3 @@ def test_numbers_follow_from_each_other_and_are_written(
     assert written["joint_tokens_per_second"] == result["joint_tokens_per_second"]
     assert written["command"] == "python -m benchmarks.data --lines 3" and written["machine"]["cores"]
     assert f"{result['prepare']['tokens']:,} tokens" in written["printed"]
-
-
-def test_text_and_tokenizer_of_the_data_folder_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("parallel", "mono", "tokenizer_xlmr"):
-        (tmp_path / folder).mkdir()
-    for place in ("", str(tmp_path)):
-        monkeypatch.setenv("INFOXLM_DATA", place)
-        options = data.parse_arguments([])
-        assert options.tokenizer == (tmp_path / "tokenizer_xlmr" if place else None)
-        assert (tmp_path / "mono" / "de.txt.xz" in options.text) == bool(place) != (FILES[0] in options.text)

@@ -119,10 +119,3 @@ def test_the_real_trainer_goes_the_way_of_the_baseline_and_that_is_reported() ->
     for side in ("ours", "baseline"):
         assert f"{result['losses'][side][0]['mlm']:.6f}" in text
     assert f"ratio {result['ratio']:.2f}x" in text
-
-
-def test_flags_reach_the_training_arguments(tmp_path: Path) -> None:
-    flags = ("mlm_weight=0.3", "max_grad_norm=0", "objective_backward=sequential")
-    args = replace(TINY, flags=flags).arguments(tmp_path, "bfloat16")
-    assert (args.mlm_weight, args.max_grad_norm, args.bf16) == (0.3, 0, True)
-    assert args.objective_backward == "sequential"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import demo_figures as figures
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -138,13 +137,3 @@ def test_map_number_is_counted_among_other_languages_only() -> None:
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     # en 0 -> de 0 right, en 1 -> de 0 wrong, de 0 -> en 0 right, de 1 -> en 0 wrong.
     assert figures.translation_is_nearest(unit) == 0.5
-
-
-def test_map_does_not_depend_on_the_length_of_vectors_and_has_colours_for_so_many_languages() -> None:
-    vectors = map_vectors(0.3)
-    scaled = vectors * np.linspace(1, 9, 6)[None, :, None]
-    maps = (figures.sentence_map_figure({"run": given}, languages=LANGUAGES) for given in (vectors, scaled))
-    first, second = (one.axes[0].collections[3].get_offsets() for one in maps)
-    assert np.allclose(first, second, atol=1e-3)
-    with pytest.raises(ValueError, match="colours for 10 languages, found 11"):
-        figures.sentence_map_figure({"run": np.ones((11, 2, 3))}, languages=[*LANGUAGES, "sw"])

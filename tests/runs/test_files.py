@@ -33,16 +33,26 @@ def test_a_full_disk_is_named_with_its_place(error: Exception) -> None:
                 raise ValueError("some library's own words") from cause
 
 
-def test_other_errors_of_writing_stay_what_they_are() -> None:
-    with pytest.raises(PermissionError), writing("out"):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-
-def test_a_file_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_or_folder_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
+    write(tmp_path / "out", "1")
     with file_size_limit(1000), pytest.raises(DiskFullError, match=r"a\.json cannot be written"):
         write_json(tmp_path / "a.json", {"x": "y" * 5000})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1} and len(list(tmp_path.iterdir())) == 1
+    with (
+        file_size_limit(1000),
+        pytest.raises(DiskFullError, match=r"out cannot be written: its disk is full"),
+    ):
+        write(tmp_path / "out", "2" * 5000, overwrite=True)
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.json") as partial:
+        partial.write_text("2")
+        raise RuntimeError("in the middle")
+    for folder, overwrite in (("out", True), ("new", False)):
+        with pytest.raises(RuntimeError, match="in the middle"):
+            write(tmp_path / folder, "2", overwrite=overwrite, fail=True)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert (tmp_path / "out/mark").read_text() == "1" and names(tmp_path) == ["a.json", "out"]
+    with pytest.raises(PermissionError), writing("out"):  # other errors stay what they are
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(
@@ -62,14 +72,6 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(
     assert events[0] == "mark" and events[2:] == ["rename", tmp_path.name]
 
 
-def test_a_file_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("1")
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as partial:
-        partial.write_text("2")
-        raise RuntimeError("in the middle")
-    assert (tmp_path / "a.txt").read_text() == "1" and names(tmp_path) == ["a.txt"]
-
-
 # ------------------------------ folders
 
 
@@ -86,24 +88,12 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
-    write(tmp_path / "new/out", "1")
-    assert names(tmp_path / "new") == ["out"]
-    assert (tmp_path / "new/out/mark").read_text() == "1"
-
-
-def test_after_an_exception_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="in the middle"):
-        write(tmp_path / "out", "1", fail=True)
-    assert names(tmp_path) == []
-
-
-def test_an_earlier_output_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()  # an empty one may be there
     write(tmp_path / "out", "1")
-    with pytest.raises(RuntimeError):
-        write(tmp_path / "out", "2", overwrite=True, fail=True)
-    assert (tmp_path / "out/mark").read_text() == "1"
     write(tmp_path / "out", "3", overwrite=True)
     assert (tmp_path / "out/mark").read_text() == "3" and names(tmp_path) == ["out"]
+    write(tmp_path / "new/out", "1")
+    assert names(tmp_path / "new") == ["out"] and (tmp_path / "new/out/mark").read_text() == "1"
 
 
 def test_a_failed_renaming_brings_the_earlier_output_back(
@@ -121,12 +111,6 @@ def test_a_failed_renaming_brings_the_earlier_output_back(
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "out", "2", overwrite=True)
     assert (tmp_path / "out/mark").read_text() == "1" and names(tmp_path) == ["out"]
-
-
-def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    write(tmp_path / "out", "1")
-    assert names(tmp_path) == ["out"]
 
 
 def test_what_may_not_be_replaced_is_refused(tmp_path: Path) -> None:
@@ -185,13 +169,3 @@ def test_what_a_killed_process_left_is_put_back_or_removed(tmp_path: Path, renam
         write(tmp_path / "out", "2")
     assert (tmp_path / "out" / "mark").read_text() == "1"
     assert names(tmp_path) == [f"{prefix}{os.getppid()}.partial", "out"]
-
-
-def test_a_full_disk_is_named_and_leaves_the_earlier_output(tmp_path: Path) -> None:
-    write(tmp_path / "out", "1")
-    with (
-        file_size_limit(1000),
-        pytest.raises(DiskFullError, match=r"out cannot be written: its disk is full"),
-    ):
-        write(tmp_path / "out", "2" * 5000, overwrite=True)
-    assert (tmp_path / "out" / "mark").read_text() == "1" and names(tmp_path) == ["out"]

@@ -69,20 +69,17 @@ def test_a_new_run_begins_goes_on_and_is_finished(tmp_path: Path) -> None:
         open_(out, {**identity, "seed": 99})
 
 
-def test_record_says_what_ran_and_with_what(tmp_path: Path) -> None:
+def test_record_says_what_ran_and_with_what_and_is_kept_when_it_goes_on(tmp_path: Path) -> None:
+    write_trained(tmp_path)
     Run(tmp_path, IDENTITY, ["--seed", "1", "--hub_token", "secret"]).write_record(corpus={"pairs": 3})
     found = record(tmp_path)
     assert found["command"] == ["--seed", "1", "--hub_token", "<token>"]
     assert found["identity"] == IDENTITY and found["corpus"] == {"pairs": 3}
     assert set(found["versions"]) == set(PACKAGES) and all(found["versions"].values())
-
-
-def test_a_run_that_goes_on_keeps_its_record(tmp_path: Path) -> None:
-    """It says what text the run was trained on."""
-    write_trained(tmp_path)
-    Run(tmp_path, IDENTITY, []).write_record(corpus={"pairs": 3})
     open_(tmp_path)
     assert record(tmp_path)["corpus"] == {"pairs": 3}
+    run = open_(tmp_path, overwrite=True, writes=False)  # only the process that writes overwrites
+    assert run.checkpoint == str(tmp_path / "checkpoint-5")
 
 
 def test_a_run_that_has_trained_nothing_may_be_mended(tmp_path: Path) -> None:
@@ -110,45 +107,39 @@ def test_a_kill_while_the_record_is_written_leaves_the_folder_to_its_run(tmp_pat
 
 def test_another_run_is_refused_with_names_and_both_values(tmp_path: Path) -> None:
     write_trained(tmp_path)
-    with pytest.raises(OutputFolderError) as error:
-        open_(tmp_path, {**IDENTITY, "xlco_layer": 4})
-    assert str(error.value) == (
-        f"{tmp_path} holds a different run: xlco_layer was 8, is now 4. "
-        "Give another --output_dir, or --overwrite_output_dir true to start anew."
-    )
+    many = {"xlco_layer": 4, "seed": 2, "queue_size": 1}
     for changed, expected in (
-        (
-            {"xlco_layer": 4, "seed": 2, "queue_size": 1},
-            r"queue_size was 64, .* \(and 2 more: seed, xlco_layer",
-        ),
+        ({"xlco_layer": 4}, "a different run: xlco_layer was 8, is now 4. Give another --output_dir"),
+        (many, r"queue_size was 64, .* \(and 2 more: seed, xlco_layer"),
         ({"new_setting": 3}, "new_setting was None, is now 3"),
     ):
         with pytest.raises(OutputFolderError, match=expected):
             open_(tmp_path, {**IDENTITY, **changed})
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_files_of_something_else_are_left_alone(tmp_path: Path, overwrite: bool) -> None:
+def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
     """`--output_dir . --overwrite_output_dir true` must not delete the user's own `data`."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "corpus.tsv").write_text("irreplaceable")
-    if overwrite:
-        open_(tmp_path, overwrite=True)
-    else:
-        with pytest.raises(OutputFolderError, match=r"is not empty and holds no run\.json of a run"):
-            open_(tmp_path)
+    with pytest.raises(OutputFolderError, match=r"is not empty and holds no run\.json of a run"):
+        open_(tmp_path)
+    open_(tmp_path, overwrite=True)
     assert (tmp_path / "data" / "corpus.tsv").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 3}', "[" * 100_000])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_record_that_cannot_be_read_is_named_and_nothing_removed(
-    tmp_path: Path, content: str, overwrite: bool
-) -> None:
+def test_a_model_folder_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("of somebody")
+    with pytest.raises(OutputFolderError, match="model_name_or_path"):
+        open_(tmp_path, {**IDENTITY, "model_name_or_path": str(tmp_path)}, overwrite=True)
+
+
+def test_a_record_that_cannot_be_read_is_named_and_nothing_removed(tmp_path: Path) -> None:
     write_trained(tmp_path)
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(OutputFolderError, match=f"{tmp_path / 'run.json'}.* Give another --output_dir"):
-        open_(tmp_path, overwrite=overwrite)
+    for content in ("", "{", "[]", '{"identity": 3}', "[" * 100_000):
+        (tmp_path / "run.json").write_text(content)
+        for overwrite in (False, True):
+            with pytest.raises(OutputFolderError, match=f"{tmp_path / 'run.json'}.* Give another --output_d"):
+                open_(tmp_path, overwrite=overwrite)
     assert (tmp_path / "checkpoint-5").is_dir()
 
 
@@ -185,12 +176,6 @@ def test_overwriting_removes_all_of_the_old_run_and_nothing_else(tmp_path: Path)
     open_(tmp_path, {"seed": 2}, overwrite=True, outputs=outputs)
     assert names(tmp_path) == ["elsewhere", "figures", "notes.txt", "run.json"]
     assert record(tmp_path)["identity"] == {"seed": 2} and any((tmp_path / "elsewhere").iterdir())
-
-
-def test_only_the_process_that_writes_overwrites(tmp_path: Path) -> None:
-    write_trained(tmp_path)
-    run = open_(tmp_path, overwrite=True, writes=False)
-    assert run.checkpoint == str(tmp_path / "checkpoint-5")
 
 
 def test_fine_tuning_has_made_neither_text_nor_tokenizer(tmp_path: Path) -> None:
@@ -251,23 +236,11 @@ def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path: Path, flag: str,
     for folder in (tmp_path, tmp_path.parent / f"{tmp_path.name}-link"):
         with pytest.raises(OutputFolderError, match=f"{flag} .* lies in .*, whose run is to be overwritten"):
             open_(tmp_path, {**IDENTITY, flag: str(folder / name)}, overwrite=True)
+    if flag == "model_name_or_path":  # as fine-tuning names it
+        with pytest.raises(OutputFolderError, match="model_name_or_path .* lies in .*, whose run is to be"):
+            open_(tmp_path, {"model": {"name_or_path": str(tmp_path / name)}}, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
     open_(tmp_path, {**IDENTITY, flag: f"{tmp_path}-other/{name}"}, overwrite=True)
-
-
-@pytest.mark.parametrize("place", [".", "checkpoint-5"])
-def test_the_model_that_is_tuned_is_not_overwritten(tmp_path: Path, place: str) -> None:
-    write_trained(tmp_path)
-    tuned = {"model": {"name_or_path": str(tmp_path / place)}}
-    with pytest.raises(OutputFolderError, match="model_name_or_path .* lies in .*, whose run is to be"):
-        open_(tmp_path, tuned, overwrite=True)
-    assert (tmp_path / "checkpoint-5").is_dir()
-
-
-def test_a_model_folder_is_no_output_folder(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_text("of somebody")
-    with pytest.raises(OutputFolderError, match="model_name_or_path"):
-        open_(tmp_path, {**IDENTITY, "model_name_or_path": str(tmp_path)}, overwrite=True)
 
 
 def test_overwriting_leaves_what_a_link_points_at(tmp_path: Path) -> None:
