@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference.padded import TINY, pad, random_sequences, unpad, worst_error
+from reference.padded import TINY, gradients, pad, random_sequences, score, unpad, worst_error
 from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
@@ -49,13 +49,6 @@ def request(layer: int, rows: Tensor | None = None) -> EncodeRequest:
     return EncodeRequest(torch.cat(random_sequences(LENGTHS)), LENGTHS, layer, rows)
 
 
-def gradients(model: nn.Module, output: Tensor) -> dict[str, Tensor | None]:
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    loss = (output * weights).sum()
-    return dict(zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True))
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_packed_equals_padded_in_values_and_gradients(kind: str, attention: str) -> None:
@@ -68,7 +61,9 @@ def test_packed_equals_padded_in_values_and_gradients(kind: str, attention: str)
     actual = encode(model, [request(layer) for layer in range(NUM_LAYERS + 1)])
     for layer, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert worst_error({"": ours}, {"": theirs})[0] < TOLERANCE[kind], layer
-    error, name = worst_error(gradients(model, torch.cat(actual)), gradients(model, torch.cat(expected)))
+    error, name = worst_error(
+        gradients(model, score([torch.cat(actual)])), gradients(model, score([torch.cat(expected)]))
+    )
     assert error < 10 * TOLERANCE[kind], name
     again = model(**batch).last_hidden_state
     assert torch.equal(again, padded.last_hidden_state), "padded batches keep their own attention"
@@ -83,7 +78,7 @@ def test_selected_rows_features_and_table_give_the_logits_of_the_masked_lm(kind:
     table = model.get_output_embeddings()
     ours = table(backbone_of(model.config).features(model, hidden))
     assert worst_error({"": ours}, {"": logits})[0] < TOLERANCE[kind]
-    error, name = worst_error(gradients(model, ours), gradients(model, logits))
+    error, name = worst_error(gradients(model, score([ours])), gradients(model, score([logits])))
     assert error < 10 * TOLERANCE[kind], name
 
 
@@ -91,11 +86,11 @@ def test_selected_rows_features_and_table_give_the_logits_of_the_masked_lm(kind:
 def test_recomputed_layers_and_copies_attend_as_the_model_does(kind: str) -> None:
     model = masked_lm(kind).base_model
     (expected,) = encode(model, [request(NUM_LAYERS)])
-    plain = gradients(model, expected)
+    plain = gradients(model, score([expected]))
     twin = copy.deepcopy(model).train()
     getattr(twin, "activation_checkpointing_enable", twin.gradient_checkpointing_enable)()  # before 5.23
     (actual,) = encode(twin, [request(NUM_LAYERS)])
-    assert worst_error(gradients(twin, actual), plain)[0] < 10 * TOLERANCE[kind]
+    assert worst_error(gradients(twin, score([actual])), plain)[0] < 10 * TOLERANCE[kind]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -46,20 +46,6 @@ def prepare(text: Path, tokenizer: Path, folder: Path, *own: str) -> list[str]:
 
 # ---------------------------------------------------------------------------- the whole
 
-EVERY_COMMAND = (
-    "prepare train-tokenizer pretrain export push doctor convert-fairseq "
-    "tatoeba xnli mlqa report mine information align-words"
-).split()
-
-
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in ([], ["--help"], ["-h"]):
-        assert cli.main(argv) == 0
-        shown = capsys.readouterr().out
-        for command in EVERY_COMMAND:
-            assert f"\ninfoxlm {command} " in shown
-    assert set(cli.COMMANDS) == set(EVERY_COMMAND)
-
 
 def test_help_version_and_a_wrong_command_do_not_wait_for_torch(tmp_path: Path) -> None:
     script = (
@@ -109,14 +95,6 @@ def test_every_command_lists_its_flags_and_those_of_the_examples(capsys: pytest.
         assert known & {"--model_name_or_path", "--output_dir"}
 
 
-def test_unknown_flag_is_a_usage_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        cli.main(["prepare", "--bitext_file", "x"])
-    assert error.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "did you mean --bitext_files?" in message
-
-
 # ---------------------------------------------------------------------------- its commands
 
 
@@ -147,15 +125,6 @@ def test_jobs_that_prepare_one_folder_together(
     assert cli.main([*job, "1"]) == 0
     assert sorted(Corpus.open(folder).bitext) == ["en-de", "en-xx"]
     assert capsys.readouterr().out.startswith(f"{folder}:\n")
-
-
-def test_prepare_without_text_or_tokenizer(
-    text: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["prepare", "--bitext_files", str(text), "--output_dir", str(tmp_path / "corpus")]) == 2
-    assert "error: no tokenizer: give --model_name_or_path" in capsys.readouterr().err
-    assert cli.main(["prepare", "--tokenizer_name", str(tokenizer), "--output_dir", str(tmp_path / "c")]) == 2
-    assert "error: nothing to prepare: no bitext and no mono" in capsys.readouterr().err
 
 
 def test_prepare_then_pretrain_then_export(

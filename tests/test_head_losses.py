@@ -106,18 +106,14 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 @pytest.mark.parametrize("name", HEADS)
 def test_accumulation_changes_neither_loss_nor_gradient(tmp_path: Path, name: str) -> None:
-    whole, loss = train(name, tmp_path, batch=ROWS, accumulated=1)
+    """A shorter last micro-batch counts by its items.
+
+    Not so for spans: the Trainer counts `labels`, and they have none; `run_mlqa.py` counts for itself.
+    """
+    rows = ROWS if name == "span" else ROWS - 1
+    whole, loss = train(name, tmp_path, rows=rows, batch=rows, accumulated=1)
     assert largest_difference(make_head(name).state_dict(), whole.state_dict()) > 1e-2  # something was learnt
-    cut, cut_loss = train(name, tmp_path, batch=2, accumulated=6)
-    assert cut_loss == pytest.approx(loss, rel=1e-5)
-    assert largest_difference(whole.state_dict(), cut.state_dict()) < 1e-6
-
-
-@pytest.mark.parametrize("name", [name for name in HEADS if name != "span"])
-def test_a_shorter_last_micro_batch_counts_by_its_items(tmp_path: Path, name: str) -> None:
-    """Not so for spans: the Trainer counts `labels`, and they have none; `run_mlqa.py` counts for itself."""
-    whole, loss = train(name, tmp_path, rows=11, batch=11, accumulated=1)
-    cut, cut_loss = train(name, tmp_path, rows=11, batch=4, accumulated=3)
+    cut, cut_loss = train(name, tmp_path, rows=rows, batch=2, accumulated=6)
     assert cut_loss == pytest.approx(loss, rel=1e-5)
     assert largest_difference(whole.state_dict(), cut.state_dict()) < 1e-6
 

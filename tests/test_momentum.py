@@ -87,29 +87,11 @@ def test_keys_are_those_of_the_average_and_not_of_the_model() -> None:
     assert not torch.allclose(key_by_hand(model, tokens), before)
 
 
-def test_momentum_one_keeps_the_key_encoder() -> None:
-    model = query_model()
-    momentum_encoder = MomentumEncoder(model)
-    before = {name: p.clone() for name, p in momentum_encoder.named_parameters()}
-    move(model, seed=1)
-    momentum_encoder.update(model, momentum=1.0)
-    assert all(torch.equal(p, before[name]) for name, p in momentum_encoder.named_parameters())
-
-
-def test_momentum_zero_copies_the_query_encoder() -> None:
-    model = query_model()
-    momentum_encoder = MomentumEncoder(model)
-    move(model, seed=1)
-    momentum_encoder.update(model, momentum=0.0)
-    expected = key_parameters(model)
-    assert all(torch.equal(p, expected[name]) for name, p in momentum_encoder.named_parameters())
-
-
 def test_updates_equal_the_slow_average_of_a_moving_model() -> None:
     model = query_model()
     momentum_encoder = MomentumEncoder(model)
     start = {name: p.clone() for name, p in momentum_encoder.named_parameters()}
-    momenta, seen = [0.9, 0.5, 0.99, 0.0, 0.7], []
+    momenta, seen = [0.9, 1.0, 0.99, 0.0, 0.7], []
     for step, momentum in enumerate(momenta):
         move(model, seed=step)
         seen.append({name: p.clone() for name, p in key_parameters(model).items()})
@@ -137,88 +119,48 @@ def test_the_average_moves_in_steps_of_one_in_ten_thousand(dtype: torch.dtype) -
     assert float(displacement.norm() / ideal.norm()) == pytest.approx(1.0, abs=0.01)
 
 
-def test_frozen_fp32_and_eval_whatever_train_says() -> None:
+def test_frozen_fp32_and_eval_whatever_the_model_is_in() -> None:
     model = query_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).bfloat16().train()
-    momentum_encoder = MomentumEncoder(model)
+    momentum_encoder, tokens = MomentumEncoder(model), part([4, 12])
     for state in (momentum_encoder, momentum_encoder.train(), momentum_encoder.train(True)):
         assert not any(module.training for module in state.modules())
-    assert all(p.dtype == torch.float32 and not p.requires_grad for p in momentum_encoder.parameters())
-    assert model.training and all(p.requires_grad for p in model.parameters()), (
-        "the model itself must stay as it was"
-    )
-
-
-def test_dropout_of_the_trained_model_does_not_reach_the_keys() -> None:
-    model = query_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
-    momentum_encoder, tokens = MomentumEncoder(model), part([4, 12])
-    keys = momentum_encoder.train().encode(tokens)
-    assert torch.equal(momentum_encoder.encode(tokens), keys)
-    torch.testing.assert_close(keys, key_by_hand(model.eval(), tokens), rtol=1e-5, atol=1e-6)
-
-
-def test_encoding_and_updating_leave_no_graph() -> None:
-    model = query_model()
-    momentum_encoder = MomentumEncoder(model)
-    assert not momentum_encoder.encode(part([4, 12])).requires_grad
-    momentum_encoder.update(model, momentum=0.5)
-    assert all(p.grad_fn is None and not p.requires_grad for p in momentum_encoder.parameters())
-
-
-def test_bf16_model_and_autocast_give_fp32_keys() -> None:
-    momentum_encoder = MomentumEncoder(query_model().bfloat16())
-    assert momentum_encoder.encode(part([4, 12])).dtype == torch.float32
+    assert model.training and all(p.requires_grad for p in model.parameters()), "it must stay as it was"
+    keys = momentum_encoder.encode(tokens)
+    assert torch.equal(momentum_encoder.encode(tokens), keys), "dropout must not reach the keys"
+    torch.testing.assert_close(keys, key_by_hand(model.float().eval(), tokens), rtol=1e-5, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert momentum_encoder.encode(part([4, 12])).dtype == torch.float32
-
-
-def test_activation_checkpointing_of_the_model_does_not_disturb_the_keys() -> None:
-    model, tokens = query_model(), part([4, 12])
-    expected = MomentumEncoder(model).encode(tokens)
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # before 5.23
-    assert torch.equal(MomentumEncoder(model.train()).encode(tokens), expected)
-
-
-def test_state_survives_saving() -> None:
-    model = query_model()
-    trained, fresh = MomentumEncoder(model), MomentumEncoder(model)
-    move(model, seed=1)
-    trained.update(model, momentum=0.3)
-    fresh.load_state_dict(trained.state_dict())
-    assert torch.equal(fresh.encode(part([4, 12])), trained.encode(part([4, 12])))
-
-
-@pytest.mark.parametrize("momentum", [-0.1, 1.1, 9999])
-def test_momentum_outside_zero_to_one_is_refused(momentum: float) -> None:
-    model = query_model()
-    with pytest.raises(ValueError, match=str(momentum)):
-        MomentumEncoder(model).update(model, momentum=momentum)
+        rounded = momentum_encoder.encode(tokens)
+    assert keys.dtype == rounded.dtype == torch.float32 and not keys.requires_grad
+    for momentum in (-0.1, 1.1, 9999):
+        with pytest.raises(ValueError, match=str(momentum)):
+            momentum_encoder.update(model, momentum=momentum)
+    momentum_encoder.update(model, momentum=0.5)
+    for parameter in momentum_encoder.parameters():
+        assert parameter.dtype == torch.float32 and not parameter.requires_grad and parameter.grad_fn is None
 
 
 # --- schedules
 
 
-def values(steps: list[int], kind: str, **options: float) -> list[float]:
+RISING = {"momentum": 1.0, "start": 0.5, "warmup_steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("constant", {"momentum": 0.9999}, {1: 0.9999, 2: 0.9999, 1000: 0.9999}),
+        ("linear", RISING, {0: 0.5, 1: 0.55, 5: 0.75, 10: 1.0, 11: 1.0, 500: 1.0}),
+        # The released code's clip(1 - t ** -alpha, min, max).
+        (
+            "exponential",
+            {"momentum": 0.99, "start": 0.6, "exponent": 1.0},
+            {1: 0.6, 2: 0.6, 4: 0.75, 10: 0.9, 100: 0.99, 10**6: 0.99},
+        ),
+        ("exponential", {"momentum": 1.0, "start": 0.0, "exponent": 0.5}, {4: 0.5, 16: 0.75, 10**4: 0.99}),
+    ],
+)
+def test_schedules(kind: str, options: dict[str, Any], expected: dict[int, float]) -> None:
     schedule = momentum_schedule(kind, **options)
-    return [schedule(step) for step in steps]
-
-
-def test_constant_schedule() -> None:
-    assert values([1, 2, 1000], "constant", momentum=0.9999) == [0.9999] * 3
-
-
-def test_linear_schedule_rises_and_then_stays() -> None:
-    found = values([0, 1, 5, 10, 11, 500], "linear", momentum=1.0, start=0.5, warmup_steps=10)
-    assert found == pytest.approx([0.5, 0.55, 0.75, 1.0, 1.0, 1.0], abs=1e-12)
-
-
-def test_exponential_schedule_is_clipped_on_both_sides() -> None:
-    """The released code's clip(1 - t ** -alpha, min, max)."""
-    found = values([1, 2, 4, 10, 100, 10**6], "exponential", momentum=0.99, start=0.6, exponent=1.0)
-    assert found == pytest.approx([0.6, 0.6, 0.75, 0.9, 0.99, 0.99], abs=1e-12)
-    found = values([4, 16, 10**4], "exponential", momentum=1.0, start=0.0, exponent=0.5)
-    assert found == pytest.approx([0.5, 0.75, 0.99], abs=1e-12)
-
-
-def test_an_unknown_schedule_is_refused_by_name() -> None:
+    assert {step: schedule(step) for step in expected} == pytest.approx(expected, abs=1e-12)
     with pytest.raises(ValueError, match="cosine"):
         momentum_schedule("cosine", momentum=0.9)

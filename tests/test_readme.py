@@ -14,13 +14,7 @@ import pytest
 import torch
 from demo import markdown_table
 from tiny_tokenizers import letter_tokenizer
-from transformers import (
-    AutoModel,
-    HfArgumentParser,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-    XLMRobertaModel,
-)
+from transformers import AutoModel, HfArgumentParser, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, cli
 
@@ -185,14 +179,10 @@ def known_flags() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_flag_named_anywhere_exists(page: Path) -> None:
-    named = re.findall(r"(?<![\w-])--([a-z]\w*)", page.read_text(encoding="utf-8"))
-    assert sorted(set(named) - known_flags()) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_file_named_exists(page: Path) -> None:
+def test_every_flag_and_file_that_is_named_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w-])--([a-z]\w*)", text)
+    assert sorted(set(named) - known_flags()) == []
     named = re.findall(r"(?<![\w/])(?:recipes|examples|modeling_infoxlm|tests|docs)/[\w./-]+", text)
     assert sorted({path for path in named if not (ROOT / path.rstrip(".")).exists()}) == []
     links = re.findall(r"\]\(([^)#:]+)\)", text)

@@ -61,15 +61,3 @@ def test_table_of_differences_shows_what_the_recipes_hold():
                 assert yaml.safe_load(shown) == values[name.strip(" `")], (recipe, name)
                 checked += 1
     assert checked > 50
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_value_of_a_recipe_says_where_it_is_from(path):
-    text = path.read_text()
-    assert text.startswith("# ")
-    if path.stem == "demo":  # says so once, at its top
-        return
-    values = [line for line in text.split("# Logs and checkpoints")[0].splitlines() if line[:1].isalpha()]
-    bare = [line for line in values if "  # " not in line and " # " not in line]
-    allowed = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps")
-    assert [line for line in bare if not line.startswith(allowed)] == []

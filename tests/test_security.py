@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,18 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Each Python file, parsed."""
+    names = [name for name in tracked_files() if name.endswith(".py")]
+    return {name: ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in names}
+
+
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    for name in tracked_files():
-        if name.endswith(".py"):
-            tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Call):
-                    yield f"{name}:{node.lineno}", node
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield f"{name}:{node.lineno}", node
 
 
 def keyword(call: ast.Call, name: str) -> object:
@@ -52,10 +58,8 @@ def test_programs_in_strings_load_weights_only_too() -> None:
 
 def test_no_module_that_unpickles_is_imported() -> None:
     found = []
-    for name in tracked_files():
-        if not name.endswith(".py"):
-            continue
-        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module or ""]

@@ -109,3 +109,20 @@ def difference(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     if left is None or right is None:
         return right if left is None else left
     return left - right
+
+
+def score(outputs: Sequence[Tensor]) -> Tensor:
+    """A scalar to which every output number contributes with its own random weight."""
+    generator = torch.Generator().manual_seed(9)
+    return sum(
+        (output * torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)).sum()
+        for output in outputs
+    )
+
+
+def gradients(module: torch.nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
+    """Gradients by name; the output table goes by the name of the embeddings that it is tied to."""
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    tied = ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight")
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return dict(zip([name.replace(*tied) for name in names], found, strict=True))
