@@ -48,7 +48,6 @@ from modeling_infoxlm.runs.process import configure_process
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"
 BATCH_TOKENS = (2000, 64_000, 500_000)
 MIDDLE = 64_000  # the size at which masking and collating stand alone
-STEP_TOKENS_PER_SECOND = 700_000  # one H200, on paper
 PIECES = 16_000  # of a tokenizer trained here
 PAIRS = 20_000  # of the synthetic corpus
 LANGUAGES = ("ar", "de", "hi", "ru", "zh")  # five scripts, one of them without spaces
@@ -180,8 +179,8 @@ def _mask(part: dict[str, np.ndarray], special: SpecialTokens) -> dict[str, np.n
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole result; `share_of_step` are the cores that one GPU of the given speed keeps busy."""
-    repeats, speed = 3 * options.repeats, options.step_tokens_per_second
+    """The whole result."""
+    repeats = 3 * options.repeats
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         texts = copy_text(options.text, work, options.lines)
@@ -195,45 +194,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         joint = {str(size): measure_joint(corpus, size, repeats) for size in BATCH_TOKENS}
         middle = joint.get(str(MIDDLE)) or measure_joint(corpus, MIDDLE, 1)
         collating = measure_collating(corpus, middle["items"], repeats)
-    rates = {size: found["tokens_per_second"] for size, found in joint.items()}
-    shares = {size: speed / rate for size, rate in rates.items()}
-    masks = {size: found["tokens_per_second"]["mask_tokens"] for size, found in masking.items()}
     name = options.tokenizer.name if options.tokenizer else "trained on the text"
     return {
         "tokenizer": f"{name}, {len(tokenizer):,} ids",
         "text": sorted({path.parent.name for path in options.text}),
-        "prepare_tokens_per_second": preparation["tokens_per_second"],
-        "mask_tokens_per_second": masks,
-        "joint_tokens_per_second": rates,
-        "collate_and_mask_tokens_per_second": collating["tokens_per_second"],
-        "step_tokens_per_second": speed,
-        "share_of_step": {"collate_and_mask": speed / collating["tokens_per_second"], "joint": shares},
         "prepare": preparation,
         **{"masking": masking, "joint": joint, "collate_and_mask": collating},
     }
 
 
 def show(console: Console, result: Mapping[str, Any]) -> None:
-    """The rates of `prepare`, a table of batches, and the shares."""
-    found, share = result["prepare"], result["share_of_step"]
+    """The rates of `prepare`, and a table of batches."""
+    found = result["prepare"]
     console.print(
         f"{found['files']} files, {found['tokens']:,} tokens, one core; tokenizer: {result['tokenizer']}\n"
         f"prepare: {found['tokens_per_second'] / 1e6:.2f} M tokens/s; with {found['start_up_s']:.1f} s of "
         f"start-up {found['with_start_up_tokens_per_second'] / 1e6:.2f}"
     )
     rates = ("mask, M tokens/s", "transformers", "ratio", "joint batch, M tokens/s")
-    table = Table("tokens a batch", *rates, "cores")
+    table = Table("tokens a batch", *rates)
     for size, masking in result["masking"].items():
         masks = [f"{rate / 1e6:.2f}" for rate in masking["tokens_per_second"].values()]
-        joint = f"{result['joint_tokens_per_second'][size] / 1e6:.2f}"
-        table.add_row(
-            f"{int(size):,}", *masks, f"{masking['ratio']:.0f}", joint, f"{share['joint'][size]:.3f}"
-        )
+        joint = f"{result['joint'][size]['tokens_per_second'] / 1e6:.2f}"
+        table.add_row(f"{int(size):,}", *masks, f"{masking['ratio']:.0f}", joint)
     console.print(table)
-    console.print(
-        f"masking and collating alone: {result['collate_and_mask_tokens_per_second'] / 1e6:.2f} M tokens/s, "
-        f"{share['collate_and_mask']:.3f} of a core at {result['step_tokens_per_second']:,.0f} tokens/s a GPU"
-    )
+    alone = result["collate_and_mask"]["tokens_per_second"]
+    console.print(f"masking and collating alone: {alone / 1e6:.2f} M tokens/s")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -245,7 +231,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="+", default=default_text(), help="bitext and text files")
     parser.add_argument("--lines", type=int, default=LINES, help="lines taken of each file")
     parser.add_argument("--repeats", type=int, default=3, help="three times as many for batches")
-    parser.add_argument("--step_tokens_per_second", type=float, default=STEP_TOKENS_PER_SECOND)
     return parser.parse_args(argv)
 
 

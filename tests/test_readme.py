@@ -31,7 +31,7 @@ SCRIPTS = {
 TRAINING = ("pretrain", "mlqa", "xnli")  # machines without a GPU refuse bf16 where no CPU is asked for
 OTHER_FLAGS = {"nproc_per_node", "nnodes", "compare", "fresh", "debug", "config"}  # of launchers, demo, all
 OTHER_FLAGS |= {"ranking_weight", "ranking_examples"}  # of examples/objectives
-OTHER_FLAGS |= {"batch_size", "max_length", "dtype", "only"}  # of benchmarks.step
+OTHER_FLAGS |= {"batch_size", "max_length", "dtype", "only", "flag"}  # of benchmarks.step
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 
 
