@@ -143,17 +143,10 @@ def test_normalized_and_half_precision_vectors(loaded: dict[str, dict[str, Any]]
     assert "MISSING" not in log and "UNEXPECTED" not in log and "deprecat" not in log.lower()
 
 
-def test_default_layer_is_that_of_the_contrast(tmp_path: Path) -> None:
-    encoder = save_as_sentence_transformer(
-        tiny_model(num_hidden_layers=12, xlco_layer=None), tmp_path, tokenizer=word_tokenizer()
-    )
-    assert encoder.config.num_hidden_layers == 8
-
-
 # ---------------------------------------------------------------------------- what cannot be
 
 
-def test_layers_and_poolings_that_are_not_there(tmp_path: Path) -> None:
+def test_layers_poolings_and_tokenizers_that_are_not_there(tmp_path: Path) -> None:
     model, tokenizer, folder = tiny_model(), word_tokenizer(), tmp_path / "release"
     for layer in (4, -1):
         message = f"layer is {layer} but the model has 3 layers; give one from 0 [(]embeddings[)] to 3"
@@ -161,23 +154,21 @@ def test_layers_and_poolings_that_are_not_there(tmp_path: Path) -> None:
             save_as_sentence_transformer(model, folder, tokenizer=tokenizer, layer=layer)
     with pytest.raises(UsageError, match="pooling must be one of .*'cls', 'mean'.*, found 'max'"):
         save_as_sentence_transformer(model, folder, tokenizer=tokenizer, pooling="max")
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", with_tokenizer=False)
+    with pytest.raises(UsageError, match="checkpoint has no tokenizer, which sentence-transformers needs"):
+        export(checkpoint, folder, format="sentence-transformers", layer=2)
     assert not folder.exists()
 
 
-def test_depth_without_a_default_needs_a_layer(tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "ours", "ForMaskedLM")
-    export(checkpoint, tmp_path / "plain")
+def test_default_layer_is_that_of_the_contrast_and_another_depth_needs_one(tmp_path: Path) -> None:
+    base = tiny_model(num_hidden_layers=12, xlco_layer=None)
+    encoder = save_as_sentence_transformer(base, tmp_path / "base", tokenizer=word_tokenizer())
+    assert encoder.config.num_hidden_layers == 8
+    export(save_checkpoint(tmp_path / "ours", "ForMaskedLM"), tmp_path / "plain")
     with pytest.raises(UsageError, match="xlco_layer has no default for a model of 3 layers.*by --layer"):
         export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers")
     record = export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers", layer=2)
     assert (record.layer, record.source) == (2, "plain")
-
-
-def test_checkpoint_without_a_tokenizer(tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", with_tokenizer=False)
-    with pytest.raises(UsageError, match="checkpoint has no tokenizer, which sentence-transformers needs"):
-        export(checkpoint, tmp_path / "release", format="sentence-transformers", layer=2)
-    assert not (tmp_path / "release").exists()
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
