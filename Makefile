@@ -11,7 +11,8 @@ SCRIPTS := infoxlm.py run_mlqa.py run_pretraining.py run_tatoeba.py run_xnli.py
 # What is resolved by `make newest`: everything that a Python of ours may be asked to install.
 EXTRAS := test,eval,st,onnx,plots,tracking,peft,gpu,demo,docs
 # What meets other libraries most closely: tried in each other set of versions.
-CLIENT_TESTS := tests/test_modeling.py tests/test_packed.py tests/training/test_trainer.py tests/faults \
+CLIENT_TESTS := tests/test_modeling.py tests/test_loading.py tests/test_packed.py tests/training/test_trainer.py \
+	tests/training/test_contrast.py tests/training/test_safe_trainer.py tests/training/test_heldout_evaluation.py tests/faults \
 	tests/hub/test_export.py tests/hub/test_formats.py tests/evaluation/finetuning
 
 .PHONY: help setup demo demo-compare test test-pins newest audit bench clean
