@@ -6,7 +6,6 @@ from pathlib import Path
 
 import yaml
 from hub.server import LoopbackHub
-from huggingface_hub import HfApi
 from tiny_encoder import save_tiny_encoder
 from tiny_nli import write_encoders
 from tiny_qa import write_sets
@@ -54,8 +53,8 @@ def test_a_fine_tuning(hub: LoopbackHub, tmp_path: Path) -> None:
     assert "### MLQA" in text and "### XQuAD" in text and "Not a whole public test set" in text
 
 
-def test_tatoeba(hub: LoopbackHub, tmp_path: Path) -> None:
-    save_tiny_encoder(tmp_path / "encoder")
+def test_tatoeba_of_a_folder_and_of_a_model_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(tmp_path / "encoder")
     (tmp_path / "data").mkdir()
     words = [f"w{4 + 3 * i} w{5 + i} w{6 + 2 * i}" for i in range(12)]
     for name in ("de-en.de", "de-en.en"):
@@ -65,23 +64,9 @@ def test_tatoeba(hub: LoopbackHub, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     assert "### Tatoeba" in card(hub)[1] and "results/tatoeba_results.json" in hub.files(REPO)
 
-
-def test_tatoeba_publishes_folders_only(hub: LoopbackHub, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    flags = ["--model_name_or_path", "org/name", "--data_dir", "data"]
-    result = push(hub, tmp_path, "run_tatoeba.py", *flags)
-    assert result.returncode == 2 and "must be a folder" in result.stderr
-
-
-def test_a_result_names_the_commit_of_a_model_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
-    encoder = save_tiny_encoder(tmp_path / "encoder")
-    api = HfApi(endpoint=hub.endpoint, token=hub.token)
-    api.create_repo("org/encoder")
-    commit = api.upload_folder(repo_id="org/encoder", folder_path=encoder)
-    (tmp_path / "data").mkdir()
-    for name in ("de-en.de", "de-en.en"):
-        (tmp_path / "data" / name).write_text("w4 w5\nw6 w7\n")
-    flags = ["--model_name_or_path", "org/encoder", "--data_dir", "data", "--output_dir", "out"]
+    hub.client().create_repo("org/encoder")
+    commit = hub.client().upload_folder(repo_id="org/encoder", folder_path=encoder)
+    flags = ["--model_name_or_path", "org/encoder", "--data_dir", "data", "--output_dir", "other"]
     result = push(hub, tmp_path, "run_tatoeba.py", *flags, "--push_to_hub", "false")
     assert result.returncode == 0, result.stderr[-2000:]
-    assert read_result(tmp_path / "out" / "tatoeba_results.json")["model"]["revision"] == commit.oid
+    assert read_result(tmp_path / "other" / "tatoeba_results.json")["model"]["revision"] == commit.oid
