@@ -28,7 +28,7 @@ PART_FIELDS = {
     "masked_lengths": "sequence",
     "labels": "masked",
 }
-"""What a field of a part has one of: a token, a sequence, or a masked row. Other fields are not cut."""
+"""What a field of a part has one of: a token, a sequence, or a masked row. Others are refused by a cut."""
 Lengths = dict[str, float]
 
 VIEWS = np.array([[0], [1]])

@@ -1,7 +1,8 @@
 """What a release is made of: a checkpoint, loaded with nothing drawn at random in silence."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def load_source(
         model_class = InfoXLMForPreTraining
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # what is new is the same in every process
-        model, report = load_whole_model(model_class, name_or_path, dtype=torch.float32, **options)
+        with _all_reported():
+            model, report = load_whole_model(model_class, name_or_path, dtype=torch.float32, **options)
     return Source(
         model=model,
         tokenizer=_load_tokenizer(name_or_path, model.config.vocab_size, options),
@@ -87,6 +89,18 @@ def load_source(
         sha256=hash_weights(folder) if folder.is_dir() else None,
         new=_new_parameters(name_or_path, model_class, report, [PROJECTION] if gets_projection else []),
     )
+
+
+@contextmanager
+def _all_reported() -> Iterator[None]:
+    """Loading tells of the heads of objectives too, no news to whoever trains: a release is to be whole."""
+    base: Any = InfoXLMPreTrainedModel  # whose lists its parts inherit, and are joined from
+    kept = base._keys_to_ignore_on_load_missing, base._keys_to_ignore_on_load_unexpected
+    base._keys_to_ignore_on_load_missing, base._keys_to_ignore_on_load_unexpected = [], [r"pooler\."]
+    try:
+        yield
+    finally:
+        base._keys_to_ignore_on_load_missing, base._keys_to_ignore_on_load_unexpected = kept
 
 
 def hub_commit(name: str | Path, options: Mapping[str, Any]) -> str | None:

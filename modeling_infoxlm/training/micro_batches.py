@@ -131,7 +131,7 @@ def _sequences(part: Mapping[str, Any], first: int, end: int) -> dict[str, Any]:
     for name, value in part.items():
         if name not in PART_FIELDS:
             raise ValueError(
-                f"field {name!r} of a part cannot be cut; say in data.batches.PART_FIELDS what it has one of."
+                f"field {name!r} of a part cannot be cut; say in data.streams.PART_FIELDS what it has one of."
             )
         start, stop = extents[PART_FIELDS[name]]
         piece[name] = value[start:stop]
