@@ -9,6 +9,7 @@ Shapes: B sentences, T tokens, M masked positions, D hidden, Q queued keys, V vo
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -70,7 +71,7 @@ def register_objective(*names: str) -> Callable[[Kind], Kind]:
     return register
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A pretext task: which sequences it encodes, and how their rows become a summed loss.
 
     It holds what it trains beside the encoder and never the encoder itself. A part is what its stream packs
@@ -93,16 +94,16 @@ class Objective(nn.Module):
         self.config = config
         self.layer: int = config.num_hidden_layers
 
+    @abstractmethod
     def requests(self, part: Part) -> list[EncodeRequest]:
         """What the encoder is asked for; the same sequences at the same layer are encoded once for all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, part: Part, rows: list[Tensor], model: Any) -> LossOutput:
         """The summed loss of a part, given the rows of each request, (R, D), and the model.
 
         Of the model it may use `transform` and `output_table`.
         """
-        raise NotImplementedError
 
     def forward(
         self, parts: Mapping[str, Part], rows: Mapping[str, list[Tensor]], model: Any
@@ -110,13 +111,13 @@ class Objective(nn.Module):
         """The loss under each name; to be overridden where several share their work."""
         return {name: self.loss(part, rows[name], model) for name, part in parts.items()}
 
+    @abstractmethod
     def num_items(self, part: Part) -> int | Tensor:
         """Items whose losses are summed; known before the forward pass, for the mean over a global batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops(self, part: Part) -> float:
         """Useful floating point operations, forward and backward; padding and other waste do not count."""
-        raise NotImplementedError
 
     def prepare(self, part: Part, model: Any) -> dict[str, Any]:
         """Fields to add to a part before it is counted and cut: such as labels that the model itself makes.
@@ -164,6 +165,10 @@ class MaskedLM(Objective):
             name: LossOutput(piece.sum(), len(piece), bound)
             for name, piece in zip(parts, pieces, strict=True)
         }
+
+    def loss(self, part: Part, rows: list[Tensor], model: Any) -> LossOutput:
+        """The loss of one part by itself; see `forward`."""
+        return self.forward({"": part}, {"": rows}, model)[""]
 
     def num_items(self, part: Part) -> int:
         """Masked tokens."""

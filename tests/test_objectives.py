@@ -20,10 +20,12 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLMHea
 
 from modeling_infoxlm import InfoXLMConfig
 from modeling_infoxlm.backbones import XLM_ROBERTA
+from modeling_infoxlm.data.streams import Stream, StreamSettings
 from modeling_infoxlm.objectives import (
     CrossLingualContrast,
     LossOutput,
     MaskedLM,
+    Objective,
     batch_metrics,
     combine_losses,
 )
@@ -370,3 +372,19 @@ def test_what_is_missing_or_unknown_is_refused_by_name(
     losses = as_losses({"mlm": ITEMS["mlm"], "tlm": ITEMS["tlm"]})
     with pytest.raises(ValueError, match=named):
         combine_losses(losses, counts, weights, rule)
+
+
+def test_an_objective_or_stream_that_is_not_whole_is_refused_with_what_it_lacks() -> None:
+    """When the model is made, and not after hours of preparing text."""
+
+    class Half(Objective):
+        def requests(self, part: Any) -> list[Any]:
+            return []
+
+    class Empty(Stream):
+        pass
+
+    with pytest.raises(TypeError, match="Half .*flops.*loss.*num_items"):
+        Half(InfoXLMConfig())  # type: ignore[abstract]
+    with pytest.raises(TypeError, match="Empty .*pack"):
+        Empty(None, StreamSettings(), "mine")  # type: ignore[abstract]

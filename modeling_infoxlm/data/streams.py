@@ -6,6 +6,7 @@ Everything between the example numbers and the packed arrays runs on whole array
 Shape letters: n examples (in a part, also sequences), T tokens of all of them, M masked positions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -134,7 +135,7 @@ def register_stream(objective: str, kind: type["Stream"] | None = None, *, like:
     STREAMS[objective] = (objective, kind) if kind is not None else STREAMS[str(like)]
 
 
-class Stream:
+class Stream(ABC):
     """One endless numbered list of examples and how they become a part of a batch.
 
     Args:
@@ -170,13 +171,13 @@ class Stream:
         """Examples of each language or language pair."""
         return {group: len(store) for group, store in stores.items()}
 
+    @abstractmethod
     def pack(self, numbers: np.ndarray) -> dict[str, Any]:
         """Read, join and mask the examples with these numbers, (n,).
 
         Returns:
             Views with `input_ids` (T,) and `lengths` (n,), or one view and what `PART_FIELDS` knows of it.
         """
-        raise NotImplementedError
 
     def toss(self, purpose: str, *numbers: np.ndarray) -> np.ndarray:
         """Fair coins, 0 or 1, int64, one for each combination of the (broadcast) numbers."""
