@@ -1,4 +1,4 @@
-"""A Hub and registers of one's own for a test."""
+"""A Hub and registers of one's own for a test, and names of tests."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,11 @@ from huggingface_hub import constants
 
 from modeling_infoxlm import objectives
 from modeling_infoxlm.data import streams
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are not spelled out in a test's name: compressed ones may hold the second they were made in."""
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture
