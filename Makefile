@@ -15,12 +15,13 @@ CLIENT_TESTS := tests/test_modeling.py tests/test_loading.py tests/test_packed.p
 	tests/training/test_contrast.py tests/training/test_safe_trainer.py tests/training/test_heldout_evaluation.py tests/faults \
 	tests/hub/test_export.py tests/hub/test_formats.py tests/evaluation/finetuning
 
-.PHONY: help setup demo demo-compare test test-pins newest audit bench clean
+.PHONY: help setup demo demo-compare study-smoke test test-pins newest audit bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          pre-train a small encoder on real sentence pairs and show what it learnt (minutes)"
 	@echo "make demo-compare  the same, with an MLM+TLM-only run beside it"
+	@echo "make study-smoke   a study of three arms in small, to see that studies work (a minute)"
 	@echo "make test          lint, format check, types, import rules, security, tests"
 	@echo "make test-pins     the tests that other libraries can break, in the versions of PINS=constraints-oldest.txt"
 	@echo "make newest        resolve the newest versions anew, into constraints-newest.txt (needs the network)"
@@ -46,6 +47,9 @@ demo: setup
 
 demo-compare: setup
 	$(BIN)/python examples/demo.py --compare
+
+study-smoke: setup
+	$(BIN)/infoxlm study studies/smoke.yaml
 
 # One torch thread a worker: two workers with all cores each only get in each other's way.
 test: setup

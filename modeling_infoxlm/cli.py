@@ -11,6 +11,8 @@ infoxlm tatoeba --model_name_or_path out --data_dir tatoeba --output_dir results
 infoxlm xnli --model_name_or_path out --data_dir XNLI --output_dir results/xnli
 infoxlm mlqa --model_name_or_path out --train_file train.json --test_files MLQA --output_dir results/mlqa
 infoxlm report results --output_dir tables
+infoxlm study studies/smoke.yaml
+infoxlm compare outputs/a outputs/b --output_dir comparison
 infoxlm mine en.txt de.txt --model_name_or_path out --output en-de.tsv
 infoxlm information --model_name_or_path out --bitext_files heldout/en-de.tsv --output_dir results
 infoxlm align-words --model_name_or_path out --pairs_file en-de.txt --output_dir alignment
@@ -34,6 +36,8 @@ COMMANDS = {
     "xnli": "commands.xnli:run",
     "mlqa": "commands.mlqa:run",
     "report": "evaluation.report.report:report_command",
+    "study": "commands.study:run",
+    "compare": "commands.compare:run",
     "mine": "commands.mine:run",
     "information": "commands.information:run",
     "align-words": "commands.align_words:run",

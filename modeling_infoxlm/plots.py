@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 # For colour-blind eyes too: Tol's "muted", in an order in which neighbours differ in lightness too.
@@ -76,6 +77,38 @@ def layer_curve_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], *, m
     axes.set_title(f"Best layer {best} with {means[best]:.1f}%{at_mark} ({shown})")
     finish_layers(axes, marked_layer, "top-1 retrieval, %")
     return figure
+
+
+@rc_context(STYLE)
+def curves_figure(
+    panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]], *, arms: Sequence[str], xlabel: str
+) -> Figure:
+    """A panel for each measure, in it a line for each run, in the colour of its arm.
+
+    Args:
+        panels: What a panel shows -> arm -> the points of each of its runs, (points, 2).
+        arms: All of them, in the order of the legend.
+        xlabel: What the first of the two is.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.25 * len(arms)))
+    colors = dict(zip(arms, _colors(len(arms)), strict=True))
+    for number, (label, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for arm, runs in lines.items():
+            for points in runs:
+                axes.plot(*points.T, color=colors[arm], linewidth=1.4, alpha=0.85)
+        axes.set(xlabel=xlabel, title=label)
+    handles = [Line2D([], [], color=color, label=arm) for arm, color in colors.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(arms)))
+    return figure
+
+
+def _colors(count: int) -> Sequence[Any]:
+    """Colours that can be told apart, by eyes of all kinds as far as seven."""
+    few = count <= len(_RADAR_COLORS)
+    return _RADAR_COLORS[:count] if few else list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
 def finish_layers(axes: Axes, marked_layer: int, ylabel: str) -> None:

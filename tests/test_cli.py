@@ -92,7 +92,7 @@ def test_every_command_lists_its_flags_and_those_of_the_examples(capsys: pytest.
         known = set(re.findall(r"--\w+", shown))
         assert error.value.code == 0 and shown.startswith(f"usage: infoxlm {command} ")
         assert {flag for flag in arguments if flag.startswith("--")} <= known, command
-        assert known & {"--model_name_or_path", "--output_dir"}
+        assert known & {"--model_name_or_path", "--output_dir", "--study_file"}
 
 
 # ---------------------------------------------------------------------------- its commands

@@ -278,6 +278,11 @@ class ObjectiveArguments:
         "What a loss is divided by: its own number of items (the paper's sum of means), or the items "
         "of all objectives together (released code: XlCo is then about 1% of the whole).",
     )
+    freeze_encoder: bool = flag(
+        False,
+        "Train what objectives have of their own alone: the language model head that an encoder of sentence "
+        "vectors has lost, before MLM and TLM are trained with it (ours).",
+    )
     weight_decay_on_all: bool = flag(
         False, "Let biases and norms decay too, as the released code does (ours: they do not)."
     )

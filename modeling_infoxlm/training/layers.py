@@ -1,4 +1,4 @@
-"""How the encoder's layers run in training: recomputed in the backward pass, or compiled."""
+"""How the encoder's layers run in training: recomputed in the backward pass, compiled, or frozen."""
 
 import functools
 import re
@@ -71,6 +71,20 @@ def compile_layers(model: InfoXLMForPreTraining, **options: Any) -> None:
     for layer in _layers(model):
         for module in (layer.attention.output, layer.intermediate, layer.output):
             module.compile(dynamic=True, **options)
+
+
+def freeze_encoder(model: InfoXLMForPreTraining) -> None:
+    """Have the heads alone trained; the word embeddings, which they share, are the encoder's.
+
+    Raises:
+        ValueError: If no parameter is left that the objectives train.
+    """
+    model.roberta.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "freeze_encoder leaves nothing to train: the objectives have no head of their own; "
+            "give --objectives mlm, or leave the encoder free."
+        )
 
 
 def _layers(model: InfoXLMForPreTraining) -> list[Any]:

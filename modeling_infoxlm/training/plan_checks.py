@@ -56,6 +56,8 @@ def pretraining_identity(
     Flags that are unset are as the configuration of the model says, where it is known already.
     """
     inputs = {"arithmetic": _ARITHMETIC, "total_train_batch_size": total_batch_size(args)}
+    if args.freeze_encoder:
+        inputs["freeze_encoder"] = True
     if "xlco" in data.objective_names() and _depends_on_pass(contrast, config or InfoXLMConfig()):
         inputs["pairs_together"] = args.per_device_train_batch_size * args.world_size
     weights = [one.name for one in fields(args) if one.name.endswith("_weight")]

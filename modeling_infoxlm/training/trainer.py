@@ -21,7 +21,7 @@ from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.objectives import combine_losses
 from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
 from modeling_infoxlm.training.contrast import MOMENTUM_STATE_NAME, ContrastState, take_over_contrast
-from modeling_infoxlm.training.layers import compile_layers, recompute_layers
+from modeling_infoxlm.training.layers import compile_layers, freeze_encoder, recompute_layers
 from modeling_infoxlm.training.loaders import consecutive_loader
 from modeling_infoxlm.training.meter import ContrastCollapsed, LossMeter, describe_collapse
 from modeling_infoxlm.training.micro_batches import split_batch
@@ -59,7 +59,7 @@ class InfoXLMTrainer(SafeTrainer):
         kwargs: Further arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: If layers are to be recomputed that the model does not have.
+        ValueError: If layers are to be recomputed that the model does not have, or nothing would be trained.
     """
 
     args: PretrainingArguments
@@ -82,6 +82,8 @@ class InfoXLMTrainer(SafeTrainer):
     ) -> None:
         self.streams = train_dataset.objectives
         model.freeze_unused(self.streams)
+        if args.freeze_encoder:
+            freeze_encoder(model)
         if args.recompute_layers is not None:
             recompute_layers(model, args.recompute_layers)
         if args.compile_layers:

@@ -15,7 +15,7 @@ _DIGITS = {"percent": 1, "nats": 2}
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """Text of a table."""
 
     title: str  # what is in it
@@ -38,14 +38,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _tables(section: Section) -> Iterator[_Table]:
+def _tables(section: Section) -> Iterator[Table]:
     for metric in section.metrics:
         yield _score_table(section, metric)
     for matrix in section.matrices:
         yield _matrix_table(section, matrix)
 
 
-def _score_table(section: Section, metric: str) -> _Table:
+def _score_table(section: Section, metric: str) -> Table:
     columns = section.columns(metric)
     parts: tuple[list[list[str]], ...] = ([], [])
     values, spreads = section.table(metric), section.table(metric, "spread")
@@ -54,10 +54,10 @@ def _score_table(section: Section, metric: str) -> _Table:
         cells = [_number(numbers[column], spread[column], section.unit) for column in columns]
         parts[runs == 0].append([model, str(runs or "published"), *cells, source])
     headings = ["model", "runs", *map(_words, columns), _SOURCE]
-    return _Table(metric_title(section, metric), headings, [part for part in parts if part], section.notes)
+    return Table(metric_title(section, metric), headings, [part for part in parts if part], section.notes)
 
 
-def _matrix_table(section: Section, matrix: Matrix) -> _Table:
+def _matrix_table(section: Section, matrix: Matrix) -> Table:
     values = matrix.values
     first, second = values.index.name, values.columns.name
     rows = [
@@ -65,7 +65,7 @@ def _matrix_table(section: Section, matrix: Matrix) -> _Table:
         for language, numbers in values.iterrows()
     ]
     title = f"{matrix.label}: {metric_title(section, section.metric)}, by language of {first} and {second}"
-    return _Table(title, [f"{first} \\ {second}", *values.columns], [rows])
+    return Table(title, [f"{first} \\ {second}", *values.columns], [rows])
 
 
 def _number(value: float, spread: float, unit: str) -> str:
@@ -84,16 +84,27 @@ def to_markdown(
 ) -> str:
     """The report as Markdown; `figures` has their names by the title of their section."""
     lines = ["# Results", "", "Made by `infoxlm report` from the files listed at the end.", ""]
+    return "\n".join([*lines, *markdown_sections(sections, files, figures)])
+
+
+def markdown_sections(
+    sections: Sequence[Section], files: Sequence[ResultFile], figures: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The same as lines, without the heading."""
+    lines = []
     for section in sections:
         lines += [f"## {_markdown(section.title)}", ""]
         for table in _tables(section):
-            parts = (row for part in table.parts for row in part)
-            rows = [table.headings, table.sides("---", "---:"), *parts]
-            lines += [f"### {_markdown(table.title)}", ""]
-            lines += [*(f"| {' | '.join(map(_markdown, row))} |" for row in rows), ""]
+            lines += [f"### {_markdown(table.title)}", "", *markdown_table(table)]
         lines += [*(f"- {note}" for note in section.notes), ""] if section.notes else []
         lines += [line for name in figures.get(section.title, ()) for line in (f"![{name}]({name})", "")]
-    return "\n".join([*lines, "## Files", "", *map(_describe_file, files), ""])
+    return [*lines, "## Files", "", *map(_describe_file, files), ""]
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Lines of a table, and an empty one."""
+    rows = [table.headings, table.sides("---", "---:"), *(row for part in table.parts for row in part)]
+    return [*(f"| {' | '.join(map(_markdown, row))} |" for row in rows), ""]
 
 
 def _markdown(text: str) -> str:
@@ -130,13 +141,13 @@ _TEX = {
 
 def to_latex(sections: Sequence[Section]) -> str:
     r"""The tables as LaTeX, for `\input`; needs `\usepackage{booktabs}`."""
-    tables = [_latex_table(section, table) for section in sections for table in _tables(section)]
+    tables = [latex_table(table, section.title) for section in sections for table in _tables(section)]
     return "\n\n".join(["% Made by infoxlm report; needs \\usepackage{booktabs}.", *tables, ""])
 
 
-def _latex_table(section: Section, table: _Table) -> str:
+def latex_table(table: Table, title: str) -> str:
     """A table whose rows come in parts with a rule before each."""
-    caption = f"{section.title}, {table.title}. {' '.join(table.notes)}".strip()
+    caption = f"{title}, {table.title}. {' '.join(table.notes)}".strip()
     return "\n".join(
         [
             r"\begin{table}",

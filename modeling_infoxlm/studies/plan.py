@@ -1,0 +1,166 @@
+"""A study file: which runs, by which flags, measured how; as steps, each of which is one command.
+
+A step has a folder of its own, `output_dir/ARM/seed-N/STEP`, beside it what it was called with
+(`STEP.json`, a recipe) and what it printed (`STEP.log`); `study.json` of the cell says what is done.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from modeling_infoxlm.runs.config_file import RecipeError, read_recipe
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.files import text_sha256
+from modeling_infoxlm.training.arguments import PrepareArguments
+
+TRAINING = "run"
+_KEYS = {"output_dir", "results_dir", "seeds", "starts", "pretrain", "arms", "evaluations"}
+# Commands that refuse to write over what they left when they were cut; the others go on by themselves.
+_NEVER_RESUMED = ("tatoeba", "align-words")
+_SEED = "{seed}"
+
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a study."""
+
+    arm: str
+    seed: int
+    name: str  # `run` for the training, or that of an evaluation
+    command: str  # of `infoxlm`
+    flags: Flags  # all, `output_dir` among them
+    folder: Path  # of the cell: of this arm with this seed
+    number: int  # of the arm, in the order of the file; of a start -1
+
+    @property
+    def title(self) -> str:
+        """What is shown of it."""
+        return f"{self.arm}, seed {self.seed}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says."""
+
+    output_dir: Path
+    results_dir: Path | None  # where result files are copied to; None for nowhere
+    seeds: tuple[int, ...]
+    starts: dict[str, Flags]  # models that arms begin with, trained once each, by name
+    pretrain: Flags  # of every arm
+    arms: dict[str, Flags | None]  # further flags of each; None: what the arms start from, not trained
+    evaluations: dict[str, Flags]  # `command` among the flags
+
+    @classmethod
+    def read(cls, path: Path) -> "Study":
+        """Read a study file (YAML or JSON).
+
+        Raises:
+            UsageError: If it cannot be read, or lacks or misnames something.
+        """
+        try:
+            content = read_recipe(path)
+        except RecipeError as error:
+            raise UsageError(str(error)) from error
+        unknown = content.keys() - _KEYS
+        if unknown:
+            raise UsageError(f"{path}: unknown key {min(unknown)}; expected {', '.join(sorted(_KEYS))}.")
+        lacking = [name for name in ("output_dir", "arms") if not content.get(name)]
+        if lacking:
+            raise UsageError(f"{path} lacks {lacking[0]}.")
+        for name in ("starts", "pretrain", "arms", "evaluations"):
+            if not isinstance(content.get(name) or {}, dict):
+                raise UsageError(f"{path}: {name} must be a mapping, found {content[name]!r:.60}.")
+        named = {
+            name: {
+                one: flags if flags is None else dict(flags)
+                for one, flags in (content.get(name) or {}).items()
+            }
+            for name in ("starts", "arms", "evaluations")
+        }
+        names = [*named["starts"], *named["arms"], *named["evaluations"]]
+        bad = [name for name in names if not re.fullmatch(r"[\w.+-]+", str(name)) or name == TRAINING]
+        if bad or len(set(names)) < len(names):
+            raise UsageError(
+                f"{path}: names of starts, arms and evaluations become folders: letters, digits and _ . + -, "
+                f"each once, and not {TRAINING}; found {bad[0] if bad else max(names, key=names.count)!r}."
+            )
+        wrong = [name for name, flags in named["evaluations"].items() if not (flags or {}).get("command")]
+        if wrong:
+            raise UsageError(f"{path}: evaluation {wrong[0]} lacks its command, such as tatoeba.")
+        results = content.get("results_dir")
+        return cls(
+            output_dir=Path(content["output_dir"]),
+            results_dir=Path(results) if results else None,
+            seeds=tuple(map(int, content.get("seeds") or [1])),
+            starts={name: flags or {} for name, flags in named["starts"].items()},
+            pretrain=content.get("pretrain") or {},
+            arms=named["arms"],
+            evaluations={name: flags or {} for name, flags in named["evaluations"].items()},
+        )
+
+    def steps(self) -> list[Step]:
+        """All commands in their order: starts, then seed by seed every arm with its evaluations."""
+        starts: list[Step] = []
+        models: dict[str, str] = {}
+        for name, flags in self.starts.items():
+            starts.append(self._training(name, self.seeds[0], flags, models))
+            models[name] = str(starts[-1].folder / TRAINING)
+        cells = [(arm, seed, flags) for seed in self.seeds for arm, flags in self.arms.items()]
+        return [*starts, *(step for cell in cells for step in self._cell(*cell, models))]
+
+    def _cell(self, arm: str, seed: int, flags: Flags | None, models: Mapping[str, str]) -> Iterator[Step]:
+        folder = self.output_dir / arm / f"seed-{seed}"
+        training = self._training(arm, seed, flags or {}, models)
+        if flags is not None:
+            yield training
+        model = str(folder / TRAINING) if flags is not None else training.flags.get("model_name_or_path")
+        for name, given in self.evaluations.items():
+            if flags is None and seed != self.seeds[0] and _SEED not in json.dumps(given):
+                continue  # it would only be measured again
+            places = {**models, "seed": str(seed), "model": str(model)}
+            filled = _filled({key: value for key, value in given.items() if key != "command"}, places)
+            filled = {"model_name_or_path": str(model), **filled, "output_dir": str(folder / name)}
+            if given["command"] in _NEVER_RESUMED:
+                filled["overwrite_output_dir"] = True
+            yield Step(arm, seed, name, given["command"], filled, folder, training.number)
+
+    def _training(self, arm: str, seed: int, flags: Flags, models: Mapping[str, str]) -> Step:
+        folder = self.output_dir / arm / f"seed-{seed}"
+        shared = self.pretrain
+        if arm in self.starts:  # what names a start there is for the arms
+            shared = {key: value for key, value in shared.items() if not _names(value, self.starts)}
+        own = {**shared, **flags}
+        recipe = own.pop("config", None)
+        own = _filled({**(read_recipe(Path(recipe)) if recipe else {}), **own}, models)
+        own = {**own, "seed": own.get("seed", seed) if arm in self.starts else seed}
+        # Arms that read the same text in the same way share it.
+        own.setdefault("prepared_data", str(self.output_dir / f"corpus-{_text_of(own)}"))
+        number = -1 if arm in self.starts else list(self.arms).index(arm)
+        own["output_dir"] = str(folder / TRAINING)
+        return Step(arm, seed, TRAINING, "pretrain", own, folder, number)
+
+
+def _names(value: Any, models: Iterable[str]) -> bool:
+    return any(f"{{{name}}}" in json.dumps(value) for name in models)
+
+
+def _filled(flags: Flags, places: Mapping[str, str]) -> Flags:
+    """Flags whose `{NAME}` are replaced; others stay as they are, globs and `x.{en,de}` among them."""
+    text = json.dumps(flags)
+    for name, value in places.items():
+        text = text.replace(f"{{{name}}}", json.dumps(value)[1:-1])
+    return dict(json.loads(text))
+
+
+def _text_of(flags: Flags) -> str:
+    """Eight digits that stand for all that shapes a prepared corpus."""
+    names = {one.name for one in fields(PrepareArguments)} | {"tokenizer_name"}
+    if "tokenizer_name" not in flags:
+        names |= {"model_name_or_path"}
+    shaping = {name: value for name, value in flags.items() if name in names}
+    return text_sha256(json.dumps(shaping, sort_keys=True))[:8]

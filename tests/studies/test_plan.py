@@ -1,0 +1,90 @@
+"""A study file as commands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.studies.plan import Step, Study
+
+SMALL: dict[str, Any] = {
+    "output_dir": "out",
+    "seeds": [3, 5],
+    "starts": {"first": {"objectives": "mlm"}, "second": {"model_name_or_path": "{first}", "max_steps": 7}},
+    "pretrain": {"model_name_or_path": "{second}", "bitext_files": ["a.{en,de}"], "tokenizer_name": "tok"},
+    "arms": {"none": None, "plain": {}, "short": {"max_steps": 9}},
+    "evaluations": {
+        "retrieval": {"command": "tatoeba", "data_dir": "t"},
+        "nli": {"command": "xnli", "seed": "{seed}", "model_name_or_path": "{model}"},
+    },
+}
+
+
+def study_of(folder: Path, **changes: Any) -> Study:
+    path = folder / "study.json"
+    path.write_text(json.dumps(SMALL | changes))
+    return Study.read(path)
+
+
+def test_starts_come_first_and_each_arm_is_measured_when_it_is_trained(tmp_path: Path) -> None:
+    steps = study_of(tmp_path).steps()
+    names = [(step.arm, step.seed, step.name) for step in steps]
+    trained = [
+        (arm, seed, name)
+        for seed in (3, 5)
+        for arm in ("plain", "short")
+        for name in ("run", "retrieval", "nli")
+    ]
+    assert names[:2] == [("first", 3, "run"), ("second", 3, "run")]
+    # What is not trained is measured once, but where the seed is the measure's own.
+    assert [name for name in names[2:] if name[0] == "none"] == [
+        *(("none", 3, "retrieval"), ("none", 3, "nli"), ("none", 5, "nli")),
+    ]
+    assert [name for name in names[2:] if name[0] != "none"] == trained
+
+
+def test_flags_come_from_recipe_study_and_arm_and_name_models_by_their_folders(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"max_steps": 1, "learning_rate": "2e-4"}')
+    pretrain = SMALL["pretrain"] | {"config": str(tmp_path / "recipe.json")}
+    steps = {(step.arm, step.seed, step.name): step for step in study_of(tmp_path, pretrain=pretrain).steps()}
+
+    def flags(*name: Any) -> dict[str, Any]:
+        return steps[name].flags
+
+    assert "model_name_or_path" not in flags("first", 3, "run")
+    assert flags("second", 3, "run")["model_name_or_path"] == "out/first/seed-3/run"
+    short = flags("short", 5, "run")
+    assert (short["max_steps"], short["learning_rate"], short["seed"]) == (9, "2e-4", 5)
+    assert short["model_name_or_path"] == "out/second/seed-3/run"
+    assert short["bitext_files"] == ["a.{en,de}"]
+    assert short["output_dir"] == "out/short/seed-5/run"
+    assert flags("short", 5, "nli")["model_name_or_path"] == short["output_dir"]
+    assert flags("short", 5, "nli")["seed"] == "5"
+    assert flags("none", 5, "nli")["model_name_or_path"] == "out/second/seed-3/run"
+    assert flags("none", 3, "retrieval")["overwrite_output_dir"] is True
+
+
+def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> None:
+    arms = {"plain": {}, "short": {"max_steps": 9}, "mono": {"mono_from_bitext": True}}
+    steps: list[Step] = study_of(tmp_path, arms=arms, evaluations={}).steps()
+    folders = {step.arm: step.flags["prepared_data"] for step in steps}
+    assert folders["plain"] == folders["short"] == folders["first"] != folders["mono"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arm": {}}, "unknown key arm"),
+        ({"arms": {}}, "lacks arms"),
+        ({"arms": ["plain"]}, "arms must be a mapping"),
+        ({"arms": {"a/b": {}}}, "become folders.*a/b"),
+        ({"arms": {"run": {}}}, "become folders.*run"),
+        ({"arms": {"first": {}}}, "become folders.*first"),
+        ({"evaluations": {"x": {"data_dir": "t"}}}, "evaluation x lacks its command"),
+    ],
+)
+def test_files_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        study_of(tmp_path, **changes)
