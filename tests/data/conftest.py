@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def letter_tokenizer() -> XLMRobertaTokenizer:
 
 
 @pytest.fixture
-def write_lines(tmp_path: Path) -> Callable[[str, Iterable[str]], Path]:
+def write_lines(tmp_path: Path) -> WriteLines:
     """Write lines to a file of this name in the test's folder."""
 
     def write(name: str, lines: Iterable[str]) -> Path:

@@ -26,9 +26,19 @@ from modeling_infoxlm.runs.errors import DataError, DiskFullError
 # ---------------------------------------------------------------------------------------------------- content
 
 
-def test_pairs_are_bare_ids_in_file_order(run: Run, write_lines: WriteLines, texts: Texts) -> None:
-    lines = ["one\teins", " two \tzwei", "x\ty", "press <s> now\tdas </s> <mask> Feld"]
-    corpus = run([write_lines("en-de.tsv", lines)])
+def test_pairs_are_bare_ids_in_file_order_of_files_as_given_each_text_once(
+    run: Run, write_lines: WriteLines, texts: Texts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_text = os.fsdecode(b"\xff.en-de.tsv")
+    lines = ["eins\tx\tone", "zwei\tx\t two ", "y\t-\tx", "das </s> <mask> Feld\tx\tpress <s> now"]
+    paths = [write_lines("b.en-de.tsv", lines[:1]), write_lines(no_text, lines[1:])]
+    paths.append(write_lines("copy.en-de.tsv", lines[:1]))
+    corpus = run(paths, bitext_columns=[2, 0])
+    assert "copy.en-de.tsv equals" in caplog.text and "is left out" in caplog.text
+    assert [source["files"][0]["path"][-15:] for source in corpus.manifest["sources"]] == [
+        str(paths[0])[-15:],
+        "/\\xff.en-de.tsv",
+    ]
     store = corpus.bitext["en-de"]
     assert texts(store.source) == ["one", "two", "x", "press <s> now"]
     assert texts(store.target)[:3] == ["eins", "zwei", "y"]
@@ -42,8 +52,10 @@ def test_pairs_are_bare_ids_in_file_order(run: Run, write_lines: WriteLines, tex
 
 
 def test_blocks_are_filled_and_never_split_a_sentence(
-    run: Run, write_lines: WriteLines, texts: Texts
+    run: Run, write_lines: WriteLines, texts: Texts, letter_tokenizer: Letters
 ) -> None:
+    # truncation and padding left in the tokenizer do not matter
+    letter_tokenizer("warm up", truncation=True, max_length=3, padding="max_length")
     # with the space before a word and </s>, a sentence of n letters takes n + 2 places of a block of 12 - 1
     lines = ["abc", "defg", "h", "ijklmnopq", "rstuvwxyzA", "B", "CDEFGHI"]
     corpus = run(mono=[write_lines("de.txt", lines)], max_seq_length=12)
@@ -62,47 +74,42 @@ def test_blocks_are_filled_and_never_split_a_sentence(
     assert entry["num_tokens"] == sum(map(len, blocks))
 
 
-def test_every_reason_to_drop_is_counted(run: Run, write_lines: WriteLines) -> None:
-    lines = [
-        "one\teins",
-        "\tempty",
-        "empty\t \u2028",
-        "same\tsame",
-        "one\teins",
-        "one\tuno",  # another pair
-        "abcdefghijkl\tlong",
-        "a\tabcdefgh",
-    ]
+def test_every_reason_to_drop_is_counted(
+    run: Run, write_lines: WriteLines, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ["one\teins", "\tempty", "empty\t \u2028", "same\tsame", "one\teins"]
+    lines += ["one\tuno", "abcdefghijkl\tlong", "a\tabcdefgh"]  # the first is another pair
     corpus = run([write_lines("en-de.tsv", lines)], max_seq_length=27, max_length_ratio=4.0)
     assert corpus.manifest["settings"]["max_side_length"] == 12
     dropped = {"duplicate": 1, "empty": 2, "identical_sides": 1, "length_ratio": 1, "too_long": 1}
     assert corpus.manifest["bitext"]["en-de"]["dropped"] == dropped
-    assert len(corpus.bitext["en-de"]) == 2
-    path, other = write_lines("de.txt", ["abc", "a", "abc"]), corpus.folder.with_name("other")
-    corpus = run(mono=[path], min_length=3, deduplicate=False, output_dir=other)
+    assert len(corpus.bitext["en-de"]) == 2 and "<unk>" not in caplog.text
+    other = {"output_dir": corpus.folder.with_name("other")}
+    lines = ["one\teins", "\u0e01\u0e02 \u0e03\t\U00012000", "one \u0e01\tein \u0e01", "two\t\u0e01"]
+    mono = [write_lines("de.txt", ["abc", "a", "abc"]), write_lines("th.txt", ["abc", "\u0e01 \u0e02"])]
+    corpus = run([write_lines("en-th.tsv", lines)], mono, min_length=3, deduplicate=False, **other)
     assert corpus.manifest["mono"]["de"]["dropped"] == {"too_short": 1}
     assert corpus.manifest["mono"]["de"]["num_sentences"] == 2
+    # a script that the tokenizer does not know
+    assert corpus.manifest["bitext"]["en-th"]["dropped"] == {"unknown": 2}
+    assert corpus.manifest["mono"]["th"]["dropped"] == {"unknown": 1}
+    assert "en-th.tsv: 20% of the tokens are <unk>" in caplog.text
 
 
-@pytest.mark.parametrize("model", ["bpe", "wordpiece"])
-def test_other_kinds_of_fast_tokenizers(run: Run, write_lines: WriteLines, model: str) -> None:
-    vocab = {
-        piece: i
-        for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "a", "b", "[", "]"])
-    }
-    kinds = {
-        "bpe": models.BPE(vocab, [("a", "b")], unk_token="[UNK]"),
-        "wordpiece": models.WordPiece(vocab, unk_token="[UNK]"),
-    }
-    backend = Tokenizer(kinds[model])
+@pytest.mark.parametrize("model", [models.BPE, models.WordPiece])
+def test_other_kinds_of_fast_tokenizers(run: Run, write_lines: WriteLines, model: Any) -> None:
+    special = ("pad", "unk", "cls", "sep", "mask")
+    pieces = [*(f"[{name.upper()}]" for name in special), "ab", "a", "b", "[", "]"]
+    merges = {"merges": [("a", "b")]} if model is models.BPE else {}
+    backend = Tokenizer(model({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]", **merges))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    names = {f"{name}_token": piece for name, piece in zip(special, pieces, strict=False)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     tokenizer.add_tokens(["domain"])
     corpus = run(mono=[write_lines("de.txt", ["ab a b domain c", "[ab]"])], tokenizer=tokenizer)
     assert corpus.mono["de"][0].tolist() == [2, 5, 6, 7, 10, 1, 3, 8, 5, 9, 3]
-    special = corpus.special
-    assert (special.bos, special.eos, special.mask, special.vocab_size) == (2, 3, 4, 11)
+    special_ids = corpus.special
+    assert (special_ids.bos, special_ids.eos, special_ids.mask, special_ids.vocab_size) == (2, 3, 4, 11)
 
 
 def test_sides_of_pairs_become_blocks_each_sentence_once(
@@ -114,38 +121,6 @@ def test_sides_of_pairs_become_blocks_each_sentence_once(
     assert texts(corpus.mono["en"]) == ["<s> one</s> two</s>"]
     assert texts(corpus.mono["de"]) == ["<s> eins</s> ein</s> zwei</s>", "<s> drei</s>"]
     assert corpus.manifest["mono"]["de"]["num_sentences"] == 4
-
-
-def test_truncation_left_in_the_tokenizer_does_not_matter(
-    run: Run, write_lines: WriteLines, letter_tokenizer: Letters
-) -> None:
-    path = write_lines("de.txt", ["abcdefgh"])
-    letter_tokenizer("warm up", truncation=True, max_length=3, padding="max_length")
-    try:
-        assert len(run(mono=[path]).mono["de"][0]) == 11
-    finally:
-        letter_tokenizer.backend_tokenizer.no_truncation()
-        letter_tokenizer.backend_tokenizer.no_padding()
-
-
-def test_a_script_that_the_tokenizer_does_not_know_is_dropped_and_warned_of(
-    run: Run, write_lines: WriteLines, caplog: pytest.LogCaptureFixture
-) -> None:
-    lines = ["one\teins", "\u0e01\u0e02 \u0e03\t\U00012000", "one \u0e01\tein \u0e01", "two\t\u0e01"]
-    corpus = run([write_lines("en-th.tsv", lines)], [write_lines("th.txt", ["a", "\u0e01 \u0e02"])])
-    assert corpus.manifest["bitext"]["en-th"]["dropped"] == {"unknown": 2}
-    assert corpus.manifest["mono"]["th"]["dropped"] == {"unknown": 1}
-    assert "en-th.tsv: 20% of the tokens are <unk>" in caplog.text
-    caplog.clear()
-    run([write_lines("en-de.tsv", ["one\teins"])], output_dir=corpus.folder.with_name("known"))
-    assert "<unk>" not in caplog.text
-
-
-def test_a_file_whose_name_is_no_text(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / os.fsdecode(b"\xff.en-de.tsv")
-    path.write_text("one\teins\n")
-    assert run([path]).manifest["sources"][0]["files"][0]["path"].endswith("\\xff.en-de.tsv")
-    assert len(run([path]).bitext["en-de"]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ restarting
@@ -271,34 +246,20 @@ def test_differences_are_refused_by_name(
     run: Run, write_lines: WriteLines, multiway: list[Path], letter_tokenizer: Letters
 ) -> None:
     before = contents(run(multiway).folder)
-    with pytest.raises(
-        DataError, match=r"prepared differently: max_length was 512, now it is 64; max_side_length"
-    ):
-        run(multiway, max_seq_length=64)
     other = XLMRobertaTokenizer(vocab=vocabulary(letter_tokenizer)[:-2])
-    with pytest.raises(DataError, match="the tokenizer was '' .* tokens, other content"):
-        run(multiway, tokenizer=other)
-    with pytest.raises(
-        DataError, match=r"source fr-de = .*/fr-de.tsv is no longer given\. Choose another folder"
+    settings = "prepared differently: max_length was 512, now it is 64; max_side_length"
+    for sources, options, complaint in (
+        ([multiway], {"max_seq_length": 64}, settings),
+        ([multiway], {"tokenizer": other}, "the tokenizer was '' .* tokens, other content"),
+        ([multiway[:-1]], {}, r"fr-de = .*/fr-de.tsv is no longer given\. Choose another folder"),
+        ([multiway, [write_lines("de.txt", ["x"])]], {}, "source de = .*/de.txt is new"),
     ):
-        run(multiway[:-1])
-    with pytest.raises(DataError, match=r"source de = .*/de.txt is new"):
-        run(multiway, [write_lines("de.txt", ["x"])])
+        with pytest.raises(DataError, match=complaint):
+            run(*sources, **options)
     write_lines("en-fr.tsv", ["one\tun"])
     with pytest.raises(DataError, match=r"source en-fr = .*/en-fr.tsv has changed"):
         run(multiway)
     assert contents(multiway[0].parent / "out") == before
-
-
-def test_files_of_one_pair_are_joined_in_the_order_given_each_text_once(
-    run: Run, write_lines: WriteLines, texts: Texts, caplog: pytest.LogCaptureFixture
-) -> None:
-    paths = [write_lines("b.en-de.tsv", ["zwei\tx\ttwo"]), write_lines("a.en-de.tsv", ["eins\tx\tone"])]
-    paths.append(write_lines("copy.en-de.tsv", ["zwei\tx\ttwo"]))
-    corpus = run(paths, bitext_columns=[2, 0])
-    assert texts(corpus.bitext["en-de"].source) == ["two", "one"]
-    assert corpus.manifest["bitext"]["en-de"]["num_examples"] == 2
-    assert "copy.en-de.tsv equals" in caplog.text and "is left out" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------- bad input
@@ -330,7 +291,6 @@ def test_bad_lines_stop_or_are_counted(run: Run, write_lines: WriteLines, tmp_pa
         ({"heldout_fraction": 1.0}, "heldout_fraction must be at least 0 and below 1"),
         ({"heldout_language": "../x"}, "not a language code"),
         ({"on_bad_line": "ignore"}, "expected fail or skip"),
-        ({"bitext_columns": [1, 1]}, "two different column numbers"),
         ({"bitext_columns": [0, 1, 1]}, "two different column numbers"),
     ],
 )

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pyarrow
 import pytest
 import zstandard
+from huggingface_hub import HfApi
 from pyarrow import parquet
 
 from modeling_infoxlm.data import readers
@@ -50,24 +52,19 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
-def test_every_compression_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"en-de.tsv{suffix}"
-    path.write_bytes(COMPRESSORS[suffix](TSV))
+def test_every_compression_gives_the_same_pairs_and_damage_is_noticed(tmp_path: Path, suffix: str) -> None:
+    path, compress = tmp_path / f"en-de.tsv{suffix}", COMPRESSORS[suffix]
+    path.write_bytes(compress(TSV))
     assert pairs_of(path) == PAIRS
-    path.write_bytes(COMPRESSORS[suffix](TSV) + COMPRESSORS[suffix](TSV))  # several members in one file
+    path.write_bytes(compress(TSV) + compress(TSV))  # several members in one file
     assert pairs_of(path) == PAIRS * 2
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
-def test_a_file_that_is_cut_short_or_not_compressed_at_all_is_noticed(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"de.txt{suffix}"
-    whole = COMPRESSORS[suffix](b"".join(b"%d ein Satz\n" % (i * i * 7919) for i in range(20_000)))
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=rf"{re.escape(str(path))}: cannot be read beyond line .* damaged"):
-        sentences_of(path)
-    path.write_bytes(b"plain text\n" * 100)
-    with pytest.raises(DataError, match="cannot be read beyond line 0"):
-        sentences_of(path)
+    if suffix:
+        whole = compress(b"".join(b"%d\tein Satz\n" % (i * i * 7919) for i in range(20_000)))
+        for content, line in ((whole[: len(whole) // 2], r"\d"), (b"plain text\n" * 100, "0")):
+            path.write_bytes(content)
+            damaged = rf"{re.escape(str(path))}: cannot be read beyond line {line}.* damaged"
+            with pytest.raises(DataError, match=damaged):
+                pairs_of(path)
 
 
 TEXT = "ein Satz\tone sentence\n" * 20
@@ -77,24 +74,13 @@ CHINESE = "今天天气很好我们去公园\t我们去公园今天\n" * 20
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        (
-            "a.txt",
-            TEXT.encode("utf-16"),
-            "holds UTF-16 or UTF-32 text, expected UTF-8 text (convert it: iconv -f utf-16",
-        ),
+        ("a.txt", TEXT.encode("utf-16"), "expected UTF-8 text (convert it: iconv -f utf-16"),
         ("a.txt", TEXT.encode("utf-16-le"), "holds UTF-16 or"),
         ("a.txt", CHINESE.encode("utf-16-be"), "holds UTF-16 or"),
         ("a.txt", CHINESE.encode("utf-32-le"), "UTF-32 text"),
-        ("a.txt", TEXT.encode("utf-32-be"), "UTF-32 text"),
         ("a.txt", gzip.compress(TEXT.encode()), "is compressed data; its name must end in .gz."),
-        ("a.txt", COMPRESSORS[".xz"](TEXT.encode()), "its name must end in .xz."),
         ("a.txt.xz", COMPRESSORS[".zst"](TEXT.encode()), "its name must end in .zst."),
-        (
-            "a.txt.gz",
-            gzip.compress(gzip.compress(TEXT.encode())),
-            "holds .gz, expected UTF-8",
-        ),
-        ("a.txt.gz", gzip.compress(TEXT.encode("utf-16")), "holds UTF-16 or"),
+        ("a.txt.gz", gzip.compress(gzip.compress(TEXT.encode())), "holds .gz, expected UTF-8"),
         ("a.txt", b"PK\x03\x04" + bytes(99), "holds a zip archive"),
         ("a.txt", b"\x80\x04\x95" + bytes(99), "no text at all"),
         ("a.txt", TEXT.replace("\n", "\r").encode(), "holds text whose lines end in CR alone"),
@@ -127,74 +113,59 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     assert sentences_of(path) == ["a\u2028b\u0085c\x0bd", "\ufeffzwei", "", "last"]
 
 
-def test_jsonl_by_language_names_and_as_translations(tmp_path: Path) -> None:
-    path = tmp_path / "en-de.jsonl"
+def test_jsonl_and_parquet_by_language_names_and_as_translations(tmp_path: Path) -> None:
+    path, text = tmp_path / "en-de.jsonl", tmp_path / "de.jsonl"
     records: list[dict[str, Any]] = [
         {"en": "one", "de": "eins", "id": 3},
         {"translation": {"de": "zwei", "en": "two"}},
         {"en": None, "de": "drei"},
     ]
     path.write_text("\n".join(map(json.dumps, records)))
-    assert pairs_of(path) == PAIRS
+    text.write_text('{"text": "eins\\nzwei"}\n\n')
+    for name, table in {
+        "en-de": {"en": [a for a, _ in PAIRS], "de": [b for _, b in PAIRS], "id": [1, 2, 3]},
+        "x.en-de": {"translation": [{"en": a, "de": b} for a, b in PAIRS]},
+        "de": {"text": ["eins\nzwei", None]},
+    }.items():
+        parquet.write_table(pyarrow.table(table), tmp_path / f"{name}.parquet")
+    for each in (path, tmp_path / "en-de.parquet", tmp_path / "x.en-de.parquet"):
+        assert pairs_of(each) == PAIRS
     assert pairs_of(f"de-en={path}") == [(b, a) for a, b in PAIRS]
-    (tmp_path / "de.jsonl").write_text('{"text": "eins\\nzwei"}\n')
+    assert sentences_of(text) == sentences_of(text.with_suffix(".parquet")) == ["eins", "zwei", ""]
     (tmp_path / "fr.tsv").write_text("news\tun\nnews\tdeux\n")
-    assert sentences_of(tmp_path / "de.jsonl") == ["eins", "zwei"]
     assert sentences_of(tmp_path / "fr.tsv") == ["un", "deux"]
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 no parquet")
+    for name, complaint in {
+        "de": "missing columns translation / en / fr; found text",
+        "en-de": "row 1: missing column 'fr'; found en",
+        "no": "cannot be read as Parquet",
+    }.items():
+        with pytest.raises(DataError, match=complaint):
+            pairs_of(f"en-fr={tmp_path / name}.parquet")
 
 
-def test_parquet(tmp_path: Path) -> None:
-    columns = {"en": [a for a, _ in PAIRS], "de": [b for _, b in PAIRS]}
-    parquet.write_table(pyarrow.table({**columns, "id": [1, 2, 3]}), tmp_path / "en-de.parquet")
-    records = [{"en": a, "de": b} for a, b in PAIRS]
-    parquet.write_table(pyarrow.table({"translation": records}), tmp_path / "x.en-de.parquet")
-    parquet.write_table(pyarrow.table({"text": ["eins\nzwei", None]}), tmp_path / "de.parquet")
-    assert pairs_of(tmp_path / "en-de.parquet") == PAIRS
-    assert pairs_of(tmp_path / "x.en-de.parquet") == PAIRS
-    assert sentences_of(tmp_path / "de.parquet") == ["eins", "zwei", ""]
-    with pytest.raises(DataError, match="missing columns translation / en / fr; found text"):
-        pairs_of(f"en-fr={tmp_path / 'de.parquet'}")
-    with pytest.raises(DataError, match="row 1: missing column 'fr'; found en"):
-        pairs_of(f"en-fr={tmp_path / 'en-de.parquet'}")
-    (tmp_path / "en-fr.parquet").write_bytes(b"PAR1 no parquet")
-    with pytest.raises(DataError, match="cannot be read as Parquet"):
-        pairs_of(tmp_path / "en-fr.parquet")
-
-
-def test_hub_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
+def test_hub_dataset_is_streamed_and_one_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def load_dataset(name: str, config: str | None, **options: Any) -> list[dict[str, Any]]:
         calls.append((name, config, options))
         return [{"translation": {"en": a, "de": b}} for a, b in PAIRS]
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (source,) = parse_bitext_sources(["hub:someone/books:en-de:test"])
-    assert list(read_rows(source, revision="abc")) == PAIRS
-    options = {"split": "test", "streaming": True, "revision": "abc"}
-    assert calls == [("someone/books", "en-de", options)]
-
-
-def test_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-    import huggingface_hub
-
     def fail(*args: Any, **options: Any) -> Any:
         raise ConnectionError("no route\nmany more lines")
 
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **options: SimpleNamespace(sha="c0ffee"))
+    assert pairs_of("hub:someone/books:en-de:test", revision="abc") == PAIRS
+    options = {"split": "test", "streaming": True, "revision": "abc"}
+    assert calls == [("someone/books", "en-de", options)]
+    assert readers.hub_revision("hub:x:de") == "c0ffee"
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+    monkeypatch.setattr(HfApi, "dataset_info", fail)
     with pytest.raises(DataError, match=r"hub:x:de: cannot be read beyond row 0 \(no route\)"):
         sentences_of("hub:x:de")
     with pytest.raises(DataError, match=r"hub:x:de: dataset not reachable on the Hub \(no route\)"):
         readers.hub_revision("hub:x:de")
-    info = SimpleNamespace(sha="c0ffee")
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "dataset_info", lambda self, name, revision: info if name == "x" else None
-    )
-    assert readers.hub_revision("hub:x:de") == "c0ffee"
 
 
 # ---------------------------------------------------------------------------------------------------- columns
@@ -261,10 +232,8 @@ def test_bad_lines_name_file_and_line_or_are_skipped(
         ("[1]", "found list, expected an object"),
         ('{"en": "a", "fr": "b"}', "missing column 'de'; found en, fr"),
         ('{"en": "a", "de": 3}', "column 'de' holds int, expected text"),
-        ('{"en": "a", "de": NaN}', "column 'de' holds float, expected text"),
         ('{"en": "a", "de": "b", "en": "c"}', "the key 'en' is given twice"),
         ('{"en": "cut \\ud83d off", "de": "b"}', "column 'en' holds half a surrogate pair at character 4"),
-        ('{"translation": {"en": "a", "de": "\\udc00"}}', "column 'de' holds half a surrogate pair"),
         ('{"en": "a", "de": "b\\u0000"}', "column 'de' holds a null character"),
         ("[" * 100_000, "JSON that is nested too deeply"),
         ('{"en": ' + "9" * 5000, "Exceeds the limit"),
@@ -280,27 +249,22 @@ def test_bad_json_lines(tmp_path: Path, line: str, complaint: str) -> None:
 # -------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(("num_source", "num_target"), [(3, 5), (1204, 1203)])
-def test_unequal_line_counts_name_both_counts_and_files(
-    tmp_path: Path, num_source: int, num_target: int
+def test_unequal_line_counts_name_both_counts_and_files_but_blank_lines_at_the_end_do_no_harm(
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "x.en").write_text("a\n" * num_source)
-    (tmp_path / "x.fr").write_text("b\n" * num_target)
-    with pytest.raises(DataError) as error:
-        pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr")
-    assert f"bitext en-fr has {num_source:,} source lines ({tmp_path}/x.en)" in str(error.value)
-    assert f"but {num_target:,} target lines ({tmp_path}/x.fr)" in str(error.value)
-
-
-def test_blank_lines_at_the_end_of_a_file_do_no_harm(tmp_path: Path) -> None:
-    """An editor or a script adds one; `prepare` counts the blank pairs of JSON lines as empty."""
-    (tmp_path / "x.en").write_text("a\nb\n")
-    (tmp_path / "x.fr").write_text("c\nd\n\n \n")
-    assert pairs_of(f"{tmp_path}/x.en,{tmp_path}/x.fr") == [("a", "c"), ("b", "d")]
-    (tmp_path / "en-fr.jsonl").write_text('{"en": "a", "fr": "c"}\n\n')
+    source, target = tmp_path / "x.en", tmp_path / "x.fr"
+    for num_source, num_target in ((3, 5), (1204, 1203)):
+        source.write_text("a\n" * num_source)
+        target.write_text("b\n" * num_target)
+        with pytest.raises(DataError) as error:
+            pairs_of(f"{source},{target}")
+        assert f"bitext en-fr has {num_source:,} source lines ({source})" in str(error.value)
+        assert f"but {num_target:,} target lines ({target})" in str(error.value)
+    source.write_text("a\nb\n")
+    target.write_text("c\nd\n\n \n")
+    assert pairs_of(f"{source},{target}") == [("a", "c"), ("b", "d")]
+    (tmp_path / "en-fr.jsonl").write_text('{"en": "a", "fr": "c"}\n\n')  # `prepare` counts it as empty
     assert pairs_of(f"{tmp_path}/en-fr.jsonl") == [("a", "c"), ("", "")]
-    (tmp_path / "fr.jsonl").write_text('{"text": "c"}\n\n')
-    assert sentences_of(f"{tmp_path}/fr.jsonl") == ["c", ""]
 
 
 def test_empty_and_unknown_files(tmp_path: Path) -> None:

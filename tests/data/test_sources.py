@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -73,14 +72,8 @@ def test_languages_in_the_name(tmp_path: Path) -> None:
         eng_Latn.txt eng_Latn, dev-de.txt de"""
     not_single = "raw pt_br zh-cn x.zh_cn zh-TW en_us news-pt-br SOURCE en-de"
     for parse, named, unnamed, suffix, complaint in (
-        (
-            parse_bitext_sources,
-            pairs,
-            not_pairs,
-            ".tsv",
-            "carries no language pair; write for example en-de=",
-        ),
-        (parse_mono_sources, single, not_single, ".txt", "carries no language; write for example de="),
+        (parse_bitext_sources, pairs, not_pairs, ".tsv", "no language pair; write for example en-de="),
+        (parse_mono_sources, single, not_single, ".txt", "no language; write for example de="),
     ):
         words = named.replace(",", " ").split()
         for name, languages in zip(words[::2], words[1::2], strict=True):
@@ -90,19 +83,6 @@ def test_languages_in_the_name(tmp_path: Path) -> None:
             (tmp_path / f"{name}{suffix}").touch()
             with pytest.raises(DataError, match=complaint):
                 parse([str(tmp_path / f"{name}{suffix}")])
-
-
-def test_a_folder_says_aloud_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt", "README.md"):
-        (tmp_path / name).touch()
-    with caplog.at_level(logging.WARNING):
-        assert [source.name for source in parse_bitext_sources([str(tmp_path)])] == ["en-de"]
-        assert [source.name for source in parse_mono_sources([str(tmp_path)])] == ["de"]
-    passed_over = ["de.txt, en-pt-br.tsv, pt_br.txt not read", "en-de.tsv, en-pt-br.tsv, pt_br.txt not read"]
-    for record, names in zip(caplog.records, passed_over, strict=True):
-        assert (
-            names in record.message and "are given as x.en,x.de, others as LANGUAGES=PATH" in record.message
-        )
 
 
 def names(sources: list[Any]) -> list[tuple[str, ...]]:
@@ -117,7 +97,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_gives_what_it_recognises(folder: Path) -> None:
+def test_a_folder_gives_what_it_recognises_and_says_aloud_what_it_passes_over(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = names(parse_bitext_sources([str(folder)]))
     assert found == [("en-de", "en-de.tsv.gz"), ("en-fr", "en-fr.tsv")]
     assert names(parse_bitext_sources([f"en-de={folder}"])) == found[:1]
@@ -127,6 +109,19 @@ def test_a_folder_gives_what_it_recognises(folder: Path) -> None:
     assert not others & {name for _, name in found}
     assert ("it", "SOURCE.txt") in names(parse_mono_sources([f"it={folder}"]))
     assert ("it", "multi.de.txt") not in names(parse_mono_sources([f"it={folder}"]))
+    few = folder / "few"
+    few.mkdir()
+    for name in ("en-de.tsv", "en-pt-br.tsv", "de.txt", "pt_br.txt", "README.md"):
+        (few / name).touch()
+    for parse, taken, passed_over in (
+        (parse_bitext_sources, "en-de", "de.txt, en-pt-br.tsv, pt_br.txt not read"),
+        (parse_mono_sources, "de", "en-de.tsv, en-pt-br.tsv, pt_br.txt not read"),
+    ):
+        caplog.clear()
+        assert [source.name for source in parse([str(few)])] == [taken]
+        (record,) = caplog.records
+        assert passed_over in record.message
+        assert "are given as x.en,x.de, others as LANGUAGES=PATH" in record.message
 
 
 def test_globs_braces_commas_and_duplicates(folder: Path) -> None:

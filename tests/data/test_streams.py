@@ -14,7 +14,6 @@ from tiny_sentences import (
     NUM_PAIRS,
     PLAIN,
     SPECIAL,
-    Sentence,
     block_ids,
     flatten,
     group_of,
@@ -122,29 +121,31 @@ def test_tlm_joins_both_sides_in_both_directions(corpus: Corpus) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31))
-def test_none_contrasts_the_two_sides(corpus: Corpus, seed: int) -> None:
-    """One sentence in each view, translations of each other, roles swapped half the time."""
-    found = list(views(corpus, 200, concatenate_pairs="none", seed=seed))
-    for (query,), (key,) in found:
-        assert query[0] == key[0] and query[1] == 1 - key[1]
-    assert 0.3 < np.mean([query[1] for (query,), _ in found]) < 0.7
+@pytest.mark.parametrize("joined", ["none", "random", "adjacent", "code_mixed"])
+def test_views_are_translations_of_each_other(corpus: Corpus, joined: Any, seed: int) -> None:
+    """Of one pair, roles swapped half the time, or of two pairs of one language pair.
+
+    (c1, d2) stands against (d1, c2) in half of the code-mixed examples, else each view has one language.
+    """
+    mixed, swapped = [], []
+    for query, key in views(corpus, 200, concatenate_pairs=joined, seed=seed):
+        assert len(query) == len(key) == (1 if joined == "none" else 2)
+        assert len({pair for pair, _ in query}) == len(query), "never a pair with itself"
+        assert len({group_of(pair) for pair, _ in query}) == 1
+        assert sorted(key) == sorted((pair, 1 - side) for pair, side in query)
+        mixed.append(len({side for _, side in query}) == 2)
+        swapped.append(query[0][1])
+    assert 0.3 < np.mean(swapped) < 0.7
+    assert 0.3 < np.mean(mixed) < 0.7 if joined == "code_mixed" else not any(mixed)
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**31))
-def test_random_joins_two_different_pairs_of_one_language_pair(corpus: Corpus, seed: int) -> None:
-    """One language in each view, the same two pairs in both, never a pair with itself."""
-    for query, key in views(corpus, 200, concatenate_pairs="random", seed=seed):
-        check_mixed_up(query, key)
-        assert len({side for _, side in query}) == len({side for _, side in key}) == 1
-
-
-def check_mixed_up(query: list[Sentence], key: list[Sentence]) -> None:
-    """Both views hold the same two pairs of one language pair, each sentence against its translation."""
-    assert len(query) == len(key) == 2
-    assert query[0][0] != query[1][0]
-    assert group_of(query[0][0]) == group_of(query[1][0])
-    assert sorted(key) == sorted((pair, 1 - side) for pair, side in query)
+def test_adjacent_joins_pairs_two_by_two(corpus: Corpus) -> None:
+    """2k with 2k + 1 as in the released code, each couple once in an epoch; the odd last pair stays out."""
+    epoch = 15 + 4 + 1
+    found = views(corpus, epoch, concatenate_pairs="adjacent", pair_sampling_alpha=1.0)
+    couples = sorted(tuple(sorted(pair for pair, _ in query)) for query, _ in found)
+    starts = [*range(0, 30, 2), *range(31, 39, 2), 39]
+    assert couples == [(start, start + 1) for start in starts]
 
 
 @pytest.mark.parametrize("concatenate_pairs", ["random", "adjacent", "code_mixed"])
@@ -164,27 +165,6 @@ def test_random_partner_is_any_other_pair_equally_often(corpus: Corpus) -> None:
     couples = Counter(frozenset(pair for pair, _ in query) for query, _ in views(only, 5600))
     assert len(couples) == 28
     assert sum((count - 200) ** 2 / 200 for count in couples.values()) < 55.5
-
-
-def test_adjacent_joins_pairs_two_by_two(corpus: Corpus) -> None:
-    """2k with 2k + 1 as in the released code, each couple once in an epoch; the odd last pair stays out."""
-    epoch = 15 + 4 + 1
-    found = list(views(corpus, epoch, concatenate_pairs="adjacent", pair_sampling_alpha=1.0))
-    couples = sorted(tuple(sorted(pair for pair, _ in query)) for query, _ in found)
-    starts = [*range(0, 30, 2), *range(31, 39, 2), 39]
-    assert couples == [(start, start + 1) for start in starts]
-    for query, key in found:
-        check_mixed_up(query, key)
-        assert len({side for _, side in query}) == 1
-
-
-def test_code_mixed_mixes_languages_half_the_time(corpus: Corpus) -> None:
-    """(c1, d2) against (d1, c2) in half of the examples, else (c1, d1) against (c2, d2)."""
-    mixed = []
-    for query, key in views(corpus, 3000, concatenate_pairs="code_mixed"):
-        check_mixed_up(query, key)
-        mixed.append(query[0][1] != query[1][1])
-    assert abs(np.mean(mixed) - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("concatenate_pairs", ["random", "code_mixed"])

@@ -6,6 +6,7 @@ import itertools
 import json
 import lzma
 import os
+import string
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -131,49 +132,37 @@ def test_equal_ids_whatever_stands_beside_a_space(tokenizer: Tokenizer, form: st
     )
 
 
-def test_words_are_forgotten_when_they_are_too_many(
+def test_threads_share_a_memory_that_forgets_words_when_they_are_too_many(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenise, "_MOST_WORDS", 50)
-    encoder, lines = TextEncoder(tokenizer), example_lines(40)
-    for start in range(0, len(lines), 20):
-        assert_equal_ids(encoder, lines[start : start + 20])
-        assert len(encoder._numbers) < 1000
-
-
-def test_threads_share_the_memory(tokenizer: Tokenizer) -> None:
     encoder, lines = TextEncoder(tokenizer), example_lines(60)
+    pieces = [lines[start : start + 5] for start in range(0, len(lines), 5)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(
-            pool.map(lambda start: encoder.encode(lines[start : start + 5]), range(0, len(lines), 5))
-        )
+        found = PackedRows.join(list(pool.map(encoder.encode, pieces)))
     assert_equal_ids(encoder, lines)
-    assert ids(PackedRows.join(found)) == ids(encoder.encode(lines))
+    assert ids(found) == ids(encoder.encode(lines))
+    monkeypatch.setattr(tokenise, "_MOST_WORDS", 50)
+    forgetful = TextEncoder(tokenizer)
+    for piece in pieces:
+        assert_equal_ids(forgetful, piece)
+        assert len(forgetful._numbers) < 1000
 
 
 def test_tokenizers_of_other_kinds(tokenizer: Tokenizer) -> None:
     """BERT's cuts at spaces too; with added words, or with the space as text, whole texts are encoded."""
-    letters = {
-        piece: i for i, piece in enumerate(["[UNK]", "[CLS]", *"abcdefghijklmnopqrstuvwxyz", "##a", "##b"])
-    }
-    bert = Tokenizer(models.WordPiece(letters, unk_token="[UNK]"))
+    letters = ["[UNK]", "[CLS]", *string.ascii_lowercase, "##a", "##b"]
+    bert = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(letters)}, unk_token="[UNK]"))
     bert.normalizer, bert.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    with_word = json.loads(tokenizer.to_str())
+    with_word, prefixed = (json.loads(tokenizer.to_str()) for _ in range(2))
     with_word["added_tokens"].append({**with_word["added_tokens"][0], "content": "t h", "special": False})
-    bytes_of_text = Tokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pre_tokenizers.ByteLevel.alphabet())}, [])
-    )
-    bytes_of_text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    prefixed = json.loads(tokenizer.to_str())
     prefixed["normalizer"] = {"type": "Prepend", "prepend": "c"}  # to a text, not to each of its words
-    for kind, is_by_words in (
-        (Tokenizer.from_str(json.dumps(prefixed)), False),
-        (bert, True),
-        (Tokenizer.from_str(json.dumps(with_word)), False),
-        (bytes_of_text, False),
-    ):
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bytes_of_text = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    bytes_of_text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    changed = [Tokenizer.from_str(json.dumps(each)) for each in (with_word, prefixed)]
+    for kind in (bert, *changed, bytes_of_text):
         encoder = TextEncoder(kind)
-        assert encoder._is_by_words == is_by_words
+        assert encoder._is_by_words == (kind is bert)
         assert_equal_ids(encoder, [*TRAPS, *example_lines(20), "a t h b"])
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from tiny_prepare import WriteLines
 from transformers import AutoTokenizer, XLMRobertaTokenizer
 
 from modeling_infoxlm.data import train_tokenizer as module
@@ -28,7 +28,7 @@ def sentences(words: list[str], count: int, seed: int) -> list[str]:
 
 
 @pytest.fixture
-def pair_file(write_lines: Callable[[str, Iterable[str]], Path]) -> Path:
+def pair_file(write_lines: WriteLines) -> Path:
     sides = zip(sentences(WORDS, 300, 1), sentences(WORTE, 300, 2), strict=True)
     return write_lines("en-de.tsv", ("\t".join(pair) for pair in sides))
 
@@ -84,42 +84,33 @@ def test_languages_are_balanced_by_the_exponent() -> None:
 def test_sample_is_distinct_bounded_and_independent_of_order() -> None:
     lines = [f"line {number}" for number in range(5000)]
     samples = []
-    for order in (lines, lines[::-1] + lines[:700]):
-        sample = module._Sample(500, bytes(16))
+    for order, key in ((lines, 0), (lines[::-1] + lines[:700], 0), (lines, 1)):
+        sample = module._Sample(500, key.to_bytes(16, "little"))
         for line in order:
             sample.add(line)
         assert len(sample._lines) <= 1000
         assert 4000 < sample.estimated_size() < 6000
         samples.append(sample.lines())
     assert samples[0] == samples[1] and len(set(samples[0])) == 500
-    other = module._Sample(500, (1).to_bytes(16, "little"))
-    for line in lines:
-        other.add(line)
-    assert set(other.lines()) != set(samples[0])
+    assert set(samples[2]) != set(samples[0])
 
 
-def test_too_little_text(
-    write_lines: Callable[[str, Iterable[str]], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_too_little_text_or_no_place_for_a_folder(
+    write_lines: WriteLines, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_lines("de.txt", sentences(WORTE, 20, 3))
-    made = train_tokenizer(parse_mono_sources([str(path)]), tmp_path / "t", vocab_size=5000)
+    sources = parse_mono_sources([str(write_lines("de.txt", sentences(WORTE, 20, 3)))])
+    made = train_tokenizer(sources, tmp_path / "t", vocab_size=5000)
     assert len(made) < 5000 and "of the 5000 tokens asked for" in caplog.text
-    with pytest.raises(
-        DataError, match="a tokenizer of 12 tokens cannot be trained on this text: .*12|small"
-    ):
-        train_tokenizer(parse_mono_sources([str(path)]), tmp_path / "t", vocab_size=12)
+    complaint = "a tokenizer of 12 tokens cannot be trained on this text: .*12|small"
+    with pytest.raises(DataError, match=complaint):
+        train_tokenizer(sources, tmp_path / "t", vocab_size=12)
     blank = write_lines("fr.txt", ["", " "])
     with pytest.raises(DataError, match="no text to train a tokenizer on"):
         train_tokenizer(parse_mono_sources([str(blank)]), tmp_path / "t", vocab_size=60)
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(
-    pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_collect", None)
-    for folder in (pair_file, pair_file / "deeper"):
+    monkeypatch.setattr(module, "_collect", None)  # what follows is refused before the work
+    for folder in (blank, blank / "deeper"):
         with pytest.raises(DataError, match="a file is in its place; give another --output_dir"):
-            train_tokenizer(parse_bitext_sources([str(pair_file)]), folder, vocab_size=60)
+            train_tokenizer(sources, folder, vocab_size=60)
 
 
 def test_a_full_disk_leaves_no_half_tokenizer(
