@@ -13,6 +13,6 @@ def make(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def checkpoint(make: Make, tmp_path: Path) -> Path:
-    """Of a run of two steps."""
-    make(max_steps=2, save_steps=2).train()
+    """Of a run of two steps, to which a token was given."""
+    make(max_steps=2, save_steps=2, hub_token="hf_abcdefghijklmnop").train()
     return tmp_path / "out" / "checkpoint-2"

@@ -1,6 +1,5 @@
 """Flags of pre-training: defaults of the paper, checks that name the value, and recipes that parse."""
 
-import argparse
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -13,30 +12,17 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from modeling_infoxlm import InfoXLMConfig
-from modeling_infoxlm.commands.align_words import AlignWordsArguments
-from modeling_infoxlm.commands.information import InformationArguments
-from modeling_infoxlm.commands.mine import MiningArguments
-from modeling_infoxlm.commands.prepare import OutputArguments
 from modeling_infoxlm.configuration_infoxlm import LAST_LAYER
 from modeling_infoxlm.data.plan import PrepareSettings
 from modeling_infoxlm.data.streams import StreamSettings
-from modeling_infoxlm.evaluation.encoders import EncoderArguments
-from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
-from modeling_infoxlm.evaluation.inference.xnli_data import XNLIArguments, XNLITrainingArguments
-from modeling_infoxlm.evaluation.questions.mlqa_data import MLQAArguments, MLQATrainingArguments
-from modeling_infoxlm.evaluation.retrieval.tatoeba import TatoebaArguments
-from modeling_infoxlm.fairseq.checkpoint import ConvertArguments
-from modeling_infoxlm.hub.export import ExportArguments
-from modeling_infoxlm.hub.push import PushArguments
 from modeling_infoxlm.objectives import LOWEST_TEMPERATURE
-from modeling_infoxlm.runs.config_file import _RecipeParser, parse_args_with_config
+from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.training.arguments import (
     BYPASSED,
     ContrastArguments,
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
-    PrepareArguments,
     PretrainingArguments,
     ReleaseArguments,
 )
@@ -100,16 +86,8 @@ def test_help_shows_our_flags_before_those_of_transformers(capsys):
         parse_args_with_config(ALL, ["--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
-    order = [
-        "--config FILE",
-        "\nmodel:",
-        "\ndata:",
-        "\ncontrast:",
-        "\ntraining:",
-        "--xlco_weight",
-        "--output_dir",
-    ]
-    positions = [text.index(part) for part in order]
+    groups = ("--config FILE", "\nmodel:", "\ndata:", "\ncontrast:", "\ntraining:")
+    positions = [text.index(part) for part in (*groups, "--xlco_weight", "--output_dir")]
     assert positions == sorted(positions)
     assert "about 1% of the whole" in " ".join(text.split())
 
@@ -142,20 +120,10 @@ def test_overrides_of_the_configuration_are_what_was_given():
 def test_manifests_name_the_settings_as_they_always_have():
     """A corpus that was prepared before is the same one."""
     data = DataArguments(max_seq_length=64, prepare_seed=5, bitext_columns=[2, 1], on_bad_line="skip")
-    assert data.describe() == {
-        "max_length": 64,
-        "max_side_length": 30,
-        "min_length": 1,
-        "max_length_ratio": 9.0,
-        "deduplicate": True,
-        "mono_from_bitext": False,
-        "heldout_fraction": 0.0,
-        "heldout_language": "en",
-        "heldout_max_pairs": 1000,
-        "seed": 5,
-        "on_bad_line": "skip",
-        "bitext_columns": (2, 1),
-    }
+    expected = {"max_length": 64, "max_side_length": 30, "min_length": 1, "max_length_ratio": 9.0}
+    expected |= {"deduplicate": True, "mono_from_bitext": False, "heldout_fraction": 0.0}
+    expected |= {"heldout_language": "en", "heldout_max_pairs": 1000, "seed": 5, "on_bad_line": "skip"}
+    assert data.describe() == {**expected, "bitext_columns": (2, 1)}
     assert DataArguments().describe() == PrepareSettings().describe()
     assert PrepareSettings().describe()["bitext_columns"] is None
 
@@ -165,40 +133,26 @@ def test_manifests_name_the_settings_as_they_always_have():
     [
         (ContrastArguments, {"queue_size": 0}, "queue_size must be at least 1, found 0."),
         (ContrastArguments, {"momentum": 1.5}, "momentum must be at most 1, found 1.5."),
-        (ContrastArguments, {"momentum": float("nan")}, "momentum must be a finite number, found nan."),
         (ContrastArguments, {"xlco_layer": 0}, "xlco_layer must be at least 1, found 0."),
-        (ContrastArguments, {"momentum_exponent": 0}, "momentum_exponent must be above 0, found 0."),
-        (
-            ContrastArguments,
-            {"momentum": 0.9, "momentum_schedule": "linear"},
-            "momentum_start is 0.99, above",
-        ),
-        (ContrastArguments, {"xlco_temperature": 0.99 * LOWEST_TEMPERATURE}, "xlco_temperature must be at"),
+        (ContrastArguments, {"momentum": 0.9, "momentum_schedule": "linear"}, "momentum_start is 0.99, ab"),
         (DataArguments, {"objectives": "mlm,xlcoo"}, "xlcoo"),
         (DataArguments, {"objectives": ""}, "objectives must name one or more"),
         (DataArguments, {"mlm_examples": 0}, "mlm_examples must be at least 1"),
         (DataArguments, {"mask_probability": 1.5}, "mask_probability must be at most 1"),
         (DataArguments, {"heldout_fraction": 1.0}, "heldout_fraction must be at least 0 and below 1"),
-        (DataArguments, {"preprocessing_num_workers": 0}, "preprocessing_num_workers must be at least 1"),
-        (ModelArguments, {"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, found 0."),
         (ModelArguments, {"hidden_dropout_prob": 1}, "hidden_dropout_prob must be at least 0 and below 1"),
         (ModelArguments, {"model_name_or_path": "x/y", "hidden_size": 64}, "model_name_or_path is x/y"),
         (ModelArguments, {"hidden_size": 10, "num_attention_heads": 3}, "hidden_size is 10 and num_atten"),
-        (PretrainingArguments, {"mlm_weight": -1}, "mlm_weight must be at least 0, found -1."),
         (PretrainingArguments, {f"{n}_weight": 0 for n in ("mlm", "tlm", "xlco")}, "all weights are 0"),
-        (PretrainingArguments, {"eval_layer": -2}, "eval_layer must be at least -1, found -2."),
-        (PretrainingArguments, {"stop_on_collapse": -1}, "stop_on_collapse must be at least 0, found -1."),
         (PretrainingArguments, {"eval_max_pairs": 0}, "eval_max_pairs must be at least 1, found 0."),
         (PretrainingArguments, {"remove_unused_columns": True}, "remove_unused_columns True is not"),
         (PretrainingArguments, {"recompute_layers": "0"}, "must be a range such as 1-6, one layer such as 6"),
         (PretrainingArguments, {"recompute_layers": "6-1"}, "counted from 1; found '6-1'."),
-        (PretrainingArguments, {"recompute_layers": "1,2"}, "counted from 1; found '1,2'."),
         *(
             (PretrainingArguments, {"recompute_layers": "1-6", other: True}, "give one or the other")
             for other in ("activation_checkpointing", "gradient_checkpointing")
         ),
         (PretrainingArguments, {"save_strategy": "best"}, "save_strategy best is not supported"),
-        (PretrainingArguments, {"dataloader_persistent_workers": True}, "needs --dataloader_num_workers"),
         (PretrainingArguments, {"dataloader_prefetch_factor": 2}, "needs --dataloader_num_workers above 0"),
         (PretrainingArguments, {"activation_checkpointing_kwargs": {"a": 1}}, "needs --activation_checkpoin"),
         (PretrainingArguments, {"accelerator_config": {"split_batches": True}}, "splits or dispatches"),
@@ -299,48 +253,15 @@ def test_the_precision_is_that_of_flag_or_launcher(pretraining, monkeypatch):
 
 # ---------------------------------------------------------------------------- every number of every program
 
-PROGRAMS = [
-    ALL,
-    [ModelArguments, PrepareArguments, OutputArguments],
-    [HeadModelArguments, XNLIArguments, XNLITrainingArguments],
-    [HeadModelArguments, MLQAArguments, MLQATrainingArguments],
-    [EncoderArguments, TatoebaArguments, MiningArguments, AlignWordsArguments],
-    [InformationArguments],
-    [ExportArguments],
-    [PushArguments],
-    [ConvertArguments],
-]
-OF_ANY_SIGN = {"null_score_diff_threshold", "threshold"}
-
-
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[-1].__name__)
-def test_no_number_may_be_nan_infinite_or_negative(program):
-    shared = [cls for cls in program if cls is not AlignWordsArguments and cls is not MiningArguments]
-    for classes in (shared, *([cls] for cls in program)):
-        numbers = [
-            action
-            for action in _RecipeParser(classes)._actions
-            if getattr(action.type, "__name__", "") in ("int", "float")
-        ]
-        for action in numbers:
-            wrong = ["nan", "inf", "-inf"] if action.type.__name__ == "float" else [str(10**30)]
-            wrong += [] if action.dest in OF_ANY_SIGN else ["-7"]
-            for text in wrong:
-                with pytest.raises(argparse.ArgumentTypeError, match="^must be .*, found "):
-                    action.type(text)
-
 
 @pytest.mark.parametrize(
     "flag, value, message",
     [
         ("save_steps", "0", "save_steps must be above 0, found 0."),
         ("max_grad_norm", "nan", "max_grad_norm must be a finite number, found nan."),
-        ("max_grad_norm", "-1", "max_grad_norm must be at least 0, found -1."),
         ("adam_beta2", "1", "adam_beta2 must be at least 0 and below 1, found 1."),
         ("per_device_train_batch_size", "0", "per_device_train_batch_size must be at least 1, found 0."),
         ("seed", "4294967296", "seed must be at most 4,294,967,295, found 4.29497e+09."),
-        ("xlco_temperature", "1e-40", "xlco_temperature must be at least 0.001, found 1e-40."),
-        ("num_hidden_layers", "1000000", "num_hidden_layers must be at most 1,000, found 1e+06."),
     ],
 )
 @pytest.mark.parametrize("in_recipe", [False, True])

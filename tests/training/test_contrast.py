@@ -126,10 +126,11 @@ def test_prefill_takes_examples_beyond_the_run_whatever_the_batch(
     assert (at_begin[0].num_filled, at_begin[0].cursor) == (10, 0)
 
 
-def test_a_run_can_start_with_momentum_encoder_and_queue_of_another(make: Make, checkpoint: Path) -> None:
-    trainer = make(
-        max_steps=1, contrast={"momentum_state": str(checkpoint), "momentum": 1.0, "queue_prefill": True}
-    )
+def test_a_run_can_start_with_momentum_encoder_and_queue_of_another_that_fits(
+    make: Make, checkpoint: Path, tmp_path: Path
+) -> None:
+    given = {"momentum_state": str(checkpoint), "momentum": 1.0, "queue_prefill": True}
+    trainer = make(max_steps=1, contrast=given)
     trainer.train()
     saved = load_file(checkpoint / "momentum_state.safetensors")
     for name, value in trainer.contrast.encoder.state_dict().items():
@@ -137,13 +138,9 @@ def test_a_run_can_start_with_momentum_encoder_and_queue_of_another(make: Make, 
     filled = int(saved["queue.num_filled"])
     assert torch.equal(trainer.contrast.queue.keys[:filled], saved["queue.keys"][:filled])
     assert trainer.contrast.queue.num_filled > filled
-
-
-def test_what_does_not_fit_is_not_taken_over(make: Make, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the saved queue is"):
-        make(contrast={"momentum_state": str(checkpoint), "queue_size": 8}).train()
-    state = load_file(checkpoint / "momentum_state.safetensors")
-    state["momentum.projection.weight"] = torch.zeros(3, 3)
-    save_file(state, tmp_path / "momentum_state.safetensors")
+        make(contrast={**given, "queue_size": 8}).train()
+    saved["momentum.projection.weight"] = torch.zeros(3, 3)
+    save_file(saved, tmp_path / "momentum_state.safetensors")
     with pytest.raises(ValueError, match="of another architecture"):
         make(contrast={"momentum_state": str(tmp_path)}).train()

@@ -1,13 +1,11 @@
 """Tokenizer and corpus of a run: made once from the text, found again, and refused where they do not fit."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_text import sentence_pairs, write_pairs
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_infoxlm.data.sources import Source
 from modeling_infoxlm.runs.errors import DataError
@@ -44,16 +42,15 @@ def test_a_tokenizer_is_trained_once_into_the_run_and_a_named_one_loaded(text: P
     first = trained(data, tmp_path / "out")
     assert len(first) > 50 and first.model_max_length == 64
     text.write_text("ganz\tanders\n")  # would give another one
-    again = trained(data, tmp_path / "out")
-    assert again.get_vocab() == first.get_vocab()
+    assert trained(data, tmp_path / "out").get_vocab() == first.get_vocab()
     assert trained(data, tmp_path / "other").get_vocab() != first.get_vocab()
-    named = trained(data, tmp_path / "out")
-    for model in (
-        ModelArguments(tokenizer_name=str(tmp_path / "out/tokenizer")),
-        ModelArguments(model_name_or_path=str(tmp_path / "out/tokenizer")),
+    named, model = str(tmp_path / "out/tokenizer"), str(tmp_path / "other/tokenizer")
+    for given, vocabulary_of in (
+        (ModelArguments(tokenizer_name=named, model_name_or_path=model), named),
+        (ModelArguments(model_name_or_path=model), model),
     ):
-        found = find_tokenizer(model, data, tmp_path / "third")
-        assert found.get_vocab() == named.get_vocab()
+        found = find_tokenizer(given, data, tmp_path / "third")
+        assert found.get_vocab() == AutoTokenizer.from_pretrained(vocabulary_of).get_vocab()
     assert not (tmp_path / "third").exists()
 
 
@@ -65,55 +62,17 @@ def tokenizer(text: Path, tmp_path: Path) -> PreTrainedTokenizerBase:
     return trained(arguments(bitext_files=[str(text)]), tmp_path / "made")
 
 
-def test_text_is_prepared_inside_the_run_and_opened_the_next_time(
-    text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    data = arguments(bitext_files=[str(text)])
-    corpus = open_or_prepare(data, tokenizer, tmp_path / "out")
-    assert corpus.folder == tmp_path / "out" / "data" and len(corpus.bitext["en-xx"]) == 30
-    before = {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
-    again = open_or_prepare(data, tokenizer, tmp_path / "out")
-    assert {path: path.stat().st_mtime_ns for path in again.folder.rglob("*")} == before
-
-
-def test_settings_of_the_flags_reach_the_preparation(
-    text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    data = arguments(bitext_files=[str(text)], heldout_fraction=0.5, mono_from_bitext=True)
-    corpus = open_or_prepare(data, tokenizer, tmp_path)
-    assert sorted(corpus.mono) == ["en", "xx"] and corpus.max_length == 64
-    assert 0 < len(corpus.heldout["en-xx"]) < 30
-    assert len(corpus.heldout["en-xx"]) + len(corpus.bitext["en-xx"]) == 30
-
-
-def test_a_prepared_folder_is_read_without_its_text(
-    text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    folder = tmp_path / "corpus"
-    made = open_or_prepare(
-        arguments(bitext_files=[str(text)], prepared_data=str(folder)), tokenizer, tmp_path
-    )
-    shutil.rmtree(text.parent)
-    opened = open_or_prepare(arguments(prepared_data=str(folder)), tokenizer, tmp_path)
-    assert np.array_equal(opened.bitext["en-xx"].source[3], made.bitext["en-xx"].source[3])
-    assert not (tmp_path / "data").exists()
-
-
 def test_a_folder_prepared_with_another_tokenizer_is_refused(
     text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "corpus"
-    open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=str(folder)), tokenizer, tmp_path)
+    folder = str(tmp_path / "corpus")
+    open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=folder), tokenizer, tmp_path)
     other = trained(arguments(bitext_files=[str(text)], tokenizer_vocab_size=60), tmp_path / "second")
-    sizes = f"({len(tokenizer)} tokens), not with .* ({len(other)} tokens)".replace("(", r"\(").replace(
-        ")", r"\)"
-    )
+    sizes = rf"\({len(tokenizer)} tokens\), not with .* \({len(other)} tokens\)"
     with pytest.raises(DataError, match=f"corpus was prepared with tokenizer .*made/tokenizer' {sizes}"):
-        open_or_prepare(arguments(prepared_data=str(folder)), other, tmp_path)
-    with pytest.raises(
-        DataError, match="corpus was prepared differently: the tokenizer was .*made/tokenizer'"
-    ):
-        open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=str(folder)), other, tmp_path)
+        open_or_prepare(arguments(prepared_data=folder), other, tmp_path)
+    with pytest.raises(DataError, match="prepared differently: the tokenizer was .*made/tokenizer'"):
+        open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=folder), other, tmp_path)
 
 
 def test_neither_text_nor_a_prepared_folder(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -92,13 +92,6 @@ def test_the_momentum_encoder_recomputes_nothing_and_the_state_stays() -> None:
     assert model.config.to_dict() == config
 
 
-def test_layers_that_the_model_does_not_have() -> None:
-    with pytest.raises(
-        ValueError, match="recompute_layers is 2-4 but the model has 3 layers; give layers fro"
-    ):
-        recompute_layers(tiny_model(), "2-4")
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 def test_compiled_layers_serve_every_batch_with_the_same_gradients(

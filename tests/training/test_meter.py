@@ -45,19 +45,6 @@ def test_means_are_over_items_not_over_batches(accelerator: Accelerator) -> None
     assert meter.pop(accelerator) == {}
 
 
-def test_means_do_not_depend_on_where_the_run_was_resumed(accelerator: Accelerator) -> None:
-    batches = [output(1e6 / 3, 3, accuracy=1 / 3), *(output(1 / 3, 7, accuracy=2 / 3) for _ in range(50))]
-    straight, before, after = (LossMeter() for _ in range(3))
-    for batch in batches:
-        straight.add({"xlco": batch})
-    for batch in batches[:20]:
-        before.add({"xlco": batch})
-    after.load_state_dict(before.state_dict(accelerator))
-    for batch in batches[20:]:
-        after.add({"xlco": batch})
-    assert after.pop(accelerator) == straight.pop(accelerator)
-
-
 def test_small_losses_after_a_large_sum_count(accelerator: Accelerator) -> None:
     """In fp32 16,777,216 + 1 is 16,777,216."""
     meter = LossMeter()

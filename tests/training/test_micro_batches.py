@@ -88,21 +88,26 @@ def test_the_pieces_are_the_batch(
         assert tokens(micro_batch) <= budget or single or whole_contrast or shares or by_objective
 
 
-def test_every_micro_batch_has_a_share_of_every_part() -> None:
-    batch = batch_of([50] * 6, [20] * 6, [10] * 6)
-    found = split_batch(batch, tokens_per_device=160, by_objective=False)
-    assert [kept_lengths(piece) for piece in found[0].values()] == [[50, 50], [20, 20], [10, 10]]
-    assert [tokens(micro_batch) for micro_batch in found] == [160, 160, 160]
-
-
-def test_a_part_with_few_sequences_is_left_out_at_first() -> None:
-    found = split_batch(batch_of([10] * 4, [10], [10, 10]), tokens_per_device=20, by_objective=False)
-    assert [list(micro_batch) for micro_batch in found] == [
-        ["mlm"],
-        ["mlm"],
-        ["mlm", "xlco"],
-        ["mlm", "tlm", "xlco"],
-    ]
+@pytest.mark.parametrize(
+    ("lengths", "budget", "by_objective", "expected"),
+    [
+        # Every micro-batch has a share of every part; one with few sequences is left out at first.
+        (([50] * 6, [20] * 6, [10] * 6), 160, False, [{"mlm": 2, "tlm": 2, "xlco": 2}] * 3),
+        (
+            ([10] * 4, [10], [10, 10]), 20, False,
+            [{"mlm": 1}, {"mlm": 1}, {"mlm": 1, "xlco": 1}, {"mlm": 1, "tlm": 1, "xlco": 1}],
+        ),
+        (([3, 4], [5], [6, 7]), None, True, [{"xlco": 2}, {"tlm": 1}, {"mlm": 2}]),
+        (([3, 4], [5], [6, 7]), 7, True, [{"xlco": 1}, {"xlco": 1}, {"tlm": 1}, {"mlm": 2}]),
+    ],
+)  # fmt: skip
+def test_numbers_of_sequences_in_each_micro_batch(
+    lengths: tuple[list[int], ...], budget: int | None, by_objective: bool, expected: list[dict[str, int]]
+) -> None:
+    found = split_batch(batch_of(*lengths), tokens_per_device=budget, by_objective=by_objective)
+    counts = [{name: len(kept_lengths(piece)) for name, piece in one.items()} for one in found]
+    assert counts == expected
+    assert all(list(one) == list(other) for one, other in zip(counts, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -131,19 +136,11 @@ def test_without_a_budget_the_batch_is_what_it_was() -> None:
     assert len(split_batch(keys_do_not_count, tokens_per_device=10, by_objective=False)) == 1
 
 
-def test_one_objective_after_another() -> None:
-    batch = batch_of([3, 4], [5], [6, 7])
-    found = split_batch(batch, tokens_per_device=None, by_objective=True)
-    assert [list(micro_batch) for micro_batch in found] == [["xlco"], ["tlm"], ["mlm"]]
-    found = split_batch(batch, tokens_per_device=7, by_objective=True)
-    assert [list(micro_batch) for micro_batch in found] == [["xlco"], ["xlco"], ["tlm"], ["mlm"]]
-
-
-@pytest.mark.parametrize("by_objective", [False, True])
-def test_a_contrast_within_the_batch_is_kept_whole_and_first(by_objective: bool) -> None:
+def test_a_contrast_within_the_batch_is_kept_whole_and_first() -> None:
     batch = batch_of([10] * 4, [10] * 4, [10] * 4)
-    found = split_batch(batch, tokens_per_device=20, by_objective=by_objective, whole=("xlco",))
-    assert list(found[0]) == ["xlco"] and kept_lengths(found[0]["xlco"]) == [10] * 4
-    assert all("xlco" not in micro_batch and tokens(micro_batch) == 20 for micro_batch in found[1:])
+    for by_objective in (False, True):
+        found = split_batch(batch, tokens_per_device=20, by_objective=by_objective, whole=("xlco",))
+        assert list(found[0]) == ["xlco"] and kept_lengths(found[0]["xlco"]) == [10] * 4
+        assert all("xlco" not in one and tokens(one) == 20 for one in found[1:])
     (alone,) = split_batch({"xlco": batch["xlco"]}, tokens_per_device=20, by_objective=False, whole=("xlco",))
     assert alone["xlco"] is batch["xlco"]

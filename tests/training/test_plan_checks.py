@@ -15,22 +15,28 @@ from modeling_infoxlm.training.arguments import (
 from modeling_infoxlm.training.plan_checks import pretraining_identity
 
 
-def identity(tmp_path: Path, *, token: str | None = None, **training: Any) -> dict[str, Any]:
+def identity(
+    tmp_path: Path,
+    *,
+    token: str | None = None,
+    contrast: dict[str, Any] | None = None,
+    config: InfoXLMConfig | None = None,
+    **training: Any,
+) -> dict[str, Any]:
     model = ModelArguments(token=token, cache_dir=str(tmp_path))
     args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **training)
-    return pretraining_identity(model, DataArguments(), ContrastArguments(), args)
+    return pretraining_identity(
+        model, DataArguments(), ContrastArguments(**(contrast or {})), args, config=config
+    )
 
 
 def test_what_changes_the_result_is_part_of_the_run_and_nothing_else(tmp_path: Path) -> None:
     plain = identity(tmp_path)
-    for change in ({"seed": 7}, {"learning_rate": 1.0}, {"xlco_weight": 2.0}, {"max_steps": 3}):
-        assert identity(tmp_path, **change) != plain, change
-    # A checkpoint's optimiser could not go on with other moments.
-    for change in ({"moments_dtype": "bfloat16"}, {"weight_decay_on_all": True}):
-        assert identity(tmp_path, **change) != plain, change
-    # The end of a run is measured as its start was.
-    for change in ({"eval_layer": 1}, {"eval_pooling": "mean"}, {"eval_max_pairs": 7}):
-        assert identity(tmp_path, **change) != plain, change
+    # A checkpoint's optimiser could not go on with other moments; the end is measured as the start was.
+    changes = {"seed": 7, "learning_rate": 1.0, "xlco_weight": 2.0, "max_steps": 3, "eval_layer": 1}
+    changes |= {"moments_dtype": "bfloat16", "weight_decay_on_all": True}
+    for name, value in {**changes, "eval_pooling": "mean", "eval_max_pairs": 7}.items():
+        assert identity(tmp_path, **{name: value}) != plain, name
     assert identity(tmp_path / "elsewhere", token="hf_abcdefghijkl", dataloader_num_workers=3) == plain
     assert identity(tmp_path, logging_steps=1, save_steps=7, eval_strategy="steps", eval_steps=5) == plain
     whole = identity(tmp_path, per_device_train_batch_size=8)
@@ -54,20 +60,14 @@ def test_pairs_that_are_contrasted_with_each_other_stay_together(
     tmp_path: Path, contrast: dict[str, Any], checkpoint: dict[str, Any], same: bool
 ) -> None:
     """With in-batch negatives 4 pairs twice are another loss than 8 pairs once."""
-    found = [
-        pretraining_identity(
-            ModelArguments(),
-            DataArguments(),
-            ContrastArguments(**contrast),
-            PretrainingArguments(
-                output_dir=str(tmp_path),
-                use_cpu=True,
-                report_to="none",
-                per_device_train_batch_size=size,
-                gradient_accumulation_steps=8 // size,
-            ),
+    one, two = (
+        identity(
+            tmp_path,
+            contrast=contrast,
             config=InfoXLMConfig(**checkpoint),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
         )
         for size in (8, 4)
-    ]
-    assert (found[0] == found[1]) is same
+    )
+    assert (one == two) is same

@@ -1,7 +1,6 @@
 """State in safetensors: what is saved comes back, to the bit and to the type."""
 
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -57,41 +56,6 @@ def test_tensors_and_arrays_keep_type_and_bits(tmp_path: Path) -> None:
     }
     save_state(state, tmp_path / "x.safetensors")
     assert same(load_state(tmp_path / "x.safetensors"), state)
-
-
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adagrad", "NAdam"])
-def test_an_optimiser_goes_on_as_if_it_had_never_stopped(tmp_path: Path, name: str) -> None:
-    def step(weight: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        weight.pow(3).sum().backward()
-        optimizer.step()
-
-    def start(values: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
-        weight = torch.nn.Parameter(values.clone())
-        return weight, getattr(torch.optim, name)([weight], lr=0.1)
-
-    torch.manual_seed(0)
-    weight, optimizer = start(torch.randn(6))
-    for _ in range(3):
-        step(weight, optimizer)
-    save_state(optimizer.state_dict(), tmp_path / "o.safetensors")
-    other, resumed = start(weight.detach())
-    resumed.load_state_dict(load_state(tmp_path / "o.safetensors"))
-    for _ in range(3):
-        step(weight, optimizer)
-        step(other, resumed)
-    assert torch.equal(weight, other)
-
-
-def test_generators_come_back(tmp_path: Path) -> None:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
-    drawn = random.random(), np.random.rand(), torch.rand(1)
-    save_state(state, tmp_path / "r.safetensors")
-    loaded = load_state(tmp_path / "r.safetensors")
-    random.setstate(loaded["python"])
-    np.random.set_state(loaded["numpy"])
-    torch.set_rng_state(loaded["cpu"])
-    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
 
 
 def test_what_is_no_state_is_refused(tmp_path: Path) -> None:

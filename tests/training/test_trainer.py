@@ -1,7 +1,6 @@
 """The joint step inside transformers' loop: what it trains, however it is cut, and what is logged."""
 
 import contextlib
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -80,12 +79,10 @@ CUTS: dict[str, dict[str, Any]] = {
     "one sequence each": {"tokens_per_device": 1, "loss_normalization": "per_item"},
     "sequential with a budget": {"objective_backward": "sequential", "tokens_per_device": 40},
     "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-    "accumulated with a budget": {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "tokens_per_device": 60,
-        "loss_normalization": "per_item",
-    },
+}
+CUTS["accumulated with a budget"] = {
+    **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    **{"tokens_per_device": 60, "loss_normalization": "per_item"},
 }
 IN_BATCH = {"xlco_in_batch_negatives": True, "xlco_symmetric": True}
 
@@ -94,11 +91,13 @@ IN_BATCH = {"xlco_in_batch_negatives": True, "xlco_symmetric": True}
     "definition, cut",
     [*(({}, name) for name in CUTS), (IN_BATCH, "one sequence each"), (IN_BATCH, "sequential with a budget")],
 )
-def test_however_a_batch_is_cut_loss_gradients_and_keys_are_the_same(
-    make: Make, definition: dict[str, bool], cut: str
+def test_however_a_batch_is_cut_loss_gradients_keys_and_work_are_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch, definition: dict[str, bool], cut: str
 ) -> None:
     rule = {"loss_normalization": CUTS[cut].get("loss_normalization", "per_objective")}
-    runs = []
+    work: list[tuple[int, float]] = []
+    monkeypatch.setattr(Speedometer, "add", lambda self, tokens, flops: work.append((tokens, flops)))
+    runs, totals = [], []
     for folder, values in (("merged", rule), ("cut", CUTS[cut])):
         gradients = Gradients()
         # Without a step of the optimiser the second batch meets the same weights: no rounding is amplified.
@@ -113,6 +112,9 @@ def test_however_a_batch_is_cut_loss_gradients_and_keys_are_the_same(
         )
         trainer.train()
         runs.append((trainer, gradients))
+        totals.append((*np.sum(work, axis=0), trainer.state.total_flos))
+        work.clear()
+    assert totals[1] == pytest.approx(totals[0]) and totals[0][0] > 100
     (merged, expected), (other, found) = runs
     for one, two in zip(expected.steps, found.steps, strict=True):
         assert one.keys() == two.keys()
@@ -134,12 +136,7 @@ def test_however_a_batch_is_cut_loss_gradients_and_keys_are_the_same(
 
 @pytest.mark.parametrize(
     "optim, max_grad_norm",
-    [
-        ("adamw_torch_fused", 0.0),
-        ("adamw_torch_fused", 0.05),
-        ("adamw_torch_fused", 1e3),
-        ("adamw_torch", 0.05),
-    ],
+    [*(("adamw_torch_fused", norm) for norm in (0.0, 0.05, 1e3)), ("adamw_torch", 0.05)],
 )
 def test_clipping_in_the_step_trains_what_clipping_before_it_does(
     make: Make, monkeypatch: pytest.MonkeyPatch, optim: str, max_grad_norm: float
@@ -184,18 +181,6 @@ def test_a_budget_bounds_what_the_model_sees(make: Make) -> None:
     logs = trainer.state.log_history[:2]
     assert logs[0]["micro_batches"] > 3 and sum(entry["micro_batches"] for entry in logs) == len(seen)
     assert max(entry["micro_batch_tokens"] for entry in logs) == max(seen) <= 100
-
-
-def test_speed_is_counted_alike_however_a_batch_is_cut(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    work: list[tuple[int, float]] = []
-    monkeypatch.setattr(Speedometer, "add", lambda self, tokens, flops: work.append((tokens, flops)))
-    totals = []
-    for values in ({}, {"objective_backward": "sequential", "tokens_per_device": 30}):
-        trainer = make(per_device_train_batch_size=8, folder=f"out{len(totals)}", **values)
-        trainer.train()
-        totals.append((*np.sum(work, axis=0), trainer.state.total_flos))
-        work.clear()
-    assert totals[1] == pytest.approx(totals[0]) and totals[0][0] > 100
 
 
 def test_compute_loss_refuses_what_it_cannot_do(make: Make) -> None:
@@ -243,16 +228,6 @@ def test_tokens_of_the_whole_run_are_counted(make: Make) -> None:
     assert trainer.state.num_input_tokens_seen == count_tokens(batch_of(trainer, range(8)))
 
 
-def test_a_collapse_is_told_once_with_its_step(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="modeling_infoxlm.training.trainer"):
-        make(model=collapsed_model(), max_steps=3, learning_rate=1e-9).train()
-    messages = [record.getMessage() for record in caplog.records]
-    assert [message.partition(" have")[0] for message in messages] == [
-        "step 1: the query vectors",
-        "step 1: the key vectors",
-    ]
-
-
 def collapsed_model() -> InfoXLMForPreTraining:
     """Every token at every position embeds alike."""
     model = tiny_model()
@@ -263,7 +238,9 @@ def collapsed_model() -> InfoXLMForPreTraining:
 
 
 @pytest.mark.parametrize(("warmup_steps", "limit", "last"), [(0, 3, 3), (9, 3, 3), (0, 0, 6), (0, 9, 6)])
-def test_a_run_that_stays_collapsed_is_given_up(make: Make, warmup_steps: int, limit: int, last: int) -> None:
+def test_a_collapse_is_told_once_and_a_run_that_stays_so_is_given_up(
+    make: Make, caplog: pytest.LogCaptureFixture, warmup_steps: int, limit: int, last: int
+) -> None:
     given = {"learning_rate": 1e-9, "warmup_steps": warmup_steps, "stop_on_collapse": limit}
     trainer = make(model=collapsed_model(), max_steps=6, **given)
     says = r"at step \d: in 3 log.*dot, false, .*true.*1e-09.*align_encoder"
@@ -271,6 +248,10 @@ def test_a_run_that_stays_collapsed_is_given_up(make: Make, warmup_steps: int, l
         trainer.train()
     logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == list(range(1, last + 1))
+    told = [record.getMessage().partition(" have")[0] for record in caplog.records]
+    assert [text for text in told if text.startswith("step ")] == [
+        f"step 1: the {side} vectors" for side in ("query", "key")
+    ]
 
 
 @pytest.mark.parametrize(("warmup_steps", "last"), [(0, 110), (105, 115)])
