@@ -93,6 +93,13 @@ class KillAfter(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def launch(argv: list[str], *, processes: int) -> list[int]:
     """Run with so many ranks, as a launcher would start them, and return their exit codes.
 
@@ -103,9 +110,7 @@ def launch(argv: list[str], *, processes: int) -> list[int]:
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_run"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [context.Process(target=_rank, args=(argv, i, processes, port)) for i in range(processes)]
     for rank in ranks:
         rank.start()

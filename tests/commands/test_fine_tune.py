@@ -73,30 +73,42 @@ def test_accuracy_is_scikit_learns_from_the_written_predictions(fitted: dict[str
     assert values["en"] > 50  # learnt, where 33 is chance
 
 
-@pytest.mark.parametrize(
-    ("task", "gold", "written", "key"),
-    [
+def test_answers_are_scored_as_they_were_written_and_head_their_n_best_lists(
+    fitted: dict[str, Path], shared: Path
+) -> None:
+    for task, gold, written, key in (
         ("mlqa", "mlqa/dev-context-en-question-en.json", "dev-en.json", "en"),
         ("mlqa", "mlqa/dev-context-de-question-de.json", "dev-context-de-question-en.json", "de-en"),
         ("xquad", "xquad/xquad.de.json", "test-de.json", "de"),
-    ],
-)
-def test_answers_are_scored_as_they_were_written(
-    fitted: dict[str, Path], shared: Path, task: str, gold: str, written: str, key: str
+    ):
+        predictions = json.loads((fitted["mlqa"] / "predictions" / task / written).read_text("utf-8"))
+        content = json.loads((shared / "qa" / gold).read_text("utf-8"))
+        rows = [row for item in content["data"] for part in item["paragraphs"] for row in part["qas"]]
+        golds = {row["id"]: [answer["text"] for answer in row["answers"]] for row in rows}
+        found = read_result(fitted["mlqa"] / f"{task}_results.json")["scores"][key]
+        expected = mlqa_rules.evaluate(golds, predictions, key[:2])
+        assert (found["f1"]["value"], found["exact_match"]["value"]) == pytest.approx(expected)
+        lists = json.loads((fitted["mlqa"] / "nbest_predictions" / task / written).read_text("utf-8"))
+        assert {name: best[0]["text"] for name, best in lists.items()} == predictions
+        assert max(map(len, lists.values())) > 5
+        for best in lists.values():
+            scores = [entry["score"] for entry in best]
+            assert scores == sorted(scores, reverse=True)
+            assert sum(entry["probability"] for entry in best) == pytest.approx(1)
+
+
+def test_the_result_says_how_it_came_to_be_and_the_model_folder_is_safe(
+    fitted: dict[str, Path], shared: Path
 ) -> None:
-    predictions = json.loads((fitted["mlqa"] / "predictions" / task / written).read_text("utf-8"))
-    content = json.loads((shared / "qa" / gold).read_text("utf-8"))
-    rows = [row for item in content["data"] for part in item["paragraphs"] for row in part["qas"]]
-    golds = {row["id"]: [answer["text"] for answer in row["answers"]] for row in rows}
-    found = read_result(fitted["mlqa"] / f"{task}_results.json")["scores"][key]
-    expected = mlqa_rules.evaluate(golds, predictions, key[:2])
-    assert (found["f1"]["value"], found["exact_match"]["value"]) == pytest.approx(expected)
-
-
-def test_the_result_says_how_it_came_to_be(fitted: dict[str, Path], shared: Path) -> None:
     for program in (XNLI, MLQA):
-        result = result_of(fitted[program.name], program)
-        run = json.loads((fitted[program.name] / "run.json").read_text())["identity"]
+        folder = fitted[program.name]
+        model, loading = program.auto_class.from_pretrained(folder, output_loading_info=True)
+        assert not loading["missing_keys"] and model.config.model_type == "xlm-roberta"
+        assert program is MLQA or list(model.config.id2label.values()) == list(LABELS)
+        assert not list(folder.rglob("training_args.bin")) and (folder / "training_args.json").is_file()
+        assert (folder / "tokenizer.json").is_file()
+        result = result_of(folder, program)
+        run = json.loads((folder / "run.json").read_text())["identity"]
         assert result["identity"]["files"] == sorted(run["files"].values())
         for name in ("seed", "lr_scheduler_type", "optim", "label_smoothing_factor", "batch_size"):
             assert result["identity"][name] == run[name]
@@ -123,18 +135,6 @@ def test_the_result_says_how_it_came_to_be(fitted: dict[str, Path], shared: Path
     assert training["steps"] == 48 and training["windows"] >= 96 and training["mismatched_answers"] == 0
 
 
-def test_n_best_lists_begin_with_the_prediction(fitted: dict[str, Path]) -> None:
-    for path in (fitted["mlqa"] / "predictions" / "mlqa").iterdir():
-        predictions = json.loads(path.read_text("utf-8"))
-        lists = json.loads((fitted["mlqa"] / "nbest_predictions" / "mlqa" / path.name).read_text("utf-8"))
-        assert {key: found[0]["text"] for key, found in lists.items()} == predictions
-        assert max(map(len, lists.values())) > 5
-        for found in lists.values():
-            scores = [entry["score"] for entry in found]
-            assert scores == sorted(scores, reverse=True)
-            assert sum(entry["probability"] for entry in found) == pytest.approx(1)
-
-
 def test_the_best_step_on_dev_is_taken(fitted: dict[str, Path]) -> None:
     training = result_of(fitted["xnli"], XNLI)["details"]["training"]
     assert [entry["step"] for entry in training["history"]] == [6, 12, 18, 24, 30, 36]
@@ -146,16 +146,6 @@ def test_the_best_step_on_dev_is_taken(fitted: dict[str, Path]) -> None:
     chosen = load_file(fitted["xnli"] / f"checkpoint-{best['step']}" / "model.safetensors")
     final = load_file(fitted["xnli"] / "model.safetensors")
     assert all(torch.equal(chosen[name], final[name]) for name in final)
-
-
-@BOTH
-def test_the_model_folder_is_safe_and_loads_as_it_is(fitted: dict[str, Path], program: Program) -> None:
-    folder = fitted[program.name]
-    model, loading = program.auto_class.from_pretrained(folder, output_loading_info=True)
-    assert not loading["missing_keys"] and model.config.model_type == "xlm-roberta"
-    assert program is MLQA or list(model.config.id2label.values()) == list(LABELS)
-    assert not list(folder.rglob("training_args.bin")) and (folder / "training_args.json").is_file()
-    assert (folder / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -199,15 +189,19 @@ def test_a_fine_tuned_model_is_tested_as_it_is(
     assert f"{found['summary']['gap']:.1f}" in printed and "mean" in printed
     assert all(f"{scores[program.metric]['value']:.1f}" in printed for scores in found["scores"].values())
     # Once more it says so; anew it takes the place of what was there.
-    assert program.main(argv) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert program.main([*argv, "--logging_steps", "3"]) == 0
     assert "this run is finished; --overwrite_output_dir true starts it anew" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert program.main([*argv, "--overwrite_output_dir", "true", "--max_predict_samples", "3"]) == 0
     assert result_of(out, program)["scores"]["de"][program.metric]["count"] == 3
 
 
 @BOTH
-def test_training_alone(shared: Path, out: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every epoch has all rows in other batches."""
+def test_training_alone(
+    shared: Path, out: Path, program: Program, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+) -> None:
+    """Every epoch has all rows in other batches; what was trained is guarded."""
     sums: list[int] = []
     step = FineTuner.training_step
     monkeypatch.setattr(
@@ -224,6 +218,8 @@ def test_training_alone(shared: Path, out: Path, program: Program, monkeypatch: 
     assert len(second) >= 12 and sum(first) == sum(second) and sorted(first) != sorted(second)
     assert (out / "model.safetensors").is_file()
     assert not (out / "predictions").exists() and not list(out.glob("*_results.json"))
+    argv = command(program, shared, out, *own, "--learning_rate", "1e-3")
+    assert "different run: learning_rate was 0.005, is now 0.001." in refusal(argv, main=program.main)
 
 
 def test_questions_without_answer_are_learned(shared: Path, out: Path, tmp_path: Path) -> None:
@@ -319,19 +315,6 @@ def test_a_run_killed_while_it_predicts_only_predicts(
     assert result_of(out, program)["details"]["training"]["steps"] == 8
 
 
-def test_a_finished_run_is_left_and_another_refused(
-    shared: Path, fitted: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = fitted["xnli"]
-    argv = command(XNLI, shared, folder, *XNLI.extras.split(), model="plain")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert run_xnli.main([*argv, "--logging_steps", "3"]) == 0
-    assert "this run is finished" in capsys.readouterr().out
-    assert run_xnli.main([*argv, "--learning_rate", "1e-3"]) == 2
-    assert "holds a different run: learning_rate was 0.005, is now 0.001." in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
 # ---------------------------------------------------------------------------- bad input
 
 
@@ -368,13 +351,12 @@ def test_bad_data(tmp_path: Path, refused: Callable[..., str]) -> None:
         (XNLI, "--dataset_name facebook/xnli", "give either --dataset_name or files"),
         (XNLI, "--metric_for_best_model accuracy/sw", "give one of accuracy, accuracy/en, accuracy/de, acc"),
         (XNLI, "--dataset_revision main", "dataset_revision is of --dataset_name, which is not given"),
-        (XNLI, "--test_spilt dev", "unknown flag --test_spilt; did you mean --test_split?"),
         (MLQA, "--max_seq_length 11", "max_seq_length is 11, but a question of 4 tokens"),
         (MLQA, "--n_best_size 0", "n_best_size must be at least 1, found 0"),
         (MLQA, "--null_score_diff_threshold 1", "needs --version_2_with_negative true"),
         (MLQA, "--eval_steps 5", "eval_steps 5.0 is not supported: there is no selection on a dev set"),
     ],
-    ids=lambda one: one.name if isinstance(one, Program) else str(one)[:30],
+    ids=str,
 )
 def test_what_cannot_be_done(refused: Callable[..., str], program: Program, own: str, message: str) -> None:
     assert message in refused(program, *own.split())

@@ -4,18 +4,18 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_pretraining import PAIRS, StopInStep3, checkpoints, flags
+from tiny_run import free_port
 from tiny_text import write_pairs
 from transformers import AutoModel, AutoTokenizer
 
@@ -46,25 +46,34 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def retrieval_of_training_pairs(folder: Path, model: InfoXLMForPreTraining) -> float:
-    corpus = Corpus.open(folder / "data")
-    return HeldoutRetrieval(replace(corpus, heldout=corpus.bitext), layer=2)(model)["retrieval/mean"]
-
-
-def test_a_few_pairs_are_learnt_by_heart(fitted: Path) -> None:
+def test_a_few_pairs_are_learnt_by_heart_and_the_run_says_what_it_was(fitted: Path) -> None:
+    corpus = Corpus.open(fitted / "data")
+    retrieval = HeldoutRetrieval(replace(corpus, heldout=corpus.bitext), layer=2)
     model = InfoXLMForPreTraining.from_pretrained(fitted)
     torch.manual_seed(1)
-    untrained = InfoXLMForPreTraining(model.config)
-    assert retrieval_of_training_pairs(fitted, untrained) < 0.2
-    assert retrieval_of_training_pairs(fitted, model) > 0.6
+    assert retrieval(InfoXLMForPreTraining(model.config))["retrieval/mean"] < 0.2
+    assert retrieval(model)["retrieval/mean"] > 0.6
     first, last = [entry for entry in state(fitted)["log_history"] if "loss" in entry]
     for name in ("loss/mlm", "loss/tlm", "loss/xlco"):
         assert last[name] < first[name]
+    record = content_of(fitted / "run.json")
+    assert record["command"][:1] == ["--bitext_files"] and record["identity"]["learning_rate"] == 2e-3
+    assert record["corpus"]["bitext"]["en-xx"]["num_examples"] == 40
+    assert len(record["corpus"]["sources"][0]["files"][0]["sha256"]) == 64
+    assert set(record["streams"]) == {"mlm", "tlm", "xlco"}
+    weights = load_file(fitted / "model.safetensors")
+    assert record["num_parameters"] == sum(value.numel() for value in weights.values())
+    results = content_of(fitted / "all_results.json")
+    assert results["train_loss"] > 1 and results["train_runtime"] > 0.1
 
 
-def state(folder: Path) -> dict[str, list[dict[str, float]]]:
-    content: dict[str, list[dict[str, float]]] = json.loads((folder / "trainer_state.json").read_text())
+def content_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
     return content
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return content_of(folder / "trainer_state.json")
 
 
 @pytest.mark.parametrize("place", [".", "checkpoint-100"])
@@ -78,21 +87,10 @@ def test_the_result_and_every_checkpoint_load_as_they_are(fitted: Path, place: s
     assert "training_args.bin" not in [path.name for path in (fitted / place).iterdir()]
 
 
-def test_the_run_says_what_it_was(fitted: Path) -> None:
-    record = json.loads((fitted / "run.json").read_text())
-    assert record["command"][:1] == ["--bitext_files"] and record["identity"]["learning_rate"] == 2e-3
-    assert record["corpus"]["bitext"]["en-xx"]["num_examples"] == 40
-    assert len(record["corpus"]["sources"][0]["files"][0]["sha256"]) == 64
-    assert set(record["streams"]) == {"mlm", "tlm", "xlco"}
-    weights = load_file(fitted / "model.safetensors")
-    assert record["num_parameters"] == sum(value.numel() for value in weights.values())
-    results = json.loads((fitted / "all_results.json").read_text())
-    assert results["train_loss"] > 1 and results["train_runtime"] > 0.1
-
-
 def test_heldout_pairs_are_evaluated_from_the_start_to_the_end(
     text: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a recipe, over which flags go."""
     steps = []
     evaluate = InfoXLMTrainer.evaluate
     monkeypatch.setattr(
@@ -100,20 +98,21 @@ def test_heldout_pairs_are_evaluated_from_the_start_to_the_end(
         "evaluate",
         lambda self, **options: (steps.append(self.state.global_step), evaluate(self, **options))[1],
     )
-    heldout = "--heldout_fraction 0.4 --eval_strategy steps --eval_steps 3 --eval_max_pairs 10".split()
-    assert run_pretraining.main(flags(out, text, *heldout)) == 0
+    recipe = text.parent / "recipe.yaml"
+    recipe.write_text(f"bitext_files: [{text}]\nmax_steps: 50\nheldout_fraction: 0.4\neval_max_pairs: 10\n")
+    own = "--eval_strategy steps --eval_steps 3".split()
+    assert run_pretraining.main([str(recipe), *flags(out, None, *own)]) == 0
     assert steps == [0, 3, 6]  # the end only once
     evaluated = [entry for entry in state(out)["log_history"] if "eval_loss" in entry]
     assert [entry["step"] for entry in evaluated] == [3, 6]
-    assert json.loads((out / "eval_results.json").read_text())["eval_loss"] == evaluated[-1]["eval_loss"]
-    results = json.loads((out / "all_results.json").read_text())
+    assert content_of(out / "eval_results.json")["eval_loss"] == evaluated[-1]["eval_loss"]
+    results = content_of(out / "all_results.json")
     for name in ("eval_loss/mlm", "eval_loss/tlm", "eval_loss/xlco", "eval_retrieval/en-xx", "train_loss"):
         assert name in results
     start = state(out)["log_history"][0]
     assert (start["step"], start["eval_loss/mlm"]) == (0, results["start_loss/mlm"])
     # The layer and pooling of the contrast, of which the model gives sentence vectors.
-    vectors = json.loads((out / "run.json").read_text())["heldout_vectors"]
-    config = InfoXLMConfig.from_pretrained(out)
+    vectors, config = content_of(out / "run.json")["heldout_vectors"], InfoXLMConfig.from_pretrained(out)
     assert vectors == {"layer": config.xlco_layer, "pooling": config.xlco_pooling}
     retrieval = f"{100 * results['start_retrieval/mean']:.1f} -> {100 * results['eval_retrieval/mean']:.1f} %"
     shown = f"vectors of layer {config.xlco_layer} by {config.xlco_pooling} pooling: retrieval {retrieval}"
@@ -124,7 +123,8 @@ def test_start_and_end_are_of_the_same_heldout_examples_however_the_batch_is_cut
     text: Path, out: Path
 ) -> None:
     """A resumed run may have another number of processes, or room for other batches, than at its start."""
-    argv = flags(out, text, "--heldout_fraction", "0.4", "--max_steps", "1", "--xlco_pooling", "mean")
+    own = "--heldout_fraction 0.4 --max_steps 1 --xlco_pooling mean --xlco_layer -1 --eval_layer -1"
+    argv = flags(out, text, *own.split())
     starts = []
     for cut in ("8 1 8", "2 4 2", "4 2 6"):
         size, accumulated, evaluated = cut.split()
@@ -134,24 +134,15 @@ def test_start_and_end_are_of_the_same_heldout_examples_however_the_batch_is_cut
         starts.append(state(out)["log_history"][0])
     assert "eval_xlco/in_batch_accuracy" in starts[0] and "eval_loss/tlm" in starts[0]
     assert all(start == pytest.approx(starts[0], abs=1e-5) for start in starts[1:])
-
-
-def test_a_recipe_first_and_flags_over_it(text: Path, out: Path, tmp_path: Path) -> None:
-    """And -1 is the last layer, of contrast and evaluation."""
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"bitext_files: [{text}]\nmax_steps: 50\nobjectives: tlm,xlco\n")
-    own = "--max_steps 2 --xlco_layer -1 --eval_layer -1 --heldout_fraction 0.4".split()
-    assert run_pretraining.main([str(recipe), *flags(out, None, *own)]) == 0
-    record = json.loads((out / "run.json").read_text())
-    assert (record["identity"]["objectives"], record["identity"]["max_steps"]) == ("tlm,xlco", 2)
-    assert record["heldout_vectors"]["layer"] == InfoXLMConfig.from_pretrained(out).xlco_layer == 2
-    assert checkpoints(out) == ["checkpoint-2"]
+    # -1 is the last layer, of contrast and evaluation.
+    vectors = content_of(out / "run.json")["heldout_vectors"]
+    assert vectors["layer"] == InfoXLMConfig.from_pretrained(out).xlco_layer == 2
 
 
 # ---------------------------------------------------------------------------- the same again
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(
+def test_a_run_that_sigterm_ended_goes_on_to_the_same_end(
     text: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = flags(out, text, "--hidden_dropout_prob", "0.1")
@@ -174,12 +165,15 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert steps == [3, 4, 5]
     straight = tmp_path / "straight"
     assert run_pretraining.main(flags(straight, text, "--hidden_dropout_prob", "0.1")) == 0
-    results = [json.loads((folder / "train_results.json").read_text()) for folder in (out, straight)]
+    results = [content_of(folder / "train_results.json") for folder in (out, straight)]
     assert results[0]["train_loss"] == results[1]["train_loss"]
+    found, expected = state(out), state(straight)
     for name in ("total_flos", "num_input_tokens_seen"):
-        assert state(out)[name] == state(straight)[name]
-    resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, straight))
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+        assert found[name] == expected[name]
+    logged = [[entry["step"] for entry in one["log_history"]] for one in (found, expected)]
+    assert logged[0] == logged[1] and logged[0][-1] == 6
+    weights = [load_file(folder / "model.safetensors") for folder in (out, straight)]
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -202,34 +196,6 @@ def test_a_finished_run_is_left_guarded_and_overwritten_when_asked(
     text.write_bytes(content)
     assert run_pretraining.main(flags(out, text, "--max_steps", "3", "--overwrite_output_dir", "true")) == 0
     assert checkpoints(out) == ["checkpoint-3"]
-
-
-def test_sigterm_saves_and_the_same_command_completes(text: Path, out: Path) -> None:
-    argv = flags(out, text, "--max_steps", "60", "--save_steps", "20", "--stop_on_collapse", "0")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *argv],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoint-20").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
-    assert process.returncode == 130, error
-    (last,) = [line for line in error.splitlines() if line.startswith("interrupted:")]
-    saved = last.split()[1]
-    assert saved in checkpoints(out) and 20 < int(saved.removeprefix("checkpoint-")) < 60
-    assert run_pretraining.main(argv) == 0
-    assert state(out)["global_step"] == 60
-    logged = [entry["step"] for entry in state(out)["log_history"] if "loss" in entry]
-    assert logged == sorted(set(logged)) and logged[-1] == 60
 
 
 # ---------------------------------------------------------------------------- a run in the folder
@@ -261,21 +227,18 @@ def test_what_cannot_be_is_refused_before_a_run_is_overwritten_and_text_is_prepa
 
 def test_one_process_of_the_job_prepares_and_overwrites_on_a_shared_disk(fitted: Path, out: Path) -> None:
     """Two machines, so two processes with LOCAL_RANK 0, and a finished run in the folder that they share."""
-    text = fitted.parent / "text" / "en-xx.tsv"
     shutil.copytree(fitted, out)
-    record = json.loads((out / "run.json").read_text())
+    record = content_of(out / "run.json")
     record["identity"]["max_steps"] = 2  # as if it had been a short one
     (out / "run.json").write_text(json.dumps(record))
-    port = str(free_port())
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    halves = (
-        "--per_device_train_batch_size 8 --max_steps 2 --save_strategy no --overwrite_output_dir true".split()
-    )
-    command = [sys.executable, str(SCRIPT), *flags(out, text, *FIT, *halves)]
+    halves = "--per_device_train_batch_size 8 --max_steps 2 --save_strategy no --overwrite_output_dir true"
+    argv = flags(out, fitted.parent / "text" / "en-xx.tsv", *FIT, *halves.split())
+    job = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    job |= {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     processes = [
         subprocess.Popen(
-            command,
-            env={**common, "RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+            [sys.executable, str(SCRIPT), *argv],
+            env={**os.environ, **job, "RANK": rank},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -288,13 +251,7 @@ def test_one_process_of_the_job_prepares_and_overwrites_on_a_shared_disk(fitted:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], ends[0][1][-2000:] + ends[1][1][-2000:]
-    assert json.loads((out / "run.json").read_text())["finished"]
+    assert content_of(out / "run.json")["finished"]
     assert f"{out / 'data'} is already prepared" in ends[1][1]  # it waited until the other one was done
     assert not checkpoints(out)  # they were the finished run's
     assert not [path for path in out.rglob("*") if path.suffix in (".partial", ".claim")]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
