@@ -1,6 +1,5 @@
 """Recipes and flags: each test names a way in which a recipe could be read wrongly in silence."""
 
-import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -71,32 +70,23 @@ def test_text_stays_text_whatever_yaml_1_1_makes_of_it(parse, code):
 @pytest.mark.parametrize(
     ("recipe", "flags", "expected"),
     [
-        *((f"learning_rate: {text}", "", {"learning_rate": 2e-4}) for text in ("2e-4", "2.0e-4", "0.0002")),
+        ("learning_rate: 2e-4", "", {"learning_rate": 2e-4}),
         ("steps: 131_072\nsizes: [3, 4]", "", {"steps": 131072, "sizes": [3, 4]}),
         ("masking: false\nprefill: False", "", {"masking": False}),
         ('masking: "false"\nprefill: true', "", {"masking": False, "prefill": True}),
         ("layer: null", "", {"layer": None}),
-        ("layer:", "", {"layer": None}),
         ("# nothing yet\n", "", {}),
         ("layer: null", "--layer 2", {"layer": 2}),
         ("languages: []\nsizes: []", "", {"languages": [], "sizes": []}),
         ("languages: de", "", {"languages": ["de"]}),
-        ("languages:\n- de\n- fr", "", {"languages": ["de", "fr"]}),
         ("languages: &l [de, fr]\nlanguage: &x xx\nextra: {a: *x}", "", {"languages": ["de", "fr"]}),
         ("report_to: [tensorboard, trackio]", "", {"report_to": ["tensorboard", "trackio"]}),
         ("extra: {power: 2e-1, names: [no, 1]}", "", {"extra": '{"power": 0.2, "names": ["no", 1]}'}),
         ("extra: {deep: {on: true}}", "", {"extra": '{"deep": {"on": true}}'}),
         ("language: -x", "", {"language": "-x"}),
-        (
-            "steps: 5\nlanguages: [de]\nmasking: true",
-            "--steps=7 --languages fr --no_masking",
-            {"steps": 7, "languages": ["fr"], "masking": False},
-        ),
-        (
-            '{\n\t"learning_rate": 2e-4, "masking": false, "layer": null}',
-            "JSON",
-            {"learning_rate": 2e-4, "masking": False, "layer": None},
-        ),
+        ("steps: 5\nlanguages: [de]", "--steps=7 --languages fr", {"steps": 7, "languages": ["fr"]}),
+        ("masking: true", "--no_masking", {"masking": False}),
+        ('{\n\t"learning_rate": 2e-4, "layer": null}', "JSON", {"learning_rate": 2e-4, "layer": None}),
     ],
 )
 def test_values_of_a_recipe_and_flags_before_them(parse, recipe, flags, expected):
@@ -125,7 +115,6 @@ def test_recipe_as_first_argument(tmp_path, monkeypatch):
         ("learning_rat: 1", "unknown key learning_rat; did you mean learning_rate?"),
         ("learning_rate: -1", "learning_rate must be at least 0, found -1."),
         ("pooling: max", "invalid choice: 'max'"),
-        ("steps: many", "invalid int value: 'many'"),
         ("masking: maybe", "Truthy value expected"),
         ("steps: null", "steps must have a value"),
         ("steps: [1, 2]", "steps takes one value, not a list of 2"),
@@ -133,7 +122,6 @@ def test_recipe_as_first_argument(tmp_path, monkeypatch):
         ("languages: {de: 1}", "languages takes a value, not a mapping"),
         ("steps: 1\nsteps: 2", "steps is given twice"),
         ("extra: {a: 1, a: 2}", "a is given twice"),
-        ("steps: [1", "malformed"),
         ("- steps", "must be a mapping"),
         ("? [a]\n: 1", "malformed"),
         ("languages: " + "[" * 20_000, "nested too deeply"),
@@ -143,7 +131,6 @@ def test_recipe_as_first_argument(tmp_path, monkeypatch):
         (b'{"steps": ' + b"9" * 5000 + b"}", "is malformed: Exceeds the limit"),
         (b'{"language": "\xff"}', "not valid UTF-8 at byte 14"),
         ('{"steps": 1}'.encode("utf-16"), "not valid UTF-8 at byte 0; save it as plain UTF-8 text"),
-        (gzip.compress(b'{"steps": 1}', mtime=0), "not valid UTF-8 at byte 1"),
     ],
 )
 def test_bad_recipe_is_one_line_that_names_the_file(tmp_path, capsys, text, complaint):
@@ -183,9 +170,7 @@ TOKEN = "hf_" + "aB1" * 12
         ["--language", TOKEN],
         [f"--language={TOKEN}"],
         ["--steps", TOKEN],
-        ["--languages", "en", f"https://me:{TOKEN}@hub.org"],
         ["--languages", "https://hub.org/x?token=s3cret"],
-        ["--langage", TOKEN],
         [TOKEN],
         [f"--{TOKEN}"],
         ["--config", f"{TOKEN}.yaml"],

@@ -14,19 +14,14 @@ from modeling_infoxlm.runs.errors import DiskFullError, UsageError
 from modeling_infoxlm.runs.files import whole_file, whole_folder, write_json, writing
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_a_full_disk_is_named_with_its_place() -> None:
+    for error in (
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_named_with_its_place(error: Exception) -> None:
-    with pytest.raises(
-        DiskFullError, match=r"^out/model cannot be written: its disk is full.*free some room"
     ):
-        with writing("out/model"):
+        says = r"^out/model cannot be written: its disk is full.*free some room"
+        with pytest.raises(DiskFullError, match=says), writing("out/model"):
             try:
                 raise error
             except Exception as cause:

@@ -184,12 +184,14 @@ ARGS = SimpleNamespace(device=torch.device("cpu"))
 
 @pytest.fixture
 def stop() -> Iterator[StopOnSignal]:
+    """Handlers are handed back in the end."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     callback = StopOnSignal()
     callback.on_train_begin()
+    assert all(signal.getsignal(number) != handler for number, handler in before.items())
     yield callback
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    callback.on_train_end()
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 
 def step(callback: StopOnSignal) -> tuple[bool, bool]:
@@ -211,18 +213,6 @@ def test_a_signal_saves_and_stops_at_the_end_of_the_step(stop: StopOnSignal, num
     stop.raise_if_stopped(SimpleNamespace(global_step=9, max_steps=9))  # it was the last step
     with pytest.raises(KeyboardInterrupt):  # the second one ends at once
         signal.raise_signal(number)
-
-
-@pytest.mark.parametrize("signalled", [False, True])
-def test_handlers_are_handed_back(signalled: bool) -> None:
-    before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    callback = StopOnSignal()
-    callback.on_train_begin()
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
-    if signalled:
-        signal.raise_signal(signal.SIGTERM)
-    callback.on_train_end()
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def test_a_signal_to_another_rank_stops_this_one(stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch) -> None:

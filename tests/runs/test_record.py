@@ -123,14 +123,11 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "data" / "corpus.tsv").write_text("irreplaceable")
     with pytest.raises(OutputFolderError, match=r"is not empty and holds no run\.json of a run"):
         open_(tmp_path)
-    open_(tmp_path, overwrite=True)
-    assert (tmp_path / "data" / "corpus.tsv").exists()
-
-
-def test_a_model_folder_is_no_output_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("of somebody")
     with pytest.raises(OutputFolderError, match="model_name_or_path"):
         open_(tmp_path, {**IDENTITY, "model_name_or_path": str(tmp_path)}, overwrite=True)
+    open_(tmp_path, overwrite=True)
+    assert (tmp_path / "data" / "corpus.tsv").exists()
 
 
 def test_a_record_that_cannot_be_read_is_named_and_nothing_removed(tmp_path: Path) -> None:
@@ -178,31 +175,25 @@ def test_overwriting_removes_all_of_the_old_run_and_nothing_else(tmp_path: Path)
     assert record(tmp_path)["identity"] == {"seed": 2} and any((tmp_path / "elsewhere").iterdir())
 
 
-def test_fine_tuning_has_made_neither_text_nor_tokenizer(tmp_path: Path) -> None:
-    tuned = {"rate": 1, "model": {"name_or_path": "xlm-roberta-base"}}
-    write_trained(tmp_path, tuned)
-    for name in ("tokenizer", "data"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.txt").write_text("x")
-    open_(tmp_path, {**tuned, "rate": 2}, overwrite=True)
-    assert names(tmp_path) == ["data", "run.json", "tokenizer"]
-
-
 SHARD = "en-de.tsv-0123456789abcdef.source.tokens"
 
 
+TUNED = {"model": {"name_or_path": "xlm-roberta-base"}}  # fine-tuning makes neither text nor tokenizer
+
+
 @pytest.mark.parametrize(
-    "own, gone",
+    "identity, gone",
     [
-        ({}, {"tokenizer", "data/manifest.json", "data/bitext/en-de", f"data/bitext/en-de/{SHARD}"}),
-        ({"tokenizer_name": "out/tokenizer", "prepared_data": "out/data"}, set()),
+        (IDENTITY, {"tokenizer", "data/manifest.json", "data/bitext/en-de", f"data/bitext/en-de/{SHARD}"}),
+        ({**IDENTITY, "tokenizer_name": "out/tokenizer", "prepared_data": "out/data"}, set()),
+        (TUNED, set()),
     ],
 )
 def test_overwriting_removes_what_the_run_made_and_not_what_it_was_given(
-    tmp_path: Path, own: dict[str, str], gone: set[str]
+    tmp_path: Path, identity: dict[str, Any], gone: set[str]
 ) -> None:
     """Text and tokenizer may lie in the output folder; an earlier run was told to read them there."""
-    write_trained(tmp_path, {**IDENTITY, **own})
+    write_trained(tmp_path, identity)
     for name in ("tokenizer", "data/bitext/en-de", "checkpoint-notes"):
         (tmp_path / name).mkdir(parents=True)
     # Text in folders called as ours are: it is what the corpus was made from.
@@ -211,7 +202,7 @@ def test_overwriting_removes_what_the_run_made_and_not_what_it_was_given(
         (tmp_path / name).write_text("x")
     kept = {"tokenizer", "data/manifest.json", "data/bitext", "data/bitext/en-de", "checkpoint-notes"}
     kept = (kept | texts | {f"data/bitext/en-de/{SHARD}"}) - gone
-    open_(tmp_path, overwrite=True)
+    open_(tmp_path, {**identity, "seed": 2}, overwrite=True)
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert found == kept | {"data", "checkpoint-1.txt", "run.json"}
 
@@ -219,28 +210,29 @@ def test_overwriting_removes_what_the_run_made_and_not_what_it_was_given(
 @pytest.mark.parametrize(
     ("flag", "name"),
     [
-        ("model_name_or_path", "."),
         ("model_name_or_path", "checkpoint-5"),
         ("tokenizer_name", "tokenizer"),
         ("momentum_state", "checkpoint-5"),
         ("prepared_data", "data"),
+        ("model", "."),  # as fine-tuning names it
     ],
 )
 def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path: Path, flag: str, name: str) -> None:
     """A kill of the new run would leave neither it nor the weights, text or tokenizer that it was made of."""
-    write_trained(tmp_path)
+
+    def starting_from(place: Path) -> dict[str, Any]:
+        return {**IDENTITY, flag: {"name_or_path": str(place)} if flag == "model" else str(place)}
+
+    write_trained(tmp_path / "out")
     for folder in ("tokenizer", "data"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / "out" / folder).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
-    (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
-    for folder in (tmp_path, tmp_path.parent / f"{tmp_path.name}-link"):
-        with pytest.raises(OutputFolderError, match=f"{flag} .* lies in .*, whose run is to be overwritten"):
-            open_(tmp_path, {**IDENTITY, flag: str(folder / name)}, overwrite=True)
-    if flag == "model_name_or_path":  # as fine-tuning names it
-        with pytest.raises(OutputFolderError, match="model_name_or_path .* lies in .*, whose run is to be"):
-            open_(tmp_path, {"model": {"name_or_path": str(tmp_path / name)}}, overwrite=True)
+    for folder in ("out", "link"):
+        with pytest.raises(OutputFolderError, match=f"{flag}.* lies in .*, whose run is to be ov"):
+            open_(tmp_path / "out", starting_from(tmp_path / folder / name), overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
-    open_(tmp_path, {**IDENTITY, flag: f"{tmp_path}-other/{name}"}, overwrite=True)
+    open_(tmp_path / "out", starting_from(tmp_path / "other" / name), overwrite=True)
 
 
 def test_overwriting_leaves_what_a_link_points_at(tmp_path: Path) -> None:
