@@ -5,7 +5,6 @@ import json
 import re
 import runpy
 import shlex
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from demo import markdown_table
+from tiny_programs import Parsed, called, parser_of
 from tiny_tokenizers import letter_tokenizer
 from transformers import AutoModel, HfArgumentParser, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
@@ -79,10 +79,6 @@ def test_there_is_something_to_check() -> None:
 # ----------------------------------------------------------------------------------------------- commands
 
 
-class Parsed(Exception):
-    """The flags were understood; the work itself is not wanted here."""
-
-
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch, own_registers: None) -> None:
     """Let commands read their flags with their own parser, and stop there."""
@@ -94,14 +90,6 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, own_registers: None) -> None:
 
     monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", parse_and_stop)
     monkeypatch.chdir(ROOT)  # recipes are named from there
-
-
-def called(name: str) -> Callable[[list[str]], None]:
-    """The function of a command."""
-    place, function = cli.COMMANDS[name].split(":")
-    module = importlib.import_module(f"modeling_infoxlm.{place}")
-    found: Callable[[list[str]], None] = getattr(module, function)
-    return found
 
 
 def check(argv: list[str]) -> None:
@@ -143,39 +131,22 @@ def test_command_is_understood(argv: list[str], capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("parse_only")
-@pytest.mark.parametrize(
-    "command",
-    [
-        "python run_pretraining.py --bitex_files data/en-de.tsv",
-        "python run_pretraining.py --config recipes/no_such.yaml",
+def test_misspelt_commands_are_refused() -> None:
+    for command in (
         "torchrun --nproc_per_node 2 run_pretraining.py --max_step 3",
         "python -m benchmarks.step --batch 0.1",
         "infoxlm push outputs/mine ORG/NAME --privat",
-        "python run_tatoeba.py --data tatoeba",
-        "python run_xnli.py --data XNLI",
-    ],
-)
-def test_misspelt_command_is_refused(command: str) -> None:
-    with pytest.raises(SystemExit) as error:
-        check(command.split())
-    assert error.value.code == 2
+    ):
+        with pytest.raises(SystemExit) as error:
+            check(command.split())
+        assert error.value.code == 2
 
 
 @cache
 def known_flags() -> set[str]:
     """Flags of all commands, as their parsers have them."""
-    found = set(OTHER_FLAGS)
-
-    def note_and_stop(parser: HfArgumentParser, *args: Any, **kwargs: Any) -> None:
-        found.update(flag.removeprefix("--") for flag in parser._option_string_actions)
-        raise Parsed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HfArgumentParser, "parse_args_into_dataclasses", note_and_stop)
-        for name in cli.COMMANDS:
-            with pytest.raises(Parsed):
-                called(name)([])
-    return found
+    flags = {flag for name in cli.COMMANDS for flag in parser_of(name)._option_string_actions}
+    return OTHER_FLAGS | {flag.removeprefix("--") for flag in flags}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

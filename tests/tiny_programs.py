@@ -1,14 +1,17 @@
-"""Commands of XNLI and MLQA on made-up data, which a tiny model learns in seconds."""
+"""Commands of XNLI and MLQA on made-up data, learnt in seconds; and the parsers of all commands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+import pytest
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, HfArgumentParser
 
 import run_mlqa
 import run_xnli
+from modeling_infoxlm import cli
 from modeling_infoxlm.runs.provenance import read_result
 
 
@@ -71,3 +74,28 @@ def command(program: Program, shared: Path, out: Path, *own: str, model: str = "
 def result_of(folder: Path, program: Program) -> dict[str, Any]:
     """The result file of a program."""
     return read_result(folder / f"{program.name}_results.json")
+
+
+class Parsed(Exception):
+    """The flags were understood; the work itself is not wanted."""
+
+
+def called(name: str) -> Callable[[list[str]], None]:
+    """The function of an `infoxlm` command."""
+    place, function = cli.COMMANDS[name].split(":")
+    found: Callable[[list[str]], None] = getattr(import_module(f"modeling_infoxlm.{place}"), function)
+    return found
+
+
+def parser_of(name: str) -> HfArgumentParser:
+    """The parser of an `infoxlm` command."""
+    parsers = []
+
+    def note_and_stop(parser: HfArgumentParser, *args: Any, **kwargs: Any) -> None:
+        parsers.append(parser)
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed):
+        patch.setattr(HfArgumentParser, "parse_args_into_dataclasses", note_and_stop)
+        called(name)([])
+    return parsers[0]

@@ -7,30 +7,6 @@ import pytest
 from benchmarks import weight
 
 
-class Base:
-    def _step(self) -> None: ...
-
-    def _kept(self) -> None: ...
-
-    def public(self) -> None: ...
-
-
-class Ours(Base):
-    __module__ = "modeling_infoxlm.made_up"
-
-    def _step(self) -> None: ...
-
-    def _own(self) -> None: ...
-
-    def public(self) -> None: ...
-
-
-class Further(Ours):
-    __module__ = "modeling_infoxlm.made_up"
-
-    def _kept(self) -> None: ...
-
-
 def test_numbers_of_a_made_up_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, content in {
         "modeling_infoxlm/a.py": "x = 1\n\n# a comment\n",
@@ -51,4 +27,8 @@ def test_numbers_of_a_made_up_checkout(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_only_private_methods_that_the_base_has_are_counted_once_each() -> None:
-    assert weight.overridden_private_methods(Base, [Further]) == ["_kept", "_step"]
+    base = type("Base", (), dict.fromkeys(("_step", "_kept", "public"), print))
+    place = {"__module__": "modeling_infoxlm.made_up"}
+    ours = type("Ours", (base,), dict.fromkeys(("_step", "_own", "public"), print) | place)
+    further = type("Further", (ours,), {"_kept": print} | place)
+    assert weight.overridden_private_methods(base, [further]) == ["_kept", "_step"]

@@ -67,13 +67,6 @@ CASES = {
 }
 
 
-# How each rank cuts its batch; one of them cuts more often than the other.
-CUTS = {
-    "budget": ("--tokens_per_device", "40"),
-    "sequential with a budget": ("--objective_backward", "sequential", "--tokens_per_device", "30"),
-}
-
-
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> OneProcess:
     """What one process with the whole batch trains in each case."""
@@ -86,30 +79,24 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> OneProcess:
     return state
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one(tmp_path: Path, case: str, one_process: OneProcess) -> None:
-    flags = (*OPTIMISER, *CASES[case])
-    two = run(tmp_path, "--per_device_train_batch_size", "4", *flags, processes=2)
-    assert largest_difference(two, one_process(case)) < TOLERANCE
+# How each rank cuts its batch; one of them cuts more often than the other.
+BUDGET = ("--tokens_per_device", "40")
+SEQUENTIAL = ("--objective_backward", "sequential", "--tokens_per_device", "30")
 
 
 @pytest.mark.parametrize(
-    "case, cut", [("default", "budget"), ("default", "sequential with a budget"), ("in batch", "budget")]
+    "case, items, cut",
+    [
+        *((case, 4, ()) for case in CASES),
+        *(("default", 2, cut) for cut in (BUDGET, SEQUENTIAL)),
+        ("in batch", 4, BUDGET),
+    ],
 )
-def test_two_processes_that_cut_their_batches_equal_one_that_does_not(
-    tmp_path: Path, case: str, cut: str, one_process: OneProcess
+def test_two_processes_however_they_cut_their_batches_equal_one_that_does_not(
+    tmp_path: Path, case: str, items: int, cut: tuple[str, ...], one_process: OneProcess
 ) -> None:
-    items = ("--per_device_train_batch_size", "4")
-    if case == "default":
-        items = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
-    two = run(tmp_path, *items, *CUTS[cut], *OPTIMISER, *CASES[case], processes=2)
-    assert largest_difference(two, one_process(case)) < TOLERANCE
-
-
-@pytest.mark.parametrize("case", ["default", "released"])
-def test_accumulation_equals_one_batch(tmp_path: Path, case: str, one_process: OneProcess) -> None:
-    halves = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
-    two = run(tmp_path, *halves, *OPTIMISER, *CASES[case])
+    batch = ("--per_device_train_batch_size", str(items), "--gradient_accumulation_steps", str(4 // items))
+    two = run(tmp_path, *batch, *cut, *OPTIMISER, *CASES[case], processes=2)
     assert largest_difference(two, one_process(case)) < TOLERANCE
 
 

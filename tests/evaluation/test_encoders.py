@@ -7,15 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 from reference.retrieval import sentence_vectors
-from tiny_nli import word_tokenizer
+from tiny_nli import word_tokenizer, write_encoders
 from tiny_run import VOCAB
 from transformers import AutoModel, XLMRobertaModel
 
 from modeling_infoxlm import InfoXLMModel
-from modeling_infoxlm.evaluation.encoders import Encoder, EncoderArguments, load_encoder
+from modeling_infoxlm.evaluation.encoders import (
+    Encoder,
+    EncoderArguments,
+    load_encoder,
+)
 from modeling_infoxlm.runs.errors import UsageError
 
 TEXTS = ["w4 w5 w6 w7 w8", "w9", "", "w10 w11 w12", "w9 w10", "w13 w14 w15 w16", "w17 w18"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 def load(folder: Path, **options: object) -> Encoder:

@@ -12,6 +12,7 @@ from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.evaluation.information import (
     LanguageModel,
+    join_sides,
     mask_side,
     mean_gain,
     token_bounds,
@@ -56,6 +57,24 @@ def random_text(count: int, seed: int) -> PackedRows:
     return PackedRows.from_lists([rng.integers(4, 59, rng.integers(3, 15)).tolist() for _ in range(count)])
 
 
+def test_joined_sides() -> None:
+    sides = [
+        mask_side(PackedRows.from_lists(rows), SPECIAL, keys=np.arange(2, dtype=np.uint64))
+        for rows in ([[10, 11], [12]], [[20], [21, 22]])
+    ]
+    for side, chosen in zip(sides, ([1, 0, 1], [0, 0, 1]), strict=True):
+        side.chosen[:] = chosen
+        side.inputs[:] = np.where(side.chosen, SPECIAL.mask, side.text.tokens)
+    both = join_sides(sides, SPECIAL)
+    assert both.inputs.tokens.tolist() == [0, 59, 11, 2, 20, 2, 0, 59, 2, 21, 59, 2]
+    assert both.inputs.lengths.tolist() == [6, 6]
+    assert both.targets.tolist() == [0, 10, 11, 2, 20, 2, 0, 12, 2, 21, 22, 2]
+    assert both.place.tolist() == [-1, 0, -1, -1, -1, -1, -1, 1, -1, -1, 2, -1]
+    alone = join_sides(sides[1:], SPECIAL)
+    assert alone.inputs.tokens.tolist() == [0, 20, 2, 0, 21, 59, 2]
+    assert alone.place.tolist() == [-1, -1, -1, -1, -1, 0, -1]
+
+
 def test_bounds_equal_a_slow_loop_over_padded_logits() -> None:
     model = sharp_model()
     slow = XLMRobertaForMaskedLM(model.config).eval()
@@ -93,6 +112,31 @@ def test_bounds_equal_a_slow_loop_over_padded_logits() -> None:
     assert tokens == len(gains["mlm"])
     weighted = sum(language["tokens"] * language["tlm"] for language in found.languages.values()) / tokens
     assert weighted == pytest.approx(found.tlm.value)
+
+
+def test_the_translation_is_context_of_tlm_alone() -> None:
+    model = LanguageModel(sharp_model(), None, SPECIAL)
+    source = random_text(20, 4)
+    one = token_bounds(model, {"en": source, "xx": random_text(20, 5)}, seed=1, progress=False)
+    other = token_bounds(model, {"en": source, "xx": random_text(20, 6)}, seed=1, progress=False)
+    assert one.languages["en"]["mlm"] == pytest.approx(other.languages["en"]["mlm"], rel=1e-5)
+    assert abs(one.languages["en"]["tlm"] - other.languages["en"]["tlm"]) > 1e-3
+
+
+def test_a_model_that_knows_frequencies_alone_has_none() -> None:
+    """Its cross entropy is the entropy of the tokens, whatever the context."""
+    model = tiny_model().eval()
+    rng = np.random.default_rng(8)
+    text = PackedRows.from_lists([np.minimum(58, rng.geometric(0.1, 12) + 3).tolist() for _ in range(300)])
+    counts = np.bincount(text.tokens, minlength=60)
+    with torch.no_grad():
+        model.lm_head.layer_norm.weight.zero_()
+        model.lm_head.layer_norm.bias.zero_()
+        model.lm_head.bias.copy_(torch.from_numpy(np.log(np.maximum(counts, 1e-9) / counts.sum())))
+    found = token_bounds(
+        LanguageModel(model, None, SPECIAL), {"en": text, "xx": text}, seed=1, progress=False
+    )
+    assert found.mlm.value == pytest.approx(0, abs=1e-4) and found.tlm.value == pytest.approx(0, abs=1e-4)
 
 
 def test_a_trained_model_is_bounded_by_the_truth() -> None:

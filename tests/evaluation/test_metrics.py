@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import numpy as np
 import pytest
 from reference.retrieval import accuracies
@@ -161,3 +162,13 @@ def test_batches_give_the_same_leave_nothing_and_ask_no_network(
     assert os.listdir() == []
     assert [path for path in cache.rglob("*") if path.suffix == ".arrow"] == []
     assert metric(keep_in_memory=True).compute(**inputs) == pytest.approx(whole)
+
+
+def test_metrics_combine() -> None:
+    inputs = {**METRICS[0][1], "languages": ["de", "en", "de", "zh"]}
+    exact = evaluate.combine([XNLIAccuracy(), XNLIAccuracy()]).compute(**inputs)
+    assert exact["xnli_accuracy_0_accuracy"] == exact["xnli_accuracy_1_accuracy"] == 0.75
+    links = METRICS[3][1]
+    combined = evaluate.combine({"first": AlignmentErrorRate(), "second": AlignmentErrorRate()})
+    combined.add_batch(**links)
+    assert combined.compute()["first_aer"] == AlignmentErrorRate().compute(**links)["aer"]

@@ -5,14 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import tiny_corpus, tiny_model
+from tiny_run import tiny_model
+from tiny_trainer import trainer_maker
 from transformers import TrainerCallback
 
-from modeling_infoxlm.data.batches import JointDataset
-from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.runs.process import StopOnSignal
-from modeling_infoxlm.training.arguments import ContrastArguments, PretrainingArguments
-from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,26 +39,12 @@ class NoWaiting(TrainerCallback):
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_step_never_waits_for_the_device(tmp_path: Path, pooling: str) -> None:
-    args = PretrainingArguments(
-        output_dir=str(tmp_path / "out"),
-        bf16=True,
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        tokens_per_device=64,
-        warmup_steps=0,
-        logging_steps=100,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    settings = StreamSettings(mlm_examples=2, tlm_examples=2, xlco_examples=2, seed=5)
     guard = NoWaiting()
-    trainer = InfoXLMTrainer(
-        tiny_model(hidden_size=128, intermediate_size=256, xlco_pooling=pooling),
-        args,
-        contrast=ContrastArguments(queue_size=24, momentum=0.9),
-        train_dataset=JointDataset(tiny_corpus(tmp_path), settings, STEPS * args.train_batch_size),
+    trainer = trainer_maker(tmp_path)(
+        model=tiny_model(hidden_size=128, intermediate_size=256, xlco_pooling=pooling),
         callbacks=[StopOnSignal(), guard],
+        **{"use_cpu": False, "bf16": True, "max_steps": STEPS, "tokens_per_device": 64},
+        **{"logging_steps": 100, "save_strategy": "no"},
     )
     try:
         trainer.train()

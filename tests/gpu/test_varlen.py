@@ -30,14 +30,11 @@ def model() -> InfoXLMModel:
     return InfoXLMModel(config).cuda().to(torch.bfloat16).eval()
 
 
-def test_varlen_is_chosen(model: InfoXLMModel) -> None:
+@pytest.mark.parametrize("selected", [False, True])
+def test_packed_equals_padded(model: InfoXLMModel, selected: bool) -> None:
     hidden = torch.zeros(sum(LENGTHS), 128, device="cuda", dtype=torch.bfloat16)
     plan = plan_attention(torch.tensor(LENGTHS).numpy(), None, hidden, needs_dropout=False)
     assert isinstance(plan, VarlenAttention)
-
-
-@pytest.mark.parametrize("selected", [False, True])
-def test_packed_equals_padded(model: InfoXLMModel, selected: bool) -> None:
     sequences = [torch.randint(4, 199, (length,), device="cuda") for length in LENGTHS]
     rows = torch.tensor([0, 1, 9, 47, 48, 600, 730], device="cuda") if selected else None
     with torch.no_grad():
@@ -46,14 +43,3 @@ def test_packed_equals_padded(model: InfoXLMModel, selected: bool) -> None:
     expected = padded if rows is None else padded[rows]
     # bf16 keeps 8 bits: the two orders of summation differ in the last of them.
     assert (packed.float() - expected.float()).abs().max() < 0.05
-
-
-def test_the_packed_step_never_waits_for_the_device(model: InfoXLMModel) -> None:
-    ids = torch.randint(4, 199, (sum(LENGTHS),), device="cuda")
-    rows = torch.tensor([0, 9, 600], device="cuda")
-    encode(model, [EncodeRequest(ids, LENGTHS, 3, rows)])  # kernels are chosen in the first call
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        encode(model, [EncodeRequest(ids, LENGTHS, 3, rows)])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from tiny_nli import LABELS, nli_rows, word_tokenizer, write_xnli
+from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_xnli
 from transformers import AutoModelForSequenceClassification
 
 from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
@@ -36,9 +36,16 @@ def as_rows(language: str, count: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def load(folder: Path) -> HeadModel:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+def load(folder: Path, **labels: Any) -> HeadModel:
     arguments = HeadModelArguments(model_name_or_path=str(folder))
-    return load_head_model(arguments, AutoModelForSequenceClassification, seed=1, **label_config())
+    return load_head_model(
+        arguments, AutoModelForSequenceClassification, seed=1, **(labels or label_config())
+    )
 
 
 # ---------------------------------------------------------------------------- rows and probabilities
@@ -101,12 +108,19 @@ def test_mixed_scores_equal_a_slow_count() -> None:
     assert "across" not in score_mixed(correct[:1, :1], ["en"])
 
 
-def make_run(folders: dict[str, Path], folder: Path, *, do_train: bool = True, **options: Any) -> XNLIRun:
-    if not (folder / "xnli").exists():
-        write_xnli(folder / "xnli")
-    options |= {"max_seq_length": 40, "mixed_languages": True}
-    task = XNLIArguments(data_dir=str(folder / "xnli"), languages=["en", "de", "fr"], **options)
-    args = XNLITrainingArguments(output_dir=str(folder / "out"), use_cpu=True, do_train=do_train)
+def make_run(folders: dict[str, Path], folder: Path, **options: Any) -> XNLIRun:
+    data_dir = write_xnli(folder / "xnli")
+    with open(data_dir / "test-de.tsv", "a") as file:
+        file.write("\n" * options.pop("blank_lines", 0))
+    training = {name: options.pop(name) for name in ("do_train",) if name in options}
+    task = XNLIArguments(
+        data_dir=str(data_dir),
+        languages=["en", "de", "fr"],
+        max_seq_length=40,
+        mixed_languages=True,
+        **options,
+    )
+    args = XNLITrainingArguments(output_dir=str(folder / "out"), use_cpu=True, **training)
     data = load_data(task, args, HeadModelArguments())
     head = replace(load(folders["infoxlm"]), new_weights=())  # as if it were trained
     return XNLIRun(head, data, task=task, args=args, cache_dir=str(folder / "cache"))
@@ -131,9 +145,7 @@ def test_rows_are_drawn_alike_in_all_languages_and_of_each_genre(tmp_path: Path)
 
 
 def test_what_was_left_out_and_drawn_is_in_the_result(folders: dict[str, Path], tmp_path: Path) -> None:
-    with open(write_xnli(tmp_path / "xnli") / "test-de.tsv", "a") as file:
-        file.write("\n\n")
-    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False)
+    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False, blank_lines=2)
     predicted = pd.concat(run.data.test, names=["language", "row"])
     result = run.score(predicted.assign(predicted=predicted.label), run.predict_mixed(), None)
     assert result.details["left_out"] == {"test": {"de": {"blank lines": 2}}}
@@ -168,9 +180,11 @@ def test_mixed_rows_have_premise_and_hypothesis_of_their_languages(
 
 
 def test_rows_that_are_not_parallel_are_not_mixed(folders: dict[str, Path], tmp_path: Path) -> None:
-    (write_xnli(tmp_path / "xnli") / "test-de.tsv").write_text("a\tb\tneutral\n")
+    write_xnli(tmp_path / "other")
+    (tmp_path / "other" / "test-de.tsv").write_text("a\tb\tneutral\n")
+    files = [str(tmp_path / "other" / f"test-{language}.tsv") for language in ("en", "de")]
     with pytest.raises(UsageError, match=r"labels of de \(1 rows\) are not those of en \(40 rows\)"):
-        make_run(folders, tmp_path)
+        make_run(folders, tmp_path, test_files=[*files, str(tmp_path / "other" / "test-fr.tsv")])
 
 
 # ---------------------------------------------------------------------------- the data of a run
@@ -238,7 +252,8 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
     assert asked[:2] == [("en", split, commit, "secret") for split in ("train", "validation")]
     assert [entry[1:] for entry in asked[2:]] == [("test", commit, "secret")] * 15
     assert data.record.revision == data.files["facebook/xnli"] == commit and not data.record.files
-    assert (data.record.repo_id, data.record.name) == ("facebook/xnli", "xnli")
+    assert data.record.repo_id == "facebook/xnli"
+    assert data.record.name == "xnli"
     other = replace(task, dataset_name="me/inference", test_split="dev")
     assert load_data(other, args, HeadModelArguments(token="secret")).record.name == "me/inference-dev"
 

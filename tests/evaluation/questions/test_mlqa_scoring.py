@@ -1,8 +1,11 @@
 """Scores of answers: those of MLQA's own script, to the last digit."""
 
+import json
+import os
 import random
 import string
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,9 @@ from hypothesis import strategies as st
 from reference import mlqa_rules
 
 from modeling_infoxlm.evaluation.questions.mlqa_scoring import exact_match_score, f1_score, normalize_answer
+
+LANGUAGES = ("en", "es", "de", "ar", "hi", "vi", "zh")
+MLQA = Path(os.environ.get("INFOXLM_DATA", "../shared/data")) / "eval" / "mlqa_dev"
 
 WORDS = {
     "en": "The a an Beatles' ana U.S. 1,920 theatre re-entry café $5 A+ (born)",
@@ -24,23 +30,33 @@ FOREIGN = "naïve ラーメン Ωμέγα 𝔘𝔫𝔦 ٣٫٥ ＡＢＣ １２�
 JOINTS = (" ", " ", " ", "", "  ", "\u3000", "\xa0", "\n", "\t", ", ", "、", "-", "।", " – ")
 
 
-BLANKS = [" ", "\u3000", "!", "。", "the", "ال"]
-
-
 def phrase(draw: random.Random, language: str) -> str:
     """Words of a language, now and then one of another, with odd things between them."""
-    words = WORDS[language].split() * 3 + mlqa_rules.ARTICLES.get(language, "").split() + FOREIGN.split(" ")
+    words = WORDS[language].split() * 3 + FOREIGN.split(" ")
     return "".join(draw.choice(words) + draw.choice(JOINTS) for _ in range(draw.randint(1, 7)))
 
 
-def prediction_of(draw: random.Random, answer: str, language: str) -> str:
-    """A prediction that is right, nearly right, wrong or blank."""
-    middle, joint = draw.randint(0, len(answer)), draw.choice(JOINTS)
-    near = [answer, answer[:middle], answer[middle:], f"“{answer}”…", answer.swapcase(), ""]
-    mixed = answer[:middle] + draw.choice(FOREIGN.split(" ")) + answer[middle:]
-    longer = answer + joint + phrase(draw, language)
-    other = phrase(draw, draw.choice(list(WORDS)))
-    return draw.choice([*near, mixed, longer, phrase(draw, language), other, draw.choice(BLANKS)])
+def prediction_of(draw: random.Random, kind: str, answer: str, language: str) -> str:
+    """A prediction that is right, nearly right or wrong."""
+    middle = draw.randint(0, len(answer))
+    return {
+        "exact": answer,
+        "truncated": answer[:middle],
+        "cut in front": answer[middle:],
+        "longer": answer + draw.choice(JOINTS) + phrase(draw, language),
+        "wrong": phrase(draw, language),
+        "empty": "",
+        "blank": draw.choice([" ", "\u3000", "!", "。", "the", "ال"]),
+        "punctuated": f"“{answer}”…",
+        "case": answer.swapcase(),
+        "mixed script": answer[:middle] + draw.choice(FOREIGN.split(" ")) + answer[middle:],
+        "another language": phrase(draw, draw.choice(LANGUAGES)),
+    }[kind]
+
+
+KINDS = (
+    "exact,truncated,cut in front,longer,wrong,empty,blank,punctuated,case,mixed script,another language"
+).split(",")
 
 
 def squad_words(answer: str) -> list[str]:
@@ -49,38 +65,73 @@ def squad_words(answer: str) -> list[str]:
     return mlqa_rules.without_words(kept, ["a", "an", "the"]).split()
 
 
-def check(prediction: str, answers: list[str], language: str) -> float:
-    """Both rules against their slow loops: MLQA's, and SQuAD's as XTREME has XQuAD and TyDiQA-GoldP."""
-    row = (prediction, answers, language)
-    assert normalize_answer(prediction, language).split() == mlqa_rules.words(prediction, language), row
-    expected = float(mlqa_rules.f1(*row))
-    assert f1_score(*row) == pytest.approx(expected, abs=1e-12), row
-    assert exact_match_score(*row) == mlqa_rules.exact(*row), row
-    found, gold = squad_words(prediction), squad_words(answers[0])
-    shared = (Counter(found) & Counter(gold)).total()
-    f1 = 2 * shared / (len(found) + len(gold)) if shared else 0
-    assert f1_score(prediction, answers[:1], language, rules="squad") == pytest.approx(f1), row
-    assert exact_match_score(prediction, answers[:1], language, rules="squad") == (found == gold), row
-    return expected
+def test_squad_rules_take_each_language_for_english() -> None:
+    """XTREME's for XQuAD and TyDiQA-GoldP; MLQA's would give 0.571 and 1 here."""
+    assert f1_score("北京", ["北京大学的"], "zh", rules="squad") == 0
+    assert f1_score("北京", ["北京大学的"], "zh") == pytest.approx(4 / 7)
+    assert f1_score("der Hund", ["Hund"], "de", rules="squad") == pytest.approx(2 / 3)
+    assert f1_score("der Hund", ["Hund"], "de") == 1
+    assert exact_match_score("The «Hund».", ["«hund»"], "de", rules="squad") == 1
+    draw = random.Random(9)
+    for _ in range(500):
+        language = draw.choice(LANGUAGES)
+        answer = phrase(draw, language)
+        text = prediction_of(draw, draw.choice(KINDS), answer, language)
+        found, gold = squad_words(text), squad_words(answer)
+        shared = sum((Counter(found) & Counter(gold)).values())
+        f1 = 2 * shared / (len(found) + len(gold)) if shared else 0
+        assert f1_score(text, [answer], language, rules="squad") == pytest.approx(f1)
+        assert exact_match_score(text, [answer], language, rules="squad") == (found == gold)
 
 
 def test_2000_generated_predictions_score_as_by_the_rules() -> None:
-    draw, seen = random.Random(20), set()
+    draw = random.Random(20)
+    seen = set()
     for number in range(2000):
-        language = list(WORDS)[number % len(WORDS)]
+        language, kind = LANGUAGES[number % len(LANGUAGES)], draw.choice(KINDS)
         answers = [phrase(draw, language) for _ in range(draw.randint(1, 3))]
-        f1 = check(prediction_of(draw, draw.choice(answers), language), answers, language)
-        seen.add((language, 0 < f1 < 1, f1 == 1))
-    assert len(seen) == 3 * len(WORDS)  # each language had wrong, partly right and right answers
+        prediction = prediction_of(draw, kind, draw.choice(answers), language)
+        expected = mlqa_rules.f1(prediction, answers, language)
+        assert f1_score(prediction, answers, language) == pytest.approx(float(expected), abs=1e-12), (
+            prediction,
+            answers,
+            language,
+        )
+        assert exact_match_score(prediction, answers, language) == mlqa_rules.exact(
+            prediction, answers, language
+        )
+        seen.add((language, 0 < expected < 1, expected == 1))
+    # Each language had wrong, partly right and right answers.
+    assert len(seen) == 3 * len(LANGUAGES)
 
 
-texts = st.text(max_size=30)
+@pytest.mark.skipif(not MLQA.is_dir(), reason=f"no MLQA in {MLQA}; set INFOXLM_DATA")
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_predictions_made_of_real_answers_score_as_by_the_rules(language: str) -> None:
+    content = json.loads((MLQA / f"dev-context-{language}-question-{language}.json").read_text("utf-8"))
+    questions = [row for article in content["data"] for part in article["paragraphs"] for row in part["qas"]]
+    gold = {row["id"]: [answer["text"] for answer in row["answers"]] for row in questions}
+    draw = random.Random(4)
+    predictions = {
+        key: prediction_of(draw, draw.choice(KINDS), answers[0], language) for key, answers in gold.items()
+    }
+    f1 = [f1_score(predictions[key], gold[key], language) for key in gold]
+    exact = [exact_match_score(predictions[key], gold[key], language) for key in gold]
+    expected = mlqa_rules.evaluate(gold, predictions, language)
+    assert 100 * sum(f1) / len(f1) == pytest.approx(expected[0], abs=1e-10)
+    assert 100 * sum(exact) / len(exact) == pytest.approx(expected[1], abs=1e-10)
 
 
 @settings(max_examples=300, deadline=None)
-@given(texts, st.lists(texts, min_size=1, max_size=3), st.sampled_from(list(WORDS)))
+@given(
+    st.text(max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=3), st.sampled_from(LANGUAGES)
+)
 def test_any_text_scores_as_by_the_rules(prediction: str, answers: list[str], language: str) -> None:
-    check(prediction, answers, language)
+    assert normalize_answer(prediction, language).split() == mlqa_rules.words(prediction, language)
+    assert f1_score(prediction, answers, language) == pytest.approx(
+        float(mlqa_rules.f1(prediction, answers, language)), abs=1e-12
+    )
+    assert exact_match_score(prediction, answers, language) == mlqa_rules.exact(prediction, answers, language)
 
 
 @pytest.mark.parametrize(

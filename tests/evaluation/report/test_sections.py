@@ -92,12 +92,16 @@ def test_what_is_not_known_to_be_the_same_is_not_averaged(
     assert said.get(part, "") in section.notes[0]
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(tmp_path: Path) -> None:
-    """In languages, or whatever their identity says: not only what stands in the settings of the result."""
-    other_languages = content(accuracy(en=80.0, de=70.0), seed=2)
-    (section,) = sections_of(tmp_path / "languages", content(accuracy(en=80.0)), other_languages)
+def test_runs_over_other_languages_are_rows_of_their_own(tmp_path: Path) -> None:
+    (section,) = sections_of(
+        tmp_path, content(accuracy(en=80.0)), content(accuracy(en=80.0, de=70.0), seed=2)
+    )
     assert rows(section) == [("my_model (1 languages)", 1), ("my_model (2 languages)", 1)]
     assert any("compare rows with the same languages" in note for note in section.notes)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_other_experiments(tmp_path: Path) -> None:
+    """Whatever their identity says: not only what stands in the settings of the result."""
     identity = {"seed": 1, "lr_scheduler_type": "linear", "files": ["1", "2"], "label_smoothing_factor": 0.0}
     changes = [{}, {"lr_scheduler_type": "cosine"}, {"files": ["1", "3"]}, {"label_smoothing_factor": 0.1}]
     results = [
@@ -105,7 +109,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(tmp_path: 
         for change in changes
         for seed in (1, 2)
     ]
-    (section,) = sections_of(tmp_path / "identity", *results)
+    (section,) = sections_of(tmp_path, *results)
     labels, runs = zip(*rows(section), strict=True)
     assert runs == (2, 2, 2, 2) and len(set(labels)) == 4
     assert "lr scheduler type cosine" in labels[1]
@@ -144,13 +148,18 @@ def test_columns(tmp_path: Path) -> None:
 
 
 def test_mixed_nli_is_a_matrix(tmp_path: Path) -> None:
-    def run(seed: int) -> dict[str, Any]:
-        mixed = {"languages": ["de", "en"], "matrix": [[70.0, 60.0 + seed], [62.0, 80.0]]}
-        summary = {"mean": 75.0, "within": 75.0, "across": 60.0 + seed}
-        details = {"mixed_languages": mixed}
-        return content(accuracy(en=80.0, de=70.0), seed=seed, summary=summary, details=details)
-
-    (section,) = sections_of(tmp_path, run(1), run(3))
+    runs = [
+        content(
+            accuracy(en=80.0, de=70.0),
+            seed=seed,
+            summary={"mean": 75.0, "within": 75.0, "across": 60.0 + seed},
+            details={
+                "mixed_languages": {"languages": ["de", "en"], "matrix": [[70.0, 60.0 + seed], [62.0, 80.0]]}
+            },
+        )
+        for seed in (1, 3)
+    ]
+    (section,) = sections_of(tmp_path, *runs)
     (matrix,) = section.matrices
     values = matrix.values
     assert (list(values.index), list(values.columns)) == (["en", "de"], ["en", "de"])
@@ -159,6 +168,7 @@ def test_mixed_nli_is_a_matrix(tmp_path: Path) -> None:
     text = to_markdown([section], [], {})
     assert "### my\\_model: accuracy, percent, by language of premise and hypothesis" in text
     assert "| premise \\\\ hypothesis | en | de |\n| --- | ---: | ---: |\n| en | 80.0 | 62.0 |" in text
+    assert "| model | runs | within | across | source |" in text
     assert "| my\\_model | 2 | 75.0 ± 0.0 | 62.0 ± 1.4 | files 1, 2 |" in text
     assert "xnli,xnli,percent,accuracy-premise-hypothesis,my_model,de-en,62.0,,,,,2" in to_csv([section])
     assert "premise \\textbackslash{} hypothesis & en & de" in to_latex([section])
@@ -205,6 +215,7 @@ def test_published_rows_stand_beside_ours_in_our_columns(tmp_path: Path) -> None
     assert rows["InfoXLM base"]["en"] == 86.4 and rows["InfoXLM base"]["mean"] == 76.5
     assert rows["InfoXLM base"]["gap"] == 10.64
     assert rows["XLM-Align base"] == {"mean": 76.2}
+    assert rows["mDeBERTa-v3 base, dev set"]["ur"] == 72.4
     assert not any("translate" in label for label in rows)
     (source,) = {source for model, _, source in section.table("accuracy").index if model == "InfoXLM base"}
     text = to_markdown([section], [], {})
@@ -223,12 +234,20 @@ def test_published_rows_stand_beside_ours_in_our_columns(tmp_path: Path) -> None
     (both,) = sections_of(tmp_path / "two", ours, content(accuracy(**XNLI_TEST), seed=2))
     rows = published(both, "accuracy")
     assert rows["XLM-R base"]["en"] == 85.8 and rows["XLM-R base, translate-train"]["en"] == 85.4
+    other = content({"en": {"f1": 80.0}}, task="mlqa", dataset={"name": "xquad"})
+    (section,) = sections_of(tmp_path / "other", other)
+    assert published(section, "f1") == {} and section.notes == ()
 
 
 def test_means_of_the_papers_languages_stand_beside_more(tmp_path: Path) -> None:
     xtreme, fourteen = LANGUAGES["tatoeba_xtreme"], LANGUAGES["tatoeba"]
     scores = {
-        one: {"accuracy": 50.0, "source_to_target": 80.0 if one in fourteen else 30.0} for one in xtreme
+        one: {
+            "accuracy": 50.0,
+            "source_to_target": 80.0 if one in fourteen else 30.0,
+            "target_to_source": 20.0,
+        }
+        for one in xtreme
     }
     result = content(scores, task="tatoeba", dataset={"name": "tatoeba"}, seed=None)
     (section,) = sections_of(tmp_path, result)
@@ -238,6 +257,7 @@ def test_means_of_the_papers_languages_stand_beside_more(tmp_path: Path) -> None
     rows = published(section, "source_to_target")
     assert rows["XLM-R base"] == {"mean": 55.3, "mean of 14": 59.4}
     assert rows["InfoXLM base"]["mean of 14"] == 77.8 and "mean" not in rows["InfoXLM base"]
+    assert published(section, "target_to_source")["InfoXLM base"]["ar"] == 68.6
     assert published(section, "accuracy") == {}
 
 

@@ -38,7 +38,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     return size
 
 
-def test_both_directions_against_the_slow_search_a_tile_of_scores_at_a_time(
+def test_no_more_than_a_tile_of_scores_is_there_at_once(
     tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[torch.Size] = []
@@ -49,12 +49,16 @@ def test_both_directions_against_the_slow_search_a_tile_of_scores_at_a_time(
         update(nearest, row, column, scores)
 
     monkeypatch.setattr(mining._Nearest, "update", spy)
+    find_neighbours(random_vectors(20, 1), random_vectors(30, 2), k=1)
+    assert max(rows * columns for rows, columns in sizes) <= tile[0] * tile[1]
+    assert sum(rows * columns for rows, columns in sizes) == 2 * 20 * 30  # once in each direction
+
+
+def test_both_directions_against_the_slow_search(tile: tuple[int, int]) -> None:
     source = random_vectors(40, 3)
     target = source + 0.8 * random_vectors(40, 4)
     expected = accuracies(source.numpy(), target.numpy())
     accuracy = retrieval_accuracy(source, target)
-    assert max(rows * columns for rows, columns in sizes) <= tile[0] * tile[1]
-    assert sum(rows * columns for rows, columns in sizes) == 2 * 40 * 40  # once in each direction
     assert expected[0] != expected[1] and 0 < min(expected) and max(expected) < 1
     assert [accuracy.source_to_target, accuracy.target_to_source] == pytest.approx(expected)
     assert accuracy.mean == pytest.approx(sum(expected) / 2)
