@@ -45,7 +45,7 @@ class StreamSettings:
 
     objectives: str = flag(
         "mlm,tlm,xlco",
-        "Objectives to train, with commas: any of mlm, tlm, xlco; a batch has the parts that they read.",
+        "Objectives to train, with commas: mlm, tlm, xlco, registered ones; a batch has the parts they read.",
     )
     mlm_examples: int = flag(1, "MLM blocks in one item (README: one of each).")
     tlm_examples: int = flag(1, "TLM pairs in one item (README: one of each).")

@@ -106,8 +106,8 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
         "starts_from": PurePath(start).name if start else None,
         "recipe": recipe,
         "non_default": [name for name in (*record.get("non_default", ()), *_DERIVED) if name in recipe],
-        "languages": _shares(record, "mono", ("mlm",)),
-        "pairs": _shares(record, "bitext", ("tlm", "xlco")),
+        "languages": _shares(record, "mono"),
+        "pairs": _shares(record, "bitext"),
         "num_parameters": record.get("num_parameters"),
         "compute": _compute(record, read_record(source / TRAINER_STATE, _STATE), is_end=is_end),
         "datasets": sorted({hub_parts(path)[0] for path in on_hub}),
@@ -129,12 +129,11 @@ def describe_training(run: Path, source: Path) -> dict[str, Any]:
     }
 
 
-def _shares(record: Mapping[str, Any], kind: str, streams: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _shares(record: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
     """Sentences, tokens and share of the examples that were drawn, for each language or pair."""
     corpus = record.get("corpus", {}).get(kind, {})
-    groups: Mapping[str, Any] = next(
-        (record["streams"][name]["groups"] for name in streams if name in record.get("streams", {})), {}
-    )
+    drawn = (stream["groups"] for stream in record.get("streams", {}).values())
+    groups: Mapping[str, Any] = next((one for one in drawn if one.keys() <= corpus.keys()), {})
     return {
         name: {
             "sentences": entry["num_sentences"] // (1 if kind == "mono" else 2),

@@ -231,7 +231,7 @@ class ContrastArguments:
         0.51, "Exponent of the exponential schedule (example in the released code)."
     )
     xlco_enqueue: Literal["step", "microbatch"] = flag(
-        "step", "When keys enter the queue: once a step, or after each micro-batch as in the released code."
+        "step", "When keys enter the queue: once a step, or after each accumulated batch (released code)."
     )
 
     def __post_init__(self) -> None:
