@@ -70,27 +70,19 @@ def test_packed_equals_padded_in_values_and_gradients(kind: str, attention: str)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_selected_rows_features_and_table_give_the_logits_of_the_masked_lm(kind: str) -> None:
+def test_selected_rows_features_and_table_give_the_logits_of_the_masked_lm_and_of_copies(kind: str) -> None:
+    """Layers that are recomputed in the backward pass, of a copy, attend as the model's own."""
     model = masked_lm(kind)
     rows = torch.tensor([0, 3, 50, 97, sum(LENGTHS) - 1])
     logits = unpad(model(**pad(random_sequences(LENGTHS))).logits, LENGTHS)[rows]
-    (hidden,) = encode(model.base_model, [request(NUM_LAYERS, rows)])
-    table = model.get_output_embeddings()
-    ours = table(backbone_of(model.config).features(model, hidden))
-    assert worst_error({"": ours}, {"": logits})[0] < TOLERANCE[kind]
-    error, name = worst_error(gradients(model, score([ours])), gradients(model, score([logits])))
-    assert error < 10 * TOLERANCE[kind], name
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_recomputed_layers_and_copies_attend_as_the_model_does(kind: str) -> None:
-    model = masked_lm(kind).base_model
-    (expected,) = encode(model, [request(NUM_LAYERS)])
-    plain = gradients(model, score([expected]))
     twin = copy.deepcopy(model).train()
     getattr(twin, "activation_checkpointing_enable", twin.gradient_checkpointing_enable)()  # before 5.23
-    (actual,) = encode(twin, [request(NUM_LAYERS)])
-    assert worst_error(gradients(twin, score([actual])), plain)[0] < 10 * TOLERANCE[kind]
+    for each in (model, twin):
+        (hidden,) = encode(each.base_model, [request(NUM_LAYERS, rows)])
+        ours = each.get_output_embeddings()(backbone_of(each.config).features(each, hidden))
+        assert worst_error({"": ours}, {"": logits})[0] < TOLERANCE[kind]
+        error, name = worst_error(gradients(each, score([ours])), gradients(model, score([logits])))
+        assert error < 10 * TOLERANCE[kind], name
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

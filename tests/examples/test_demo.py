@@ -20,21 +20,11 @@ RECIPE = [*TINY_MODEL, *TINY_DATA, *TINY_RUN, *"--max_steps 4 --mono_from_bitext
 RECIPE += "--heldout_fraction 0.2 --eval_strategy steps --eval_layer 1 --eval_max_pairs 9".split()
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
     pairs = zip(RECIPE[::2], RECIPE[1::2], strict=True)
-    path.write_text("".join(f"{flag.removeprefix('--')}: {value}\n" for flag, value in pairs))
-    return path
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same sentences in two languages."""
-    folder, pairs = tmp_path_factory.mktemp("examples"), sentence_pairs(120)
-    write_pairs(folder / "en-de.tsv", pairs)
-    write_pairs(folder / "en-fr.tsv", [(source, target.upper()) for source, target in pairs])
-    return folder
+    (tmp_path / "tiny.yaml").write_text("".join(f"{flag[2:]}: {value}\n" for flag, value in pairs))
+    return tmp_path / "tiny.yaml"
 
 
 def read(path: Path) -> Any:
@@ -42,12 +32,11 @@ def read(path: Path) -> Any:
 
 
 def test_the_whole_demo_and_that_it_goes_on(
-    tmp_path: Path,
-    recipe: Path,
-    examples: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    examples, pairs = tmp_path / "examples", sentence_pairs(120)
+    write_pairs(examples / "en-de.tsv", pairs)
+    write_pairs(examples / "en-fr.tsv", [(source, target.upper()) for source, target in pairs])
     monkeypatch.setattr(demo, "EXAMPLES", examples)
     monkeypatch.chdir(tmp_path)
     argv = ["--output_dir", "out", "--config", str(recipe)]
@@ -89,14 +78,15 @@ def stages_in(root: Path, recipe: Path, *, fresh: bool = False) -> demo.Stages:
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, recipe: Path) -> None:
-    (tmp_path / "data").mkdir()
+    folder = tmp_path / "out"
+    (folder / "data").mkdir(parents=True)
     for content in (None, '{"made_by": "someone else"}'):
         if content:
-            (tmp_path / "results.json").write_text(content)
+            (folder / "results.json").write_text(content)
         for fresh in (False, True):
             with pytest.raises(ValueError, match="is not empty and holds no demo"):
-                stages_in(tmp_path, recipe, fresh=fresh)
-    assert (tmp_path / "data").is_dir()
+                stages_in(folder, recipe, fresh=fresh)
+    assert (folder / "data").is_dir()
 
 
 def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path: Path, recipe: Path) -> None:
@@ -120,11 +110,10 @@ def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path: Path, recip
 # -------------------------------------------------------------------------------------------- what it says
 
 
-def encoder(mean: float) -> dict[str, Any]:
-    return {"pairs": {"en-de": {"mean": mean + 0.05}, "en-hi": {"mean": mean - 0.05}}, "mean": mean}
-
-
 def test_last_screen_says_what_the_results_say() -> None:
+    def encoder(mean: float) -> dict[str, Any]:
+        return {"pairs": {"en-de": {"mean": mean + 0.05}, "en-hi": {"mean": mean - 0.05}}, "mean": mean}
+
     sizes = {"en-de": {"training": 5200, "candidates": 300}, "en-hi": {"training": 2200, "candidates": 299}}
     shape = {"layers": 4, "parameters": 5_312_000, "steps": 600, "layer": 4, "pooling": "mean"}
     results = {
@@ -155,7 +144,7 @@ def test_durations_and_losses_as_one_reads_them(tmp_path: Path) -> None:
 def test_a_release_that_differs_is_an_error(
     tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, stages = tiny_model(), stages_in(tmp_path, recipe)
+    model, stages = tiny_model(), stages_in(tmp_path / "out", recipe)
     stages.results["run"] = {"layer": 1}
     demo.export(stages, model, word_tokenizer())
     assert stages.results["stages"].popitem()[1]["largest_difference"] < demo.LARGEST_DIFFERENCE

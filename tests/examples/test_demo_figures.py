@@ -37,7 +37,7 @@ def texts(figure: Figure, panel: int) -> list[str]:
     return [text.get_text() for text in figure.axes[panel].texts]
 
 
-def test_losses_draws_training_heldout_and_guess_of_each_objective() -> None:
+def test_losses_draws_training_heldout_and_guess_of_each_objective_and_titles_follow_the_numbers() -> None:
     figure = figures.losses_figure({"trained": history()})
     assert titles(figure) == [
         "Masked LM: 5.0 nats, 4.0 below a guess",
@@ -49,9 +49,12 @@ def test_losses_draws_training_heldout_and_guess_of_each_objective() -> None:
         assert curves(figure, panel) == [[7.0, 6.0, 5.0], [6.5, 6.5], [9.0, 9.0, 9.0]]
     assert np.allclose(curves(figure, 3), [[2, 70], [22, 90], [12, 80]])
     assert texts(figure, 3) == ["80%"]
+    for end, change in ((0.05, "falls from 12% to 5%"), (0.123, "stays at 12%")):
+        assert titles(figures.losses_figure({"run": history(end=end)}))[-1] == f"Held-out retrieval {change}"
+    entries = [{"step": 1, "loss": 1.0, "loss/mlm": 9.5, "information/mlm": -0.5}]
+    figure = figures.losses_figure({"run": entries})
+    assert titles(figure) == ["Masked LM: 9.5 nats, 0.5 above a guess"] and len(curves(figure, 0)) == 2
 
-
-def test_losses_of_two_runs_share_panels_and_name_the_runs() -> None:
     runs = {"trained": history(), "MLM+TLM only": history(("mlm", "tlm"), end=0.2)}
     figure = figures.losses_figure(runs)
     # Two of training, two held out, one guess; only one run has the contrast; pairs are drawn of the first.
@@ -61,14 +64,6 @@ def test_losses_of_two_runs_share_panels_and_name_the_runs() -> None:
     colors = [to_hex(line.get_color()) for line in figure.axes[3].lines[2:4]]
     assert len(set(colors)) == 2
     assert [to_hex(line.get_color()) for line in figure.legends[0].get_lines()] == colors
-
-
-def test_titles_follow_the_numbers() -> None:
-    entries = [{"step": 1, "loss": 1.0, "loss/mlm": 9.5, "information/mlm": -0.5}]
-    figure = figures.losses_figure({"run": entries})
-    assert titles(figure) == ["Masked LM: 9.5 nats, 0.5 above a guess"] and len(curves(figure, 0)) == 2
-    for end, change in ((0.05, "falls from 12% to 5%"), (0.123, "stays at 12%")):
-        assert titles(figures.losses_figure({"run": history(end=end)}))[-1] == f"Held-out retrieval {change}"
 
 
 def test_retrieval_by_layer_names_each_curve_and_its_best_layer() -> None:
@@ -99,20 +94,13 @@ def test_similarity_marks_nearest_and_counts_them_on_one_colour_scale() -> None:
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("sentence in de", "sentence in en")
 
 
-LANGUAGES = ["en", "de", "el", "es", "fr", "hi", "ru", "tr", "vi", "zh"]
-
-
-def map_vectors(spread: float) -> np.ndarray:
-    """Six sentences in all languages: one direction a sentence, and noise."""
-    random = np.random.default_rng(0)
-    return np.eye(6, 12) + spread * random.normal(size=(len(LANGUAGES), 6, 12))
-
-
 def test_sentence_map_draws_every_sentence_and_joins_translations(tmp_path: Path) -> None:
-    vectors = {"untrained": map_vectors(3.0), "trained": map_vectors(0.01)}
-    figure = figures.sentence_map_figure(vectors, languages=LANGUAGES)
+    languages = ["en", "de", "el", "es", "fr", "hi", "ru", "tr", "vi", "zh"]
+    noise = np.random.default_rng(0).normal(size=(len(languages), 6, 12))  # a direction for each sentence
+    vectors = {"untrained": np.eye(6, 12) + 3.0 * noise, "trained": np.eye(6, 12) + 0.01 * noise}
+    figure = figures.sentence_map_figure(vectors, languages=languages)
     for axes in figure.axes:
-        assert [len(dots.get_offsets()) for dots in axes.collections] == [6] * len(LANGUAGES)
+        assert [len(dots.get_offsets()) for dots in axes.collections] == [6] * len(languages)
         assert len(axes.lines) == 9 * 6
         ends = np.array([np.array(line.get_xydata()) for line in axes.lines])
         english, german = (np.array(axes.collections[i].get_offsets()) for i in (0, 1))
@@ -121,8 +109,8 @@ def test_sentence_map_draws_every_sentence_and_joins_translations(tmp_path: Path
         (to_hex(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes())
         for dots in figure.axes[0].collections
     }
-    assert len({color for color, _ in styles}) == len({sign for _, sign in styles}) == len(LANGUAGES)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == LANGUAGES
+    assert len({color for color, _ in styles}) == len({sign for _, sign in styles}) == len(languages)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == languages
     assert titles(figure)[1] == "trained: for 100% the nearest sentence\nof another language is a translation"
 
     plots.save_figure(figure, tmp_path / "map.png")
