@@ -19,15 +19,6 @@ def numbers(queue: KeyQueue) -> list[int]:
     return [int(key[0]) for key in queue.keys]
 
 
-def test_enqueue_three_at_cursor_four_of_five() -> None:
-    queue = KeyQueue(5, 2)
-    queue.enqueue(numbered(10, 4))
-    assert (queue.cursor, queue.num_filled) == (4, 4)
-    queue.enqueue(numbered(20, 3))
-    assert torch.equal(queue.keys, torch.stack([numbered(n, 1)[0] for n in (21, 22, 12, 13, 20)]))
-    assert (queue.cursor, queue.num_filled) == (2, 5)
-
-
 def test_keys_are_kept_as_copies_in_fp32_without_gradient_and_shown_as_a_view() -> None:
     """A copy of 131,072 keys at each micro-batch is one of the released code's costs."""
     queue = KeyQueue(3, 2)

@@ -68,50 +68,34 @@ def test_joint_forward_equals_three_padded_passes(dtype: torch.dtype, pooling: s
 SUBSETS = [("mlm",), ("mlm", "tlm"), ("tlm", "xlco"), ("xlco",)]
 
 
-@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-def test_objectives_alone_equal_objectives_together(
+@pytest.mark.parametrize("names", [*SUBSETS, ("mlm", "tlm", "xlco")], ids="+".join)
+def test_objectives_alone_equal_those_together_and_what_gets_no_gradient_is_frozen(
     reference: XLMRobertaForMaskedLM, names: tuple[str, ...]
 ) -> None:
+    """A parameter without gradient would stall DDP; one frozen by mistake would never learn."""
     model, extra = pretraining_model(reference), keys_and_negatives(torch.float64)
     together, alone = (model(with_keys(joint_batch(*which), **extra)) for which in ((), names))
     assert set(alone) == set(names)
     for name in names:
         torch.testing.assert_close(alone[name].loss_sum, together[name].loss_sum, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("names", [*SUBSETS, ("mlm", "tlm", "xlco")], ids="+".join)
-def test_freeze_unused_freezes_exactly_what_gets_no_gradient(
-    reference: XLMRobertaForMaskedLM, names: tuple[str, ...]
-) -> None:
-    """A parameter without gradient would stall DDP; one frozen by mistake would never learn."""
-    model = pretraining_model(reference)
-    losses = model(with_keys(joint_batch(*names), **keys_and_negatives(torch.float64)))
-    found = gradients(model, sum(loss.loss_sum for loss in losses.values()))
+    found = gradients(model, sum(loss.loss_sum for loss in alone.values()))
     assert model.freeze_unused(names) == [name for name, gradient in found.items() if gradient is None]
 
 
-def test_no_negatives_are_an_empty_queue(reference: XLMRobertaForMaskedLM) -> None:
-    model, extra = (
-        pretraining_model(reference, xlco_in_batch_negatives=True),
-        keys_and_negatives(torch.float64, 0),
-    )
-    batch = joint_batch("xlco")
-    expected = model(with_keys(batch, **extra))["xlco"].loss_sum
-    torch.testing.assert_close(model(with_keys(batch, keys=extra["keys"]))["xlco"].loss_sum, expected)
-
-
-def test_the_configuration_reaches_the_contrast(reference: XLMRobertaForMaskedLM) -> None:
+@pytest.mark.parametrize("queue", [0, 6])
+def test_the_configuration_reaches_the_contrast(reference: XLMRobertaForMaskedLM, queue: int) -> None:
+    """Without negatives the queue is an empty one."""
     options = {"temperature": 0.5, "similarity": "cosine", "in_batch_negatives": True, "symmetric": True}
     changes = {f"xlco_{name}": value for name, value in options.items()}
     model = pretraining_model(
         reference, xlco_layer=2, xlco_use_projection=False, xlco_pooling="mean", **changes
     )
-    batch, extra = joint_batch("xlco"), keys_and_negatives(torch.float64)
+    batch, extra = joint_batch("xlco"), keys_and_negatives(torch.float64, queue)
     query = vectors_by_hand(reference, split(batch["xlco"]["query"]), 2, "mean")
     expected = slow_contrast(query, extra["keys"], extra["negatives"], **options).loss_sum
-    torch.testing.assert_close(
-        model(with_keys(batch, **extra))["xlco"].loss_sum, expected, rtol=1e-10, atol=1e-10
-    )
+    given = extra if queue else {"keys": extra["keys"]}
+    found = model(with_keys(batch, **given))["xlco"].loss_sum
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("autocast", "cls"), ("bf16 weights", "mean")])
@@ -185,55 +169,36 @@ SENTENCES = [6, 1, 19, 6, 40]
 
 @pytest.mark.parametrize("layer", range(NUM_LAYERS + 1))
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_sentence_vectors_equal_a_hand_computation(
+def test_sentence_vectors_equal_a_hand_computation_however_they_are_padded(
     reference: XLMRobertaForMaskedLM, pooling: str, layer: int
 ) -> None:
-    sequences = random_sequences(SENTENCES)
-    actual = our_copy(reference).sentence_vectors(**pad(sequences), layer=layer, pooling=pooling)
-    expected = vectors_by_hand(reference, sequences, layer, pooling)
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_what_else_a_tokenizer_gives_changes_no_sentence_vector(reference: XLMRobertaForMaskedLM) -> None:
-    model = pretraining_model(reference)
-    tokens = pad(random_sequences([5, 9]))
-    more = {name: torch.zeros_like(tokens["input_ids"]) for name in ("token_type_ids", "special_tokens_mask")}
-    torch.testing.assert_close(
-        model.sentence_vectors(**tokens, **more), model.sentence_vectors(**tokens), rtol=0, atol=0
-    )
-    with pytest.raises(TypeError, match="mask_of_attention"):
-        model.sentence_vectors(**tokens, mask_of_attention=tokens["attention_mask"])
-
-
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_padding_changes_no_sentence_vector(reference: XLMRobertaForMaskedLM, pooling: str) -> None:
-    model, padded = our_copy(reference), pad(random_sequences(SENTENCES))
-    options = {"layer": 3, "pooling": pooling}
-    expected = model.sentence_vectors(**padded, **options)
+    model, sequences, options = our_copy(reference), random_sequences(SENTENCES), (layer, pooling)
+    expected, padded = vectors_by_hand(reference, sequences, *options), pad(sequences)
     garbage = torch.where(padded["attention_mask"].bool(), padded["input_ids"], 77)
-    wider = {
-        name: torch.nn.functional.pad(t, (0, 9), value=name == "input_ids") for name, t in padded.items()
-    }
-    alone = [
-        model.sentence_vectors(ids[None], layer=3, pooling=pooling) for ids in random_sequences(SENTENCES)
-    ]
-    for other in (
-        model.sentence_vectors(garbage, padded["attention_mask"], **options),
-        model.sentence_vectors(**wider, **options),
-        model.sentence_vectors(padded["input_ids"], padded["attention_mask"].bool(), **options),
-        torch.cat(alone),
+    widened = (torch.nn.functional.pad(t, (0, 9), value=n == "input_ids") for n, t in padded.items())
+    for ids, mask in (
+        padded.values(),
+        (garbage, padded["attention_mask"]),
+        widened,
+        (padded["input_ids"], padded["attention_mask"].bool()),
     ):
-        torch.testing.assert_close(other, expected, rtol=1e-10, atol=1e-10)
+        actual = model.sentence_vectors(ids, mask, layer=layer, pooling=pooling)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    alone = [model.sentence_vectors(ids[None], layer=layer, pooling=pooling) for ids in sequences]
+    torch.testing.assert_close(torch.cat(alone), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_sentence_vectors_default_to_the_contrasts_and_are_not_projected(
+def test_sentence_vectors_default_to_the_contrasts_without_projection_or_what_else_a_tokenizer_gives(
     reference: XLMRobertaForMaskedLM,
 ) -> None:
     model, padded = our_copy(reference, xlco_layer=2, xlco_pooling="mean"), pad(random_sequences(SENTENCES))
     expected = model.sentence_vectors(**padded, layer=2, pooling="mean")
     assert torch.equal(model.sentence_vectors(**padded), expected)
-    projecting = pretraining_model(reference)
-    assert torch.equal(projecting.sentence_vectors(**padded, layer=2, pooling="mean"), expected)
+    projecting = pretraining_model(reference, xlco_layer=2, xlco_pooling="mean")
+    more = {name: torch.zeros_like(padded["input_ids"]) for name in ("token_type_ids", "special_tokens_mask")}
+    assert torch.equal(projecting.sentence_vectors(**padded, **more), expected)
+    with pytest.raises(TypeError, match="mask_of_attention"):
+        projecting.sentence_vectors(**padded, mask_of_attention=padded["attention_mask"])
 
 
 def test_impossible_sentence_vectors_are_refused(reference: XLMRobertaForMaskedLM) -> None:

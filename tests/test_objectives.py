@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import combine as slow_combine
 from reference.contrast import contrast as slow_contrast
@@ -34,10 +34,6 @@ OPTIONS = [
     {"similarity": similarity, "in_batch_negatives": in_batch, "symmetric": symmetric}
     for similarity, in_batch, symmetric in product(["dot", "cosine"], [False, True], [False, True])
 ]
-
-
-def option_name(options: Mapping[str, object]) -> str:
-    return "-".join(f"{value}" for value in options.values())
 
 
 def random_batch(batch: int, hidden: int, queue: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,71 +65,52 @@ def built(hidden: int, **options: object) -> CrossLingualContrast:
     return module
 
 
-def projection_of(module: CrossLingualContrast) -> Tensor | None:
-    return dict(module.named_parameters()).get("projection.weight")
-
-
-def assert_equals_oracle(
-    module: CrossLingualContrast, batch: tuple[Tensor, Tensor, Tensor], options: dict
-) -> None:
-    """Loss, accuracy and the gradients of queries and projection agree with the slow loop."""
-    vectors, key, negatives = batch
-    fast_vectors, slow_vectors = (vectors.clone().requires_grad_() for _ in range(2))
-    others = key.clone().requires_grad_(), negatives.clone().requires_grad_()
-    fast = module.contrast(module.project(fast_vectors), *others)
-    fast.loss_sum.backward()
-    assert all(other.grad is None for other in others), "keys and negatives get no gradient"
-    assert not any(value.requires_grad for value in (*fast.metrics.values(), *fast.vectors))
-
-    projection = projection_of(module)
-    weight = None if projection is None else projection.detach().clone().requires_grad_()
-    slow = slow_contrast(slow_project(slow_vectors, weight), key, negatives, **options)
-    slow.loss_sum.backward()
-
-    assert fast.num_items == len(vectors)
-    close = {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(fast.loss_sum.double(), slow.loss_sum, **close)
-    torch.testing.assert_close(fast_vectors.grad, slow_vectors.grad, **close)
-    assert float(fast.metrics["accuracy"]) == pytest.approx(slow.accuracy, abs=1e-6)
-    if len(negatives) or options["in_batch_negatives"] or options["symmetric"]:
-        assert float(slow_vectors.grad.abs().max()) > 1e-3, "a test of zero gradients would prove nothing"
-    if weight is not None:
-        torch.testing.assert_close(projection.grad, weight.grad, **close)
-
-
-@pytest.mark.parametrize("queue", [0, 1, 7])
-@pytest.mark.parametrize("use_projection", [True, False], ids=["projected", "plain"])
-@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
-def test_contrast_equals_the_slow_loop(options: dict, use_projection: bool, queue: int) -> None:
-    module = built(5, use_projection=use_projection, temperature=0.25, **options)
-    assert_equals_oracle(module, random_batch(4, 5, queue), {"temperature": 0.25, **options})
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     batch=st.integers(1, 5),
     hidden=st.integers(1, 6),
     queue=st.integers(0, 6),
     temperature=st.floats(0.05, 5.0),
-    options=st.sampled_from(OPTIONS),
     use_projection=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_contrast_equals_the_slow_loop_for_any_shape(
-    batch: int, hidden: int, queue: int, temperature: float, options: dict, use_projection: bool, seed: int
+@example(batch=4, hidden=5, queue=7, temperature=0.25, use_projection=True, seed=0)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_contrast_equals_the_slow_loop(
+    options: dict, batch: int, hidden: int, queue: int, temperature: float, use_projection: bool, seed: int
 ) -> None:
+    """Loss, accuracy and the gradients of queries and projection; keys and negatives get none."""
     module = built(hidden, use_projection=use_projection, temperature=temperature, **options)
-    vectors = random_batch(batch, hidden, queue, seed)
-    with torch.no_grad():
-        query = slow_project(vectors[0], projection_of(module))
-        fast = module.contrast(module.project(vectors[0]), *vectors[1:])
-        slow = slow_contrast(query, *vectors[1:], temperature=temperature, **options)
-    torch.testing.assert_close(fast.loss_sum, slow.loss_sum, rtol=1e-6, atol=1e-6)
+    vectors, key, negatives = random_batch(batch, hidden, queue, seed)
+    fast_vectors, slow_vectors = (vectors.clone().requires_grad_() for _ in range(2))
+    others = key.clone().requires_grad_(), negatives.clone().requires_grad_()
+    fast = module.contrast(module.project(fast_vectors), *others)
+    fast.loss_sum.backward()
+    assert all(other.grad is None for other in others)
+    assert not any(value.requires_grad for value in (*fast.metrics.values(), *fast.vectors))
+
+    projection = dict(module.named_parameters())
+    assert {name: (*w.shape,) for name, w in projection.items()} == (
+        {"projection.weight": (hidden, hidden)} if use_projection else {}
+    )
+    weights = [weight.detach().clone().requires_grad_() for weight in projection.values()]
+    query = slow_project(slow_vectors, *weights or [None])
+    slow = slow_contrast(query, key, negatives, temperature=temperature, **options)
+    slow.loss_sum.backward()
+    assert fast.num_items == batch
+    close = {"rtol": 1e-6, "atol": 1e-5}
+    torch.testing.assert_close(fast.loss_sum.double(), slow.loss_sum, **close)
+    torch.testing.assert_close(fast_vectors.grad, slow_vectors.grad, **close)
+    assert float(fast.metrics["accuracy"]) == pytest.approx(slow.accuracy, abs=1e-6)
+    for ours, theirs in zip(projection.values(), weights, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **close)
+    if (batch, queue) == (4, 7):
+        assert float(slow_vectors.grad.abs().max()) > 1e-3, "a test of zero gradients would prove nothing"
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-@pytest.mark.parametrize("queue", [0, 1, 9, 1000])
+@pytest.mark.parametrize("queue", [0, 9, 1000])
 def test_equal_vectors_give_log_of_the_number_of_candidates(
     similarity: str, queue: int, in_batch: bool
 ) -> None:
@@ -169,6 +146,9 @@ def test_norms_of_fresh_and_queued_keys_are_their_lengths(similarity: str) -> No
     metrics = module.contrast(torch.ones(2, 2), key, negatives).metrics
     assert float(metrics["key_norm"]) == pytest.approx(3.0)
     assert float(metrics["queue_norm"]) == pytest.approx(10.0)
+    query = torch.full((2, 4), 100.0)
+    large = contrast_of(4, use_projection=False).contrast(query, query, -query).loss_sum
+    assert float(large) == pytest.approx(0.0, abs=1e-5), "large similarities must not overflow"
 
 
 def test_spread_is_zero_for_collapsed_vectors_and_one_for_random_directions() -> None:
@@ -180,11 +160,13 @@ def test_spread_is_zero_for_collapsed_vectors_and_one_for_random_directions() ->
     assert float(metrics["key_std"]) == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
-def test_bf16_vectors_give_an_fp32_loss(options: dict) -> None:
-    query, key, negatives = (part.bfloat16() for part in random_batch(4, 5, 7))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16 vectors", "autocast"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_half_precision_gives_an_fp32_loss_of_exact_logits(options: dict, dtype: torch.dtype) -> None:
+    query, key, negatives = (part.to(dtype) for part in random_batch(4, 5, 7))
     module = contrast_of(5, use_projection=False, **options)
-    loss = module.contrast(query, key, negatives.float()).loss_sum
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        loss = module.contrast(query, key, negatives.float()).loss_sum
     parts = [part.double() for part in (query, key, negatives)]
     expected = slow_contrast(*parts, **{"temperature": 0.25, **options}).loss_sum
     assert loss.dtype == torch.float32
@@ -192,40 +174,15 @@ def test_bf16_vectors_give_an_fp32_loss(options: dict) -> None:
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_logits_are_fp32_under_autocast_too() -> None:
-    query, key, negatives = (part.float() for part in random_batch(4, 5, 7))
-    module = contrast_of(5, use_projection=False, temperature=0.25)
-    exact = slow_contrast(query.double(), key.double(), negatives.double(), temperature=0.25).loss_sum
-    for autocast in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = module.contrast(query, key, negatives).loss_sum
-        assert loss.dtype == torch.float32
-        assert float(loss) == pytest.approx(float(exact), rel=1e-5)
-
-
-def test_large_similarities_do_not_overflow() -> None:
-    query = torch.full((2, 4), 100.0)
-    output = contrast_of(4, use_projection=False).contrast(query, query, -query)
-    assert float(output.loss_sum) == pytest.approx(0.0, abs=1e-5)
-
-
-def test_projection_is_one_matrix_without_bias() -> None:
-    module = contrast_of(6)
-    assert {name: tuple(value.shape) for name, value in module.named_parameters()} == {
-        "projection.weight": (6, 6)
-    }
-    assert not list(contrast_of(6, use_projection=False).parameters())
-
-
 @pytest.mark.parametrize(
-    ("query", "key", "negatives"),
-    [((4, 5), (3, 5), (7, 5)), ((4, 5), (4, 6), (7, 5)), ((4, 5), (4, 5), (7, 6))],
-    ids=["rows", "hidden size", "queue"],
+    ("key", "negatives"),
+    [((3, 5), (7, 5)), ((4, 6), (7, 5)), ((4, 5), (7, 6))],
+    ids=["rows", "hidden", "queue"],
 )
-def test_shapes_that_do_not_fit_are_refused(query: tuple, key: tuple, negatives: tuple) -> None:
+def test_shapes_that_do_not_fit_are_refused(key: tuple, negatives: tuple) -> None:
     module = contrast_of(5, use_projection=False)
     with pytest.raises(ValueError, match=r"\d"):
-        module.contrast(torch.zeros(query), torch.zeros(key), torch.zeros(negatives))
+        module.contrast(torch.zeros(4, 5), torch.zeros(key), torch.zeros(negatives))
     with pytest.raises(ValueError, match=r"5.*4|4.*5"):
         masked_lm([torch.zeros(5, 6).double()], [torch.zeros(4, dtype=torch.long)], lm_head())
 
@@ -270,39 +227,23 @@ def test_masked_lm_of_two_objectives_equals_the_slow_loop() -> None:
     (first.loss_sum + 4 * second.loss_sum).backward()
     fast_gradients = {name: value.grad.clone() for name, value in head.named_parameters()}
     head.zero_grad()
-    features = [
-        lm_head_features(
-            row,
-            head.dense.weight,
-            head.dense.bias,
-            head.layer_norm.weight,
-            head.layer_norm.bias,
-            head.layer_norm.eps,
-        )
-        for row in slow_rows
-    ]
+    norm = head.layer_norm
+    weights = (head.dense.weight, head.dense.bias, norm.weight, norm.bias, norm.eps)
+    features = torch.stack([lm_head_features(row, *weights) for row in slow_rows])
     slow = [
-        slow_masked_lm(torch.stack(features[part]), head.decoder.weight, head.bias, labels[part].tolist())
+        slow_masked_lm(features[part], head.decoder.weight, head.bias, labels[part].tolist())
         for part in (slice(0, 3), slice(3, 5))
     ]
     (slow[0] + 4 * slow[1]).backward()
 
     assert (first.num_items, second.num_items) == (3, 2)
-    torch.testing.assert_close(first.loss_sum.double(), slow[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(second.loss_sum.double(), slow[1], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(fast_rows.grad, slow_rows.grad, rtol=1e-6, atol=1e-6)
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(first.loss_sum.double(), slow[0], **close)
+    torch.testing.assert_close(second.loss_sum.double(), slow[1], **close)
+    torch.testing.assert_close(fast_rows.grad, slow_rows.grad, **close)
     for name, value in head.named_parameters():
         assert float(value.grad.abs().max()) > 1e-3, name
-        torch.testing.assert_close(fast_gradients[name], value.grad, rtol=1e-6, atol=1e-6, msg=name)
-
-
-def test_masked_lm_of_no_rows_is_zero_and_keeps_the_graph() -> None:
-    head = lm_head()
-    rows = torch.zeros(0, 6, dtype=torch.float64, requires_grad=True)
-    (output,) = masked_lm([rows], [torch.zeros(0, dtype=torch.long)], head)
-    output.loss_sum.backward()
-    assert output.num_items == 0 and float(output.loss_sum.detach()) == 0.0
-    assert all(float(value.grad.abs().max()) == 0.0 for value in head.parameters())
+        torch.testing.assert_close(fast_gradients[name], value.grad, **close, msg=name)
 
 
 # --- adding them up
@@ -342,13 +283,6 @@ def test_micro_batches_of_any_size_add_up_to_the_global_mean(rule: str) -> None:
     counts = {name: len(losses) for name, losses in ITEMS.items()}
     total = sum(float(combine_losses(as_losses(part), counts, WEIGHTS, rule)) for part in parts)
     assert total == pytest.approx(getattr(slow_combine, rule)(ITEMS, WEIGHTS), rel=1e-6)
-
-
-def test_the_two_rules_weigh_a_rare_objective_differently() -> None:
-    losses, counts = as_losses(ITEMS), {name: len(items) for name, items in ITEMS.items()}
-    ones = dict.fromkeys(ITEMS, 1.0)
-    assert float(combine_losses(losses, counts, ones, "per_objective")) == pytest.approx(2.75 + 1.25 + 6.0)
-    assert float(combine_losses(losses, counts, ones, "per_item")) == pytest.approx(19.5 / 7)
 
 
 def test_gradients_carry_the_weight_and_the_global_count() -> None:

@@ -26,30 +26,16 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 def test_random64_is_splitmix64() -> None:
     """The published outputs for seed 1234567; another constant or shift would be another generator."""
-    published = [
-        6457827717110365317,
-        3203168211198807973,
-        9817491932198370423,
-        4593380528125082431,
-        16408922859458223821,
-    ]
-    assert random64(1234567, np.arange(5)).tolist() == published
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert random64(1234567, np.arange(3)).tolist() == published
 
 
-def test_hash64_is_the_same_in_every_process() -> None:
-    """A salted hash of the stream names would change the data order at every start."""
+def test_hash64_tells_parts_order_and_texts_apart_alike_in_every_process() -> None:
+    """Streams, epochs and groups get keys of their own; a salted hash would change the order of a run."""
     assert int(hash64(1, "mlm", 7)) == 15765949494433107853
-
-
-def test_hash64_tells_parts_order_and_texts_apart() -> None:
-    """Streams, epochs and groups get keys of their own."""
     hashes = [hash64(1, 2), hash64(2, 1), hash64(1, 2, 0), hash64("mlm", 1), hash64("tlm", 1)]
     hashes += [hash64(0), hash64(0, 0)]
     assert len({int(value) for value in hashes}) == len(hashes)
-
-
-def test_hash64_broadcasts_arrays() -> None:
-    """A row of keys and a column of numbers give a table of the single hashes."""
     table = hash64(5, np.array([[0], [1]]), np.arange(3))
     assert table.dtype == np.uint64
     assert table.tolist() == [[int(hash64(5, row, column)) for column in range(3)] for row in range(2)]
@@ -112,22 +98,12 @@ def test_permute_refuses_an_index_outside(index: int) -> None:
         permute(np.array([0, index]), 5, 1)
 
 
-def test_probabilities_follow_the_formula() -> None:
-    """p_l = (n_l / n)^0.7 / sum, computed by hand for 1 : 9."""
-    weights = [0.1**0.7, 0.9**0.7]
-    expected = [weight / sum(weights) for weight in weights]
-    np.testing.assert_allclose(sampling_probabilities([10, 90], 0.7), expected, rtol=1e-12)
-
-
 @given(counts=st.lists(st.integers(1, 10**9), min_size=1, max_size=100), alpha=st.floats(0, 1))
-def test_probabilities_lie_between_natural_and_equal_shares(counts: list[int], alpha: float) -> None:
-    """They sum to 1, keep the order of sizes, and lift the smallest group, never above its equal share."""
-    probabilities = sampling_probabilities(counts, alpha)
-    assert probabilities.sum() == pytest.approx(1.0)
-    assert np.all(np.diff(probabilities[np.argsort(counts)]) >= -1e-15)
-    smallest = int(np.argmin(counts))
-    assert min(counts) / sum(counts) <= probabilities[smallest] * (1 + 1e-9)
-    assert probabilities[smallest] <= 1 / len(counts) * (1 + 1e-9)
+def test_probabilities_follow_the_formula(counts: list[int], alpha: float) -> None:
+    """p_l = (n_l / n)^alpha / sum."""
+    weights = [(count / sum(counts)) ** alpha for count in counts]
+    expected = [weight / sum(weights) for weight in weights]
+    np.testing.assert_allclose(sampling_probabilities(counts, alpha), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -156,28 +132,20 @@ def test_apportion_gives_away_exactly_all(total: int, counts: list[int]) -> None
 
 @settings(deadline=None)
 @given(counts=COUNTS, alpha=st.floats(0, 1), seed=SEEDS)
-def test_every_epoch_holds_exactly_each_groups_share(counts: dict[str, int], alpha: float, seed: int) -> None:
-    """Not on average but in every epoch: the apportioned probabilities."""
+def test_every_epoch_holds_each_groups_share_and_meets_its_examples_equally_often(
+    counts: dict[str, int], alpha: float, seed: int
+) -> None:
+    """Not on average but in every epoch; a pass through a group is complete before the next one begins."""
     sampler = ExampleSampler(counts, alpha, seed, "mlm")
-    group, _ = sampler.locate(np.arange(4 * sampler.epoch_size))
+    group, index = sampler.locate(np.arange(5 * sampler.epoch_size))
     probabilities = sampling_probabilities([counts[name] for name in sorted(counts)], alpha)
     shares = apportion(sampler.epoch_size, probabilities)
-    for epoch in group.reshape(4, -1):
+    for epoch in group.reshape(5, -1):
         assert np.bincount(epoch, minlength=len(counts)).tolist() == shares.tolist()
-
-
-@settings(deadline=None)
-@given(counts=COUNTS, alpha=st.floats(0, 1), seed=SEEDS)
-def test_examples_of_a_group_are_met_equally_often(counts: dict[str, int], alpha: float, seed: int) -> None:
-    """After every epoch: a pass through a group is complete before the next one begins."""
-    sampler = ExampleSampler(counts, alpha, seed, "mlm")
-    for num_epochs in range(1, 6):
-        group, index = sampler.locate(np.arange(num_epochs * sampler.epoch_size))
+    for num_examples in sampler.epoch_size * np.arange(1, 6):
         for number, name in enumerate(sampler.groups):
-            met = np.bincount(index[group == number], minlength=counts[name])
-            assert len(met) == counts[name]
-            assert met.sum() == num_epochs * sampler.places[number]
-            assert met.max() - met.min() <= 1
+            met = np.bincount(index[:num_examples][group[:num_examples] == number], minlength=counts[name])
+            assert len(met) == counts[name] and met.max() - met.min() <= 1
 
 
 @given(counts=COUNTS, seed=SEEDS, numbers=st.lists(st.integers(0, 10**13), min_size=1, max_size=20))
