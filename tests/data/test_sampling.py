@@ -1,7 +1,7 @@
 """Sampling: the hash, the permutation, the probabilities, and the sampler that puts them together."""
 
 from collections import Counter
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -91,13 +91,6 @@ def test_permute_leaves_no_trace_of_the_old_order() -> None:
     assert abs(np.corrcoef(np.arange(10_000), places)[0, 1]) < 0.05
 
 
-@pytest.mark.parametrize("index", [-1, 5])
-def test_permute_refuses_an_index_outside(index: int) -> None:
-    """Outside [0, size) there is no place to give."""
-    with pytest.raises(ValueError, match=f"found index {index}, size 5"):
-        permute(np.array([0, index]), 5, 1)
-
-
 @given(counts=st.lists(st.integers(1, 10**9), min_size=1, max_size=100), alpha=st.floats(0, 1))
 def test_probabilities_follow_the_formula(counts: list[int], alpha: float) -> None:
     """p_l = (n_l / n)^alpha / sum."""
@@ -106,14 +99,18 @@ def test_probabilities_follow_the_formula(counts: list[int], alpha: float) -> No
     np.testing.assert_allclose(sampling_probabilities(counts, alpha), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("counts", "alpha", "message"),
-    [([], 0.7, "at least one group"), ([3, 0], 0.7, r"found counts \[3, 0\]"), ([3], 1.5, "found 1.5")],
-)
-def test_probabilities_refuse_what_means_nothing(counts: list[int], alpha: float, message: str) -> None:
+def test_what_means_nothing_is_refused() -> None:
     """An empty language would divide by zero later; an alpha above 1 would starve small languages."""
-    with pytest.raises(ValueError, match=message):
-        sampling_probabilities(counts, alpha)
+    for counts, alpha, message in (
+        ([], 0.7, "at least one group"),
+        ([3, 0], 0.7, r"found counts \[3, 0\]"),
+        ([3], 1.5, "found 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampling_probabilities(counts, alpha)
+    for index in (-1, 5):
+        with pytest.raises(ValueError, match=f"found index {index}, size 5"):
+            permute(np.array([0, index]), 5, 1)
 
 
 def test_apportion_by_largest_remainder() -> None:
@@ -158,25 +155,21 @@ def test_locate_depends_on_the_number_alone(counts: dict[str, int], seed: int, n
     assert together == alone
 
 
-def test_groups_of_epochs_streams_and_seeds_come_in_their_own_order() -> None:
-    """The same order of languages again and again would tie the streams, or the epochs, together."""
+def test_epochs_streams_and_seeds_have_their_own_order_of_groups_and_their_own_part_first() -> None:
+    """The same order of languages again and again would tie streams or epochs together.
+
+    An epoch holds 667 of 1,000 examples: which of them must not be the same for every stream, seed and group.
+    """
     orders: list[np.ndarray] = []
+    met: list[set[int]] = []
     for seed, stream in [(1, "tlm"), (1, "xlco"), (2, "tlm")]:
         sampler = ExampleSampler({"de-en": 500, "en-fr": 500}, 0.7, seed, stream)
         orders += np.split(sampler.locate(np.arange(2000))[0], 2)
-    for i, one in enumerate(orders):
-        for other in orders[:i]:
-            assert abs(np.mean(one == other) - 0.5) < 0.07
-
-
-def test_large_groups_of_streams_and_seeds_show_their_own_part_first() -> None:
-    """An epoch holds 667 of 1,000: which of them must not be the same for every stream, seed and group."""
-    met = []
-    for seed, stream in [(1, "tlm"), (1, "xlco"), (2, "tlm")]:
         sampler = ExampleSampler({"de-en": 1000, "en-fr": 1000, "en-sw": 1}, 0.0, seed, stream)
         group, index = sampler.locate(np.arange(sampler.epoch_size))
         met += [set(index[group == number].tolist()) for number in (0, 1)]
-    for i, one in enumerate(met):
-        assert len(one) == 667
-        for other in met[:i]:
-            assert abs(len(one & other) / 667 - 0.667) < 0.05
+    assert {len(one) for one in met} == {667}
+    for one, other in combinations(orders, 2):
+        assert abs(np.mean(one == other) - 0.5) < 0.07
+    for first, second in combinations(met, 2):
+        assert abs(len(first & second) / 667 - 0.667) < 0.05
