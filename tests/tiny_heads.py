@@ -9,35 +9,22 @@ from tiny_encoder import word_tokenizer
 from tiny_run import tiny_model
 from transformers import set_seed
 
-from modeling_infoxlm import (
-    InfoXLMForMaskedLM,
-    InfoXLMForMultipleChoice,
-    InfoXLMForPreTraining,
-    InfoXLMForQuestionAnswering,
-    InfoXLMForSequenceClassification,
-    InfoXLMForTokenClassification,
-    InfoXLMModel,
-    InfoXLMPreTrainedModel,
-)
+import modeling_infoxlm
+from modeling_infoxlm import InfoXLMPreTrainedModel
 
 # Our class, its auto class, and that of its plain release.
 CLASSES: dict[str, tuple[type[InfoXLMPreTrainedModel], str, str]] = {
-    "Model": (InfoXLMModel, "AutoModel", "AutoModel"),
-    "ForPreTraining": (InfoXLMForPreTraining, "AutoModelForPreTraining", "AutoModelForMaskedLM"),
-    **{
-        our_class.__name__.removeprefix("InfoXLM"): (
-            our_class,
-            *[our_class.__name__.replace("InfoXLM", "AutoModel")] * 2,
-        )
-        for our_class in (
-            InfoXLMForMaskedLM,
-            InfoXLMForSequenceClassification,
-            InfoXLMForTokenClassification,
-            InfoXLMForQuestionAnswering,
-            InfoXLMForMultipleChoice,
-        )
-    },
-}
+    name: (getattr(modeling_infoxlm, f"InfoXLM{name}"), *[f"AutoModel{name.removeprefix('Model')}"] * 2)
+    for name in (
+        "Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification",
+        "ForQuestionAnswering", "ForMultipleChoice",
+    )
+}  # fmt: skip
+CLASSES["ForPreTraining"] = (
+    modeling_infoxlm.InfoXLMForPreTraining,
+    "AutoModelForPreTraining",
+    "AutoModelForMaskedLM",
+)
 _INPUT_IDS = torch.tensor([[0, 7, 23, 41, 2], [0, 55, 9, 2, 1]])
 INPUTS = {"input_ids": _INPUT_IDS, "attention_mask": (_INPUT_IDS != 1).long()}
 LABELS = ("entailment", "neutral", "contradiction")

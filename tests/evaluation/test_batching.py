@@ -6,9 +6,8 @@ import torch
 from tiny_run import tiny_model
 
 from modeling_infoxlm import InfoXLMModel
-from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.evaluation import batching
-from modeling_infoxlm.evaluation.batching import batches_by_length, padded_inputs, progress_bar, run_batches
+from modeling_infoxlm.evaluation.batching import batches_by_length, progress_bar, run_batches
 
 LENGTHS = np.random.default_rng(0).integers(1, 30, 57)
 
@@ -67,9 +66,3 @@ def test_progress_is_shown_for_long_jobs_only(
     monkeypatch.setattr(batching, "PROGRESS_DELAY", 0)
     assert show(wanted=False) == ""
     assert "57/57" in show(wanted=True)
-
-
-def test_rows_are_padded_at_their_ends() -> None:
-    inputs = padded_inputs(PackedRows.from_lists([[0, 2], [0, 5, 2]]), tiny_model())
-    assert inputs["input_ids"].tolist() == [[0, 2, 1], [0, 5, 2]]
-    assert inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]

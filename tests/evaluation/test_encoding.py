@@ -60,10 +60,11 @@ def one_by_one(encoder: InfoXLMModel, sequences: list[np.ndarray], layer: int, p
     [(0, "mean", 1024, 64), (2, "cls", 1, 1), (3, "mean", 4, 33), (2, "mean", 4, 1), (3, "cls", 1, 33)],
 )
 def test_vectors_are_those_of_whole_sentences_whatever_the_batch_and_the_window(
-    encoder: InfoXLMModel, sequences: list[np.ndarray], monkeypatch: pytest.MonkeyPatch,
-    layer: int, pooling: str, window: int, tokens_per_batch: int,
+    encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch, layer: int, pooling: str, window: int, tokens_per_batch: int,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(encoding, "SENTENCES_PER_WINDOW", window)
+    monkeypatch.setattr(encoding, "TEXTS_PER_CALL", window)
     options = {"layer": layer, "pooling": pooling, "tokens_per_batch": tokens_per_batch}
     vectors = encode_sequences(encoder, sequences, **options)
     expected = one_by_one(encoder, sequences, layer, pooling)
@@ -72,6 +73,12 @@ def test_vectors_are_those_of_whole_sentences_whatever_the_batch_and_the_window(
     rounded = encode_sequences(encoder, sequences, **options, bf16=True)
     assert rounded.dtype == torch.float32 and (layer == 0 or not torch.equal(rounded, vectors))
     assert ((rounded - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.02
+    texts = [" ".join(f"w{i}" for i in ids) for ids in sequences]
+    tokenizer(texts, padding=True, truncation=True, max_length=3)  # what it leaves there does not matter
+    vectors = encode_texts(encoder, tokenizer, texts, layer=layer, pooling=pooling)
+    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+    unit = encode_texts(encoder, tokenizer, texts, layer=layer, pooling=pooling, normalize=True)
+    torch.testing.assert_close(unit, expected / expected.norm(dim=1, keepdim=True))
 
 
 def test_only_a_window_of_sentences_is_held_and_no_layer_above_the_asked_one_runs(
@@ -110,26 +117,6 @@ def test_odd_requests(
         encode_texts(encoder, tokenizer, "w5 w6")
 
 
-# ---------------------------------------------------------------------------- texts
-
-
-@pytest.mark.parametrize("texts_per_call", [3, 1024])
-def test_texts_are_encoded_as_their_ids(
-    encoder: InfoXLMModel,
-    tokenizer: PreTrainedTokenizerBase,
-    monkeypatch: pytest.MonkeyPatch,
-    texts_per_call: int,
-) -> None:
-    monkeypatch.setattr(encoding, "TEXTS_PER_CALL", texts_per_call)
-    sequences = [np.array([int(word[1:]) for word in text.split()], dtype=np.uint32) for text in TEXTS]
-    expected = one_by_one(encoder, sequences, 2, "mean")
-    tokenizer(TEXTS, padding=True, truncation=True, max_length=3)  # what it leaves there does not matter
-    vectors = encode_texts(encoder, tokenizer, TEXTS, layer=2, pooling="mean")
-    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
-    unit = encode_texts(encoder, tokenizer, TEXTS, layer=2, pooling="mean", normalize=True)
-    torch.testing.assert_close(unit, expected / expected.norm(dim=1, keepdim=True))
-
-
 def test_layer_and_pooling_are_those_of_the_contrast_unless_asked(tokenizer: PreTrainedTokenizerBase) -> None:
     encoder = tiny_model(xlco_layer=1, xlco_pooling="cls").roberta.eval()
     explicit = encode_texts(encoder, tokenizer, TEXTS, layer=1, pooling="cls")
@@ -140,12 +127,9 @@ def test_layer_and_pooling_are_those_of_the_contrast_unless_asked(tokenizer: Pre
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_long_texts_are_cut_with_one_warning_that_counts_them(
-    encoder: InfoXLMModel,
-    tokenizer: PreTrainedTokenizerBase,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    fast: bool,
-) -> None:
+    encoder: InfoXLMModel, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, fast: bool,
+) -> None:  # fmt: skip
     monkeypatch.setattr(type(tokenizer), "is_fast", fast)
     room = encoder.config.max_position_embeddings - 2 - 2
     words = [f"w{4 + i % 50}" for i in range(room + 3)]

@@ -11,16 +11,16 @@ from modeling_infoxlm.runs.errors import UsageError
 class Api:
     """The Hub, which knows one dataset."""
 
+    asked: list[str | None] = []
+
     def __init__(self, token: str | None) -> None:
         assert token == "secret"
 
     def dataset_info(self, name: str, revision: str | None) -> SimpleNamespace:
         if name != "facebook/xnli":
             raise OSError("404")
-        Api.asked.append(revision)
+        self.asked.append(revision)
         return SimpleNamespace(sha=f"commit of {revision}")
-
-    asked: list[str | None] = []
 
 
 def test_the_commit_is_looked_up_once_and_what_it_says_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

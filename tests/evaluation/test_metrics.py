@@ -1,29 +1,49 @@
 """Metrics of the `evaluate` library: used offline, against scikit-learn and slow loops."""
 
-import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import pytest
 from reference.retrieval import accuracies
 
 from modeling_infoxlm.evaluation.metrics import AlignmentErrorRate, BitextRetrieval, MLQAScore, XNLIAccuracy
 
+Compute = Callable[..., dict[str, float]]
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The library's cache, and an empty working directory that must stay empty."""
-    folder, work = tmp_path / "cache", tmp_path / "work"
+
+@pytest.fixture
+def compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compute:
+    """Computes at once, in batches and in memory, all the same; leaves nothing and asks no network."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    def run(metric: Any, **inputs: list) -> dict[str, float]:
+        whole = metric().compute(**inputs)
+        assert any(0 < value < 1 for value in whole.values())
+        parts = metric()
+        for rows in (slice(0, 3), slice(3, None)):
+            parts.add_batch(**{name: column[rows] for name, column in inputs.items()})
+        assert parts.compute() == pytest.approx(whole)
+        # What was added is forgotten: a second computation sees its own examples alone.
+        assert parts.compute(**inputs) == pytest.approx(whole)
+        assert not [*work.iterdir(), *cache.rglob("*.arrow")]
+        assert metric(keep_in_memory=True).compute(**inputs) == pytest.approx(whole)
+        return whole
+
+    cache, work = tmp_path / "cache", tmp_path / "work"
     work.mkdir()
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", folder)
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", cache)
     monkeypatch.chdir(work)
-    return folder
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return run
 
 
-def test_accuracy_is_that_of_scikit_learn() -> None:
+def test_accuracy_is_that_of_scikit_learn(compute: Compute) -> None:
     accuracy_score = pytest.importorskip("sklearn.metrics").accuracy_score
     rng = np.random.default_rng(1)
     gold = rng.integers(0, 3, 500)
@@ -34,18 +54,13 @@ def test_accuracy_is_that_of_scikit_learn() -> None:
         name: accuracy_score(gold[languages == name], found[languages == name]) for name in ("de", "en", "sw")
     }
     assert len(set(each.values())) == 3
-    assert result == pytest.approx(
-        {
-            "accuracy": accuracy_score(gold, found),
-            **{f"accuracy_{name}": value for name, value in each.items()},
-            "mean": sum(each.values()) / 3,
-            "gap": each["en"] - (each["de"] + each["sw"]) / 2,
-        }
-    )
-    assert XNLIAccuracy().compute(predictions=found, references=gold) == {"accuracy": result["accuracy"]}
+    expected = {f"accuracy_{name}": value for name, value in each.items()}
+    expected |= {"mean": sum(each.values()) / 3, "gap": each["en"] - (each["de"] + each["sw"]) / 2}
+    assert result == pytest.approx(expected | {"accuracy": accuracy_score(gold, found)})
+    assert compute(XNLIAccuracy, predictions=found, references=gold) == {"accuracy": result["accuracy"]}
 
 
-def test_answers_are_scored_by_the_rules_of_their_language() -> None:
+def test_answers_are_scored_by_the_rules_of_their_language(compute: Compute) -> None:
     rows = [
         ("der Hund", ["Hund"], "de"),  # "der" is an article in German only
         ("der Hund", ["Hund"], "en"),
@@ -54,7 +69,7 @@ def test_answers_are_scored_by_the_rules_of_their_language() -> None:
         ("An apple", ["the apple", "pear"], "en"),
     ]
     predictions, references, languages = (list(column) for column in zip(*rows, strict=True))
-    result = MLQAScore().compute(predictions=predictions, references=references, languages=languages)
+    result = compute(MLQAScore, predictions=predictions, references=references, languages=languages)
     f1 = {"de": [1], "en": [2 / 3, 1], "vi": [0], "zh": [2 / 3]}
     exact = {"de": [1], "en": [0, 1], "vi": [0], "zh": [0]}
     expected = {"f1": sum(map(sum, f1.values())) / 5, "exact_match": 2 / 5}
@@ -67,11 +82,11 @@ def test_answers_are_scored_by_the_rules_of_their_language() -> None:
     assert squad["f1"] == pytest.approx(2 / 3)
 
 
-def test_retrieval_is_that_of_a_slow_search_in_both_directions() -> None:
+def test_retrieval_is_that_of_a_slow_search_in_both_directions(compute: Compute) -> None:
     rng = np.random.default_rng(4)
     source = rng.normal(size=(40, 5)) * rng.random((40, 1)) * 9
     target = source + rng.normal(size=(40, 5))
-    result = BitextRetrieval().compute(predictions=source.tolist(), references=target.tolist())
+    result = compute(BitextRetrieval, predictions=source.tolist(), references=target.tolist())
     forth, back = accuracies(source, target)
     assert forth != back
     assert result == pytest.approx(
@@ -79,6 +94,7 @@ def test_retrieval_is_that_of_a_slow_search_in_both_directions() -> None:
     )
 
 
+@pytest.mark.usefixtures("compute")
 @pytest.mark.parametrize(
     ("metric", "inputs", "message"),
     [
@@ -99,12 +115,12 @@ def test_what_cannot_be_scored_is_refused(metric: Any, inputs: tuple[Any, ...], 
         metric().compute(**dict(zip(names, inputs, strict=False)))
 
 
-def test_alignment_by_the_definition() -> None:
+def test_alignment_by_the_definition(compute: Compute) -> None:
     rng = np.random.default_rng(3)
     cells = [[i, j] for i in range(5) for j in range(5)]
     drawn = [[[cell for cell in cells if rng.random() < 0.3] for _ in range(3)] for _ in range(30)]
     predictions, sure, possible = (list(column) for column in zip(*drawn, strict=True))
-    result = AlignmentErrorRate().compute(predictions=predictions, sure=sure, possible=possible)
+    result = compute(AlignmentErrorRate, predictions=predictions, sure=sure, possible=possible)
     found, gold = sum(map(len, predictions)), sum(map(len, sure))
     in_sure = sum(link in must for links, must, _ in drawn for link in links)
     in_possible = sum(link in must or link in may for links, must, may in drawn for link in links)
@@ -114,61 +130,3 @@ def test_alignment_by_the_definition() -> None:
     assert result == pytest.approx({"aer": aer, "precision": precision, "recall": recall, "f1": f1})
     empty = AlignmentErrorRate().compute(predictions=[[], []], sure=[[[0, 0]], []], possible=[[], [[0, 1]]])
     assert empty == {"aer": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
-
-
-METRICS = [
-    (XNLIAccuracy, {"predictions": [0, 1, 2, 2], "references": [0, 1, 1, 2]}),
-    (
-        MLQAScore,
-        {
-            "predictions": ["a", "b c", "c", "d"], "references": [["a"], ["b"], ["x"], ["d", "e"]],
-            "languages": ["de", "en", "de", "zh"],
-        },
-    ),
-    (
-        BitextRetrieval,
-        {
-            "predictions": [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.9]],
-            "references": [[1.0, 0.1], [0.5, 1.0], [1.0, 1.0], [0.0, 1.0]],
-        },
-    ),
-    (
-        AlignmentErrorRate,
-        {
-            "predictions": [[[0, 0]], [[1, 1], [0, 1]], [], [[2, 0]]],
-            "sure": [[[0, 0]], [[1, 1]], [[0, 0]], []], "possible": [[], [[0, 1]], [], [[2, 1]]],
-        },
-    ),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("metric, inputs", METRICS, ids=lambda value: getattr(value, "__name__", ""))
-def test_batches_give_the_same_leave_nothing_and_ask_no_network(
-    metric: type, inputs: dict[str, list], cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    whole = metric().compute(**inputs)
-    assert any(0 < value < 1 for value in whole.values())
-    parts = metric()
-    for start in (0, 1):
-        parts.add_batch(**{name: column[start * 3 : 3 + start] for name, column in inputs.items()})
-    assert parts.compute() == pytest.approx(whole)
-    # What was added is forgotten: a second computation sees its own examples alone.
-    assert parts.compute(**inputs) == pytest.approx(whole)
-    assert os.listdir() == []
-    assert [path for path in cache.rglob("*") if path.suffix == ".arrow"] == []
-    assert metric(keep_in_memory=True).compute(**inputs) == pytest.approx(whole)
-
-
-def test_metrics_combine() -> None:
-    inputs = {**METRICS[0][1], "languages": ["de", "en", "de", "zh"]}
-    exact = evaluate.combine([XNLIAccuracy(), XNLIAccuracy()]).compute(**inputs)
-    assert exact["xnli_accuracy_0_accuracy"] == exact["xnli_accuracy_1_accuracy"] == 0.75
-    links = METRICS[3][1]
-    combined = evaluate.combine({"first": AlignmentErrorRate(), "second": AlignmentErrorRate()})
-    combined.add_batch(**links)
-    assert combined.compute()["first_aer"] == AlignmentErrorRate().compute(**links)["aer"]

@@ -45,12 +45,8 @@ def test_a_result_is_read_as_it_was_written(result: TaskResult, tmp_path: Path) 
     assert found["command"] == ["run_xnli.py", "--token", "<token>"]
     assert found["dataset"]["sha256"] == result.dataset.sha256
     assert found["versions"]["torch"] and "identity" not in found
-    identity = {
-        "seed": 3,
-        "files": {"/home/me/b.tsv": "2", "a.tsv": "1"},
-        "data_dir": "/home/me",
-        "optim": "x",
-    }
+    files = {"/home/me/b.tsv": "2", "a.tsv": "1"}
+    identity = {"seed": 3, "files": files, "data_dir": "/home/me", "optim": "x"}
     path = write_result(tmp_path / "out", result, command=["run_xnli.py"], identity=identity)
     assert read_result(path)["identity"] == {"seed": 3, "files": ["1", "2"], "optim": "x"}
 
@@ -87,6 +83,8 @@ def test_the_interval_of_many_items_is_that_of_the_normal_approximation(
     assert found.low == pytest.approx(30 - half, abs=0.5)
     assert found.high == pytest.approx(30 + half, abs=0.5)
     assert found == estimate(items)
+    found = estimate(np.tile([40.0, 60.0], 500))  # scores between right and wrong: by their spread
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 10 / np.sqrt(1000), rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +108,6 @@ def test_a_perfect_score_of_few_items_is_not_certain_and_none_is_no_number() -> 
     for estimate in (bootstrap, estimate_share):
         with pytest.raises(ValueError, match="at least one item"):
             estimate(np.empty(0))
-
-
-def test_scores_between_right_and_wrong_have_the_interval_of_their_spread() -> None:
-    items = np.tile([40.0, 60.0], 500)  # half as wide as that of right and wrong answers would be, and less
-    found = estimate_share(items)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 10 / np.sqrt(1000), rel=0.15)
 
 
 def test_items_of_one_group_count_as_one_where_they_are_alike() -> None:

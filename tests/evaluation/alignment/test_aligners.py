@@ -1,7 +1,6 @@
 """Aligners of sub-words, against slow loops written from the papers."""
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,19 +23,11 @@ def similarities(seed: int, *, lowest: float = -1.0) -> Tensor:
     return torch.tensor([[round(draw.uniform(lowest, 3), 1) for _ in range(n)] for _ in range(m)])
 
 
-def first_highest(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=lambda i: (values[i], -i))
-
-
 def mutual(rows_by: list[list[float]], columns_by: list[list[float]]) -> set[Link]:
     """Pairs that are the row's best in one table and the column's best in the other."""
-    m, n = len(rows_by), len(rows_by[0])
-    return {
-        (i, j)
-        for i in range(m)
-        for j in range(n)
-        if first_highest(rows_by[i]) == j and first_highest([columns_by[k][j] for k in range(m)]) == i
-    }
+    columns = [list(column) for column in zip(*columns_by, strict=True)]
+    firsts = [row.index(max(row)) for row in rows_by]
+    return {(i, j) for i, j in enumerate(firsts) if columns[j].index(max(columns[j])) == i}
 
 
 def slow_sinkhorn(similarity: list[list[float]], rounds: int) -> tuple[list[list[float]], list[list[float]]]:

@@ -65,7 +65,7 @@ ONE_LINK = GoldAlignment(frozenset({(0, 0)}), frozenset({(0, 0)}))
 
 @pytest.mark.parametrize(
     "numbers",
-    [(1, 2, 3), (0, 1, 2), (3, 1, 2), (2, 0, 1), (1, 2, 4), (0, 2, 3), (10, 12, 11)],
+    [(1, 2, 3), (3, 1, 2), (2, 0, 1), (1, 2, 4), (0, 2, 3), (10, 12, 11)],
 )
 def test_sentences_are_matched_by_their_numbers_or_by_their_order(
     tmp_path: Path, numbers: tuple[int, ...]
@@ -100,14 +100,10 @@ def test_links_that_cannot_be_found_count_as_missed(tmp_path: Path) -> None:
         ("0-0\n0-3\n", None, "gold line 2: target word 3 does not exist; the sentence has 3, counted from 0"),
         ("0-0\n2-0\n", None, "gold line 2: source word 2 does not exist; the sentence has 2"),
         ("1-1\n0-1\n", 1, "gold line 2: source word 0 does not exist; the sentence has 2, counted from 1"),
-        ("1 1 1 S\n2 2 4 P\n", None, "gold line 2: target word 4 does not exist; the sentence has 3"),
         ("3 1 1 S\n", None, "gold: sentence 3 does not exist; the texts have 2. Nor can the 1 sentences of"),
-        ("1 1 1\n2 1 1\n3 1 1\n", None, "gold: sentence 3 does not exist"),
         ("1 0 1 S\n2 1 1 S\n", None, "gold line 1: source word 0 does not exist; .* counted from 1"),
         ("\n1-1\n", None, "no link says whether words count from 0 or from 1; give --gold_index_base"),
-        ("1-1\n2-4\n", None, "gold line 2: target word 4 does not exist"),
         ("1 1 1 S\n2 1 1 X\n", None, "gold line 2: expected `sentence source target`, then S, P or nothing"),
-        ("1 1 1 S\n2 1\n", None, "gold line 2: expected `sentence source target`"),
         ("0-0\n0-0 1:1\n", None, "gold line 2: expected links such as 1-2 .* or 1p2 .*, found '1:1'"),
         ("0-0\n", None, "gold has 1 lines of links for 2 sentences"),
     ],

@@ -8,8 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tiny_nli import word_tokenizer, write_encoders
-from tiny_run import VOCAB
+from tiny_nli import word_tokenizer
 from tiny_tuning import load_head, random_rows
 from transformers import (
     AutoConfig,
@@ -18,17 +17,11 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
-from modeling_infoxlm.evaluation.finetuning.heads import forward_batches, load_head_model
+from modeling_infoxlm.evaluation.finetuning.heads import forward_batches
 from modeling_infoxlm.evaluation.finetuning.rows import cached_rows
 from modeling_infoxlm.runs.errors import UsageError
 
 KINDS = ("infoxlm", "plain", "bert", "st")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_encoders(tmp_path_factory.mktemp("encoders"), dropout=0.2)
 
 
 @pytest.fixture
@@ -46,10 +39,10 @@ def test_every_encoder_takes_a_new_head_of_the_seed(
 ) -> None:
     loaded = load_head(folders[kind], auto_class=auto_class)
     assert loaded.new_weights and all(name.startswith(head) for name in loaded.new_weights)
-    path = folders[kind] / "0_Transformer" if kind == "st" else folders[kind]
-    encoder = AutoModel.from_pretrained(path).state_dict()
-    weights = loaded.model.state_dict()
-    prefix = loaded.model.base_model_prefix
+    encoder = AutoModel.from_pretrained(
+        folders[kind] / ("0_Transformer" if kind == "st" else "")
+    ).state_dict()
+    weights, prefix = loaded.model.state_dict(), loaded.model.base_model_prefix
     shared = [name for name in encoder if f"{prefix}.{name}" in weights]
     assert len(shared) > 20
     assert all(torch.equal(encoder[name], weights[f"{prefix}.{name}"]) for name in shared)
@@ -71,21 +64,13 @@ def test_a_checkpoint_without_its_encoder_is_refused(folders: dict[str, Path], t
         load_head(tmp_path)
 
 
-def test_what_cannot_be_loaded_is_a_usage_error(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no model: give --model_name_or_path"):
-        load_head_model(HeadModelArguments(), AutoModelForSequenceClassification, seed=1)
-    with pytest.raises(UsageError, match="cannot be loaded"):
-        load_head(tmp_path / "nothing")
-    word_tokenizer(VOCAB + 5).save_pretrained(words := tmp_path / "words")
-    arguments = HeadModelArguments(model_name_or_path=str(folders["bert"]), tokenizer_name=str(words))
-    with pytest.raises(UsageError, match="tokenizer has 65 tokens, the model's table 60"):
-        load_head_model(arguments, AutoModelForSequenceClassification, seed=1)
-    # Its configuration is in order: the task asks for three labels.
-    config = AutoConfig.from_pretrained(write_encoders(tmp_path)["plain"], num_labels=2)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "plain")
-    message = "or the task needs: .* where the head is for other labels, give the"
-    with pytest.raises(UsageError, match=message):
-        load_head(tmp_path / "plain")
+def test_a_head_of_other_labels_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its configuration is in order: the task asks for three labels."""
+    config = AutoConfig.from_pretrained(folders["plain"], num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="or the task needs: .* where the head is for other labels, give"):
+        load_head(tmp_path)
 
 
 def test_lengths_and_heads_are_checked(folders: dict[str, Path], rows: Dataset, tmp_path: Path) -> None:
@@ -126,7 +111,6 @@ def test_each_row_has_the_output_it_has_alone(
     assert sum(sizes) == 60 and 3 <= min(sizes) < max(sizes)
     head.model.eval()
     with torch.no_grad():
-        expected = torch.cat(
-            [head.model(input_ids=torch.tensor([ids])).logits for ids in rows["input_ids"][:]]
-        )
+        alone = [head.model(input_ids=torch.tensor([ids])).logits for ids in rows["input_ids"][:]]
+    expected = torch.cat(alone)
     torch.testing.assert_close(found, expected)

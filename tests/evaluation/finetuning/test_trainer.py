@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny_nli import write_encoders
 from tiny_tuning import arguments, load_head, random_rows
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, TrainerState
 
@@ -15,17 +14,12 @@ from modeling_infoxlm.evaluation.finetuning.rows import cached_rows
 from modeling_infoxlm.evaluation.finetuning.trainer import FineTuner
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_encoders(tmp_path_factory.mktemp("encoders"), dropout=0.2)
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Dataset:
     return cached_rows(lambda: iter(random_rows()), key=["rows"], cache_dir=str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("kind", ["infoxlm", "plain", "bert"])
+@pytest.mark.parametrize("kind", ["infoxlm", "bert"])
 @pytest.mark.parametrize(
     "auto_class, label_names, smoothing",
     [
@@ -35,16 +29,16 @@ def rows(tmp_path: Path) -> Dataset:
     ],
 )
 def test_accumulation_changes_neither_loss_nor_gradient(
-    tmp_path: Path, kind: str, auto_class: Any, label_names: tuple[str, ...], smoothing: float
-) -> None:
+    folders: dict[str, Path], tmp_path: Path, kind: str, auto_class: Any, label_names: tuple[str, ...],
+    smoothing: float,
+) -> None:  # fmt: skip
     """Also where the last micro-batch is shorter, and with heads that ignore how many labels a step has."""
-    folder = write_encoders(tmp_path / "encoders")[kind]
     spans = [{"start_positions": 1, "end_positions": 2 * (i % 2)} for i in range(11)]
     rows = [{**row, **span} for row, span in zip(random_rows(11), spans, strict=True)]
     dataset = cached_rows(lambda: iter(rows), key=["spans"], cache_dir=str(tmp_path / "cache"))
 
     def train(batch: int, accumulated: int) -> tuple[dict[str, torch.Tensor], float]:
-        head = load_head(folder, auto_class=auto_class)
+        head = load_head(folders[kind], auto_class=auto_class)
         for part in head.model.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_xnli
+from tiny_nli import LABELS, nli_rows, word_tokenizer, write_xnli
 from transformers import AutoModelForSequenceClassification
 
 from modeling_infoxlm.evaluation.finetuning.arguments import HeadModelArguments
@@ -36,16 +36,9 @@ def as_rows(language: str, count: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_encoders(tmp_path_factory.mktemp("encoders"))
-
-
-def load(folder: Path, **labels: Any) -> HeadModel:
+def load(folder: Path) -> HeadModel:
     arguments = HeadModelArguments(model_name_or_path=str(folder))
-    return load_head_model(
-        arguments, AutoModelForSequenceClassification, seed=1, **(labels or label_config())
-    )
+    return load_head_model(arguments, AutoModelForSequenceClassification, seed=1, **label_config())
 
 
 # ---------------------------------------------------------------------------- rows and probabilities
@@ -67,16 +60,6 @@ def test_rows_are_the_tokenizers_own_pairs(tmp_path: Path, token_types: bool) ->
     assert ids == [0, 4, 4, 4, 4, 4, 4, 2, 2, 5, 6, 2]
 
 
-def test_columns_follow_the_labels_names() -> None:
-    def columns(*names: str) -> list[int]:
-        return label_columns(SimpleNamespace(id2label=dict(enumerate(names))))
-
-    assert columns("CONTRADICTION", "neutral", "Entailment") == [2, 1, 0]
-    for names in (("LABEL_0", "LABEL_1", "LABEL_2"), ("entailment", "contradiction")):
-        with pytest.raises(UsageError, match="labels are .*, expected entailment, neutral, contradiction"):
-            columns(*names)
-
-
 def test_a_model_that_numbers_its_labels_otherwise_predicts_the_same(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -89,6 +72,10 @@ def test_a_model_that_numbers_its_labels_otherwise_predicts_the_same(
             part.copy_(part[[2, 0, 1]].clone())
     head.model.config.id2label = {0: "contradiction", 1: "entailment", 2: "neutral"}
     np.testing.assert_allclose(predict_probabilities(head, rows), expected, rtol=1e-5)
+    named = [dict(enumerate(names)) for names in (("CONTRADICTION", "neutral", "Entailment"), "abc")]
+    assert label_columns(SimpleNamespace(id2label=named[0])) == [2, 1, 0]
+    with pytest.raises(UsageError, match="labels are a, b, c, expected entailment, neutral, contradiction"):
+        label_columns(SimpleNamespace(id2label=named[1]))
 
 
 # ---------------------------------------------------------------------------- mixed languages
@@ -101,26 +88,16 @@ def test_mixed_scores_equal_a_slow_count() -> None:
     across = [correct[i, j, n] for i in range(3) for j in range(3) if i != j for n in range(50)]
     assert scores["within"].value == pytest.approx(100 * sum(within) / 150)
     assert scores["across"].value == pytest.approx(100 * sum(across) / 300)
-    assert (
-        scores["within"].count == 50 and scores["within"].low < scores["within"].value < scores["within"].high
-    )
+    assert scores["within"].count == 50
+    assert scores["within"].low < scores["within"].value < scores["within"].high
     assert scores["matrix"][0][2] == pytest.approx(100 * sum(correct[0, 2]) / 50)
     assert "across" not in score_mixed(correct[:1, :1], ["en"])
 
 
-def make_run(folders: dict[str, Path], folder: Path, **options: Any) -> XNLIRun:
-    data_dir = write_xnli(folder / "xnli")
-    with open(data_dir / "test-de.tsv", "a") as file:
-        file.write("\n" * options.pop("blank_lines", 0))
-    training = {name: options.pop(name) for name in ("do_train",) if name in options}
-    task = XNLIArguments(
-        data_dir=str(data_dir),
-        languages=["en", "de", "fr"],
-        max_seq_length=40,
-        mixed_languages=True,
-        **options,
-    )
-    args = XNLITrainingArguments(output_dir=str(folder / "out"), use_cpu=True, **training)
+def make_run(folders: dict[str, Path], folder: Path, *, do_train: bool = True, **options: Any) -> XNLIRun:
+    options |= {"max_seq_length": 40, "mixed_languages": True}
+    task = XNLIArguments(data_dir=str(folder / "xnli"), languages=["en", "de", "fr"], **options)
+    args = XNLITrainingArguments(output_dir=str(folder / "out"), use_cpu=True, do_train=do_train)
     data = load_data(task, args, HeadModelArguments())
     head = replace(load(folders["infoxlm"]), new_weights=())  # as if it were trained
     return XNLIRun(head, data, task=task, args=args, cache_dir=str(folder / "cache"))
@@ -144,21 +121,12 @@ def test_rows_are_drawn_alike_in_all_languages_and_of_each_genre(tmp_path: Path)
     assert numbers == sorted(set(numbers))
 
 
-def test_what_was_left_out_and_drawn_is_in_the_result(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False, blank_lines=2)
-    predicted = pd.concat(run.data.test, names=["language", "row"])
-    result = run.score(predicted.assign(predicted=predicted.label), run.predict_mixed(), None)
-    assert result.details["left_out"] == {"test": {"de": {"blank lines": 2}}}
-    assert result.settings["mixed_max_samples"] == 7
-    assert result.settings["samples"] == "drawn by genre or article"
-    assert result.details["mixed_languages"]["genres"] is None
-    assert result.scores["de"]["accuracy"].value == 100
-
-
-def test_mixed_rows_have_premise_and_hypothesis_of_their_languages(
+def test_mixed_rows_have_premise_and_hypothesis_of_their_languages_and_the_result_says_what_was_drawn(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = make_run(folders, tmp_path, mixed_max_samples=7)
+    with open(write_xnli(tmp_path / "xnli") / "test-de.tsv", "a") as file:
+        file.write("\n\n")
+    run = make_run(folders, tmp_path, mixed_max_samples=7, do_train=False)
     with torch.no_grad():  # as it is, it would give each pair the same label
         for weight in run.head.model.parameters():
             if weight.dim() == 2:
@@ -175,16 +143,20 @@ def test_mixed_rows_have_premise_and_hypothesis_of_their_languages(
             batch = head.tokenizer(*texts, padding=True, return_tensors="pt")
             with torch.no_grad():
                 predicted = head.model.eval()(**batch).logits.argmax(dim=1)
-            expected = predicted.numpy() == rows[0].label.to_numpy()
-            np.testing.assert_array_equal(mixed[i, j], expected)
+            np.testing.assert_array_equal(mixed[i, j], predicted.numpy() == rows[0].label.to_numpy())
+    predicted = pd.concat(run.data.test, names=["language", "row"])
+    result = run.score(predicted.assign(predicted=predicted.label), mixed, None)
+    assert result.details["left_out"] == {"test": {"de": {"blank lines": 2}}}
+    assert result.settings["mixed_max_samples"] == 7
+    assert result.settings["samples"] == "drawn by genre or article"
+    assert result.details["mixed_languages"]["genres"] is None
+    assert result.scores["de"]["accuracy"].value == 100
 
 
 def test_rows_that_are_not_parallel_are_not_mixed(folders: dict[str, Path], tmp_path: Path) -> None:
-    write_xnli(tmp_path / "other")
-    (tmp_path / "other" / "test-de.tsv").write_text("a\tb\tneutral\n")
-    files = [str(tmp_path / "other" / f"test-{language}.tsv") for language in ("en", "de")]
+    (write_xnli(tmp_path / "xnli") / "test-de.tsv").write_text("a\tb\tneutral\n")
     with pytest.raises(UsageError, match=r"labels of de \(1 rows\) are not those of en \(40 rows\)"):
-        make_run(folders, tmp_path, test_files=[*files, str(tmp_path / "other" / "test-fr.tsv")])
+        make_run(folders, tmp_path)
 
 
 # ---------------------------------------------------------------------------- the data of a run
@@ -199,20 +171,16 @@ def test_each_run_reads_what_it_needs(tmp_path: Path) -> None:
     options: dict[str, Any] = {"data_dir": str(write_xnli(tmp_path)), "languages": ["en", "de"]}
     limits = {"max_train_samples": 5, "max_eval_samples": 4, "max_predict_samples": 3}
     data = read(XNLIArguments(**options, **limits), tmp_path)
-    assert {name: len(rows) for name, rows in data.train.items()} == {"en": 5}
-    assert {name: len(rows) for name, rows in data.dev.items()} == {"en": 4, "de": 4}
-    assert {name: len(rows) for name, rows in data.test.items()} == {"en": 3, "de": 3}
+    sizes = [{name: len(rows) for name, rows in part.items()} for part in (data.train, data.dev, data.test)]
+    assert sizes == [{"en": 5}, {"en": 4, "de": 4}, {"en": 3, "de": 3}]
     assert set(data.record.files) == {"test-en.tsv", "test-de.tsv"} and data.record.name == "xnli"
     assert len(data.files) == 5 and not data.selected_on_test
-    assert list(read(XNLIArguments(**options, select_on="english"), tmp_path).dev) == ["en"]
-    assert not read(XNLIArguments(**options), tmp_path, eval_strategy="no").dev
     untrained = read(XNLIArguments(**options), tmp_path, do_train=False)
     assert not untrained.train and not untrained.dev and len(untrained.test) == 2
     assert not read(XNLIArguments(**options), tmp_path, do_predict=False).test
     task = XNLIArguments(**options, test_split="dev")
     data = read(task, tmp_path)
     assert data.selected_on_test and data.record.name == "xnli-dev"
-    assert set(data.record.files) == {"dev-en.tsv", "dev-de.tsv"}
     assert not read(task, tmp_path, eval_strategy="no").selected_on_test
 
 
@@ -252,8 +220,7 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
     assert asked[:2] == [("en", split, commit, "secret") for split in ("train", "validation")]
     assert [entry[1:] for entry in asked[2:]] == [("test", commit, "secret")] * 15
     assert data.record.revision == data.files["facebook/xnli"] == commit and not data.record.files
-    assert data.record.repo_id == "facebook/xnli"
-    assert data.record.name == "xnli"
+    assert (data.record.repo_id, data.record.name) == ("facebook/xnli", "xnli")
     other = replace(task, dataset_name="me/inference", test_split="dev")
     assert load_data(other, args, HeadModelArguments(token="secret")).record.name == "me/inference-dev"
 
@@ -261,15 +228,13 @@ def test_the_hub_gives_all_languages_of_one_commit(tmp_path: Path, monkeypatch: 
 # ---------------------------------------------------------------------------- prediction files
 
 
-def test_predictions_are_written_as_lines(tmp_path: Path) -> None:
-    english = pd.DataFrame([("a\tb", 'd\r\n"e', 0, ""), ("c", "f", 2, "")], columns=COLUMNS)
-    german = pd.DataFrame([("g", "h", 1, "")], columns=COLUMNS)
-    table = pd.concat({"en": english, "de": german}, names=["language", "row"])
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.0, 1.0, 0.0]])
-    named = dict(zip(LABELS, probabilities.T, strict=True))
+def test_predictions_are_lines_whatever_the_text_and_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
+    rows = pd.DataFrame([("a\tb", 'd\r\n"e', 0, ""), ("c", "f", 2, "")], columns=COLUMNS)
+    table = pd.concat({"en": rows, "de": rows[1:]}, names=["language", "row"])
+    probabilities = dict(zip(LABELS, ([0.7, 0.25, 0.0], [0.2, 0.5, 1.0], [0.1, 0.25, 0.0]), strict=True))
     (written := tmp_path / "predictions").mkdir()
     (written / "test-sw.tsv").write_text("of an earlier run")
-    write_predictions(tmp_path, "test", table.assign(predicted=probabilities.argmax(axis=1), **named))
+    write_predictions(tmp_path, "test", table.assign(predicted=[0, 1, 1], **probabilities))
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
     assert sorted(path.name for path in written.iterdir()) == ["test-de.tsv", "test-en.tsv"]
     assert (written / "test-en.tsv").read_text().splitlines() == [

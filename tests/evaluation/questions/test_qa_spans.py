@@ -20,8 +20,6 @@ from modeling_infoxlm.evaluation.questions.qa_spans import (
 from modeling_infoxlm.evaluation.questions.question_sets import Question
 
 INF = float("inf")
-
-
 TOKENS = 17
 TEXT_STARTS = torch.arange(TOKENS).expand(5, TOKENS)
 BLANK = (4, 5, 11)  # tokens that stand for no character, such as a lone space
@@ -46,11 +44,7 @@ def test_the_best_spans_are_those_of_a_loop_over_all(length: int, count: int) ->
     torch.manual_seed(1)
     # Rounded, as bf16 does it: many spans score the same, and the best one must not depend on `count`.
     start, end = torch.randn(5, TOKENS).mul(2).round(), torch.randn(5, TOKENS).mul(2).round()
-    begin, stop, last = (
-        torch.tensor([0, 3, 5, 5, 4]),
-        torch.tensor([17, 9, 8, 5, 6]),
-        torch.tensor([17, 12, 17, 9, 6]),
-    )
+    begin, stop, last = torch.tensor([[0, 3, 5, 5, 4], [17, 9, 8, 5, 6], [17, 12, 17, 9, 6]])
     options = {"text_starts": TEXT_STARTS, "text_ends": TEXT_ENDS, "length": length, "count": count}
     scores, starts, ends = best_spans(start, end, begin, stop, last, **options)
     for row in range(5):
@@ -58,12 +52,9 @@ def test_the_best_spans_are_those_of_a_loop_over_all(length: int, count: int) ->
         expected = slow_spans(start[row], end[row], *bounds, length)[:count]
         kept = scores[row] > -INF
         assert int(kept.sum()) == len(expected)  # row 3 has no span
-        found = zip(
-            scores[row][kept].tolist(), starts[row][kept].tolist(), ends[row][kept].tolist(), strict=True
-        )
-        for (score, first, final), (wanted, *span) in zip(found, expected, strict=True):
-            assert score == pytest.approx(wanted)
-            assert [first, final] == span
+        assert scores[row][kept].tolist() == pytest.approx([score for score, _, _ in expected])
+        spans = zip(starts[row][kept].tolist(), ends[row][kept].tolist(), strict=True)
+        assert list(spans) == [(first, final) for _, first, final in expected]
 
 
 def windows_of(question: list[int], texts: list[list[tuple[int, int]]]) -> Windows:
@@ -81,11 +72,7 @@ def windows_of(question: list[int], texts: list[list[tuple[int, int]]]) -> Windo
     )
 
 
-QUESTIONS = [
-    Question("a", "?", "one two three", ()),
-    Question("b", "?", "four", ()),
-    Question("c", "?", "", ()),
-]
+QUESTIONS = [Question(key, "?", text, ()) for key, text in (("a", "one two three"), ("b", "four"), ("c", ""))]
 ONE, TWO, THREE = (0, 3), (4, 7), (8, 13)
 WINDOWS = windows_of([0, 0, 1, 2], [[ONE, TWO], [TWO, THREE], [(0, 4), (4, 4)], []])
 BEST = BestSpans(
@@ -134,10 +121,7 @@ def test_the_answer_does_not_depend_on_how_many_are_written() -> None:
 
 def test_no_answer_wins_by_more_than_the_threshold_in_the_window_that_is_least_for_it() -> None:
     # Question a: 2 - 3 = -1, its lower null score counts; question b: 5 - 0.2 = 4.8.
-    assert texts(SpanSettings(n_best_size=2, null_score_diff_threshold=0.0)) == [
-        ["three", "one two"],
-        ["", "four"],
-        [""],
-    ]
+    found = texts(SpanSettings(n_best_size=2, null_score_diff_threshold=0.0))
+    assert found == [["three", "one two"], ["", "four"], [""]]
     assert texts(SpanSettings(null_score_diff_threshold=-1.5))[0] == [""]
     assert texts(SpanSettings(null_score_diff_threshold=4.9))[1] == ["four"]

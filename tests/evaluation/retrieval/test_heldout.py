@@ -1,6 +1,6 @@
 """Held-out retrieval and held-out losses on the tiny corpus."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from reference.retrieval import accuracies, sentence_vectors
 from tiny_run import tiny_corpus, tiny_model
+from tiny_sentences import write_store
 
 from modeling_infoxlm.data.batches import JointDataset
-from modeling_infoxlm.data.shards import PairStore
+from modeling_infoxlm.data.shards import Corpus, PairStore
 from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.evaluation.retrieval.heldout import (
     HeldoutRetrieval,
@@ -20,37 +21,27 @@ from modeling_infoxlm.evaluation.retrieval.heldout import (
 )
 
 
-@dataclass(frozen=True)
-class TinyCorpus:
-    """What `heldout_corpus` replaces fields of."""
-
-    mono: dict[str, Any]
-    bitext: dict[str, Any]
-    heldout: dict[str, Any]
-    special: Any
-    max_length: int
-    folder: Path = field(default=Path("corpus"))
-
-
 @pytest.fixture
-def corpus(tmp_path: Path) -> TinyCorpus:
-    return TinyCorpus(**vars(tiny_corpus(tmp_path)))
+def corpus(tmp_path: Path) -> Corpus:
+    return Corpus(folder=tmp_path, manifest={}, **vars(tiny_corpus(tmp_path)))
 
 
 @pytest.mark.parametrize("layer, max_pairs, pooling", [(0, 25, "mean"), (3, 300, "mean"), (2, 300, "cls")])
 def test_accuracies_equal_a_slow_search_in_both_directions(
-    corpus: TinyCorpus, layer: int, max_pairs: int, pooling: str
+    corpus: Corpus, tmp_path: Path, layer: int, max_pairs: int, pooling: str
 ) -> None:
     # Random weights find next to nothing across languages; the first half of a sentence they often find.
     pair = corpus.heldout["en-xx"]
     # With small weights all first tokens are so alike that rounding would choose among them.
     model = tiny_model(initializer_range=0.3).eval()
-    halves = _HalvedStore(pair.source)
+    sentences = [pair.source[i].tolist() for i in range(len(pair))]
+    first = [ids[: max(1, len(ids) // 2)] for ids in sentences]
+    halves = write_store(tmp_path / "halves", first)
     corpus = replace(corpus, heldout={"en-xx": PairStore(pair.source, halves, "en", "xx")})
     count = min(max_pairs, len(pair))
     sides = (
-        sentence_vectors(model.roberta, [[0, *store[i].tolist(), 2] for i in range(count)], layer, pooling)
-        for store in (pair.source, halves)
+        sentence_vectors(model.roberta, [[0, *ids, 2] for ids in side[:count]], layer, pooling)
+        for side in (sentences, first)
     )
     forth, back = accuracies(*sides)
     assert 0 < forth < 1 and 0 < back < 1
@@ -60,25 +51,7 @@ def test_accuracies_equal_a_slow_search_in_both_directions(
     assert retrieval(model)["retrieval/en-xx"] == pytest.approx((forth + back) / 2)
 
 
-class _HalvedStore:
-    """The first half of each sentence, as its translation."""
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        ids = self.store[index]
-        return ids[: max(1, len(ids) // 2)]
-
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = [self[i] for i in indices]
-        return np.concatenate(rows), np.array([len(ids) for ids in rows])
-
-
-def test_mean_is_over_pairs_however_large(corpus: TinyCorpus) -> None:
+def test_mean_is_over_pairs_however_large(corpus: Corpus) -> None:
     pair = corpus.heldout["en-xx"]
     same = PairStore(pair.source, pair.source, "en", "yy")
     retrieval = HeldoutRetrieval(replace(corpus, heldout={"en-xx": pair, "en-yy": same}), layer=2)
@@ -88,7 +61,7 @@ def test_mean_is_over_pairs_however_large(corpus: TinyCorpus) -> None:
     assert scores["retrieval/en-yy"] > 0.9 > scores["retrieval/en-xx"]
 
 
-def test_what_gives_no_accuracy(corpus: TinyCorpus) -> None:
+def test_what_gives_no_accuracy(corpus: Corpus) -> None:
     model = tiny_model()
     model.roberta.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"not finite, first for number 0 of \d+ sentences"):
@@ -97,10 +70,7 @@ def test_what_gives_no_accuracy(corpus: TinyCorpus) -> None:
         HeldoutRetrieval(replace(corpus, heldout={}), layer=2)
 
 
-# ---------------------------------------------------------------------------- held-out losses
-
-
-def test_heldout_pairs_become_a_corpus_of_their_own(corpus: TinyCorpus) -> None:
+def test_heldout_pairs_become_a_corpus_of_their_own(corpus: Corpus) -> None:
     """Its MLM examples are whole sentences; a language of several pairs is read once."""
     pair = corpus.heldout["en-xx"]
     twice = {"en-xx": pair, "en-yy": PairStore(pair.source, pair.target, "en", "yy")}
@@ -114,9 +84,6 @@ def test_heldout_pairs_become_a_corpus_of_their_own(corpus: TinyCorpus) -> None:
     assert tokens.tolist() == sum(expected, []) and lengths.tolist() == [len(ids) for ids in expected]
     dataset = JointDataset(held, StreamSettings(), num_items=16)
     assert set(dataset.pack(range(16))) == {"mlm", "tlm", "xlco"}
-
-
-# ---------------------------------------------------------------------------- start and end of a run
 
 
 def ended(retrieval: float, mlm: float) -> dict[str, Any]:

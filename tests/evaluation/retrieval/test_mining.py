@@ -38,7 +38,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     return size
 
 
-def test_no_more_than_a_tile_of_scores_is_there_at_once(
+def test_both_directions_against_the_slow_search_a_tile_of_scores_at_a_time(
     tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[torch.Size] = []
@@ -49,16 +49,12 @@ def test_no_more_than_a_tile_of_scores_is_there_at_once(
         update(nearest, row, column, scores)
 
     monkeypatch.setattr(mining._Nearest, "update", spy)
-    find_neighbours(random_vectors(20, 1), random_vectors(30, 2), k=1)
-    assert max(rows * columns for rows, columns in sizes) <= tile[0] * tile[1]
-    assert sum(rows * columns for rows, columns in sizes) == 2 * 20 * 30  # once in each direction
-
-
-def test_both_directions_against_the_slow_search(tile: tuple[int, int]) -> None:
     source = random_vectors(40, 3)
     target = source + 0.8 * random_vectors(40, 4)
     expected = accuracies(source.numpy(), target.numpy())
     accuracy = retrieval_accuracy(source, target)
+    assert max(rows * columns for rows, columns in sizes) <= tile[0] * tile[1]
+    assert sum(rows * columns for rows, columns in sizes) == 2 * 40 * 40  # once in each direction
     assert expected[0] != expected[1] and 0 < min(expected) and max(expected) < 1
     assert [accuracy.source_to_target, accuracy.target_to_source] == pytest.approx(expected)
     assert accuracy.mean == pytest.approx(sum(expected) / 2)
@@ -135,15 +131,6 @@ def test_margins_are_those_of_a_slow_loop(
         assert hits.tolist() == [i == j for i, j in enumerate(index)]
 
 
-def test_a_margin_finds_what_a_hub_hides() -> None:
-    """Target 1 is nearest to both sources, since it is near to everything."""
-    source = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
-    target = torch.tensor([[0.8, -0.6], [0.95, 0.3122499]])
-    assert [hits.tolist() for hits in translations_found(source, target)][0] == [False, True]
-    with_margin = translations_found(source, target, margin="ratio", k=2)
-    assert with_margin[0].tolist() == [True, True]
-
-
 def test_neighbours_that_were_not_found_are_left_out() -> None:
     nan = float("nan")
     forth = Neighbours(torch.tensor([[0.8, nan], [nan, nan]]), torch.tensor([[1, 0], [0, 0]]))
@@ -160,30 +147,27 @@ def test_neighbours_that_were_not_found_are_left_out() -> None:
 # ------------------------------------------------------------------------------------------------------ pairs
 
 
-def random_matches(count: int, others: int, seed: int) -> Neighbours:
-    draw = np.random.default_rng(seed)
-    score = torch.from_numpy(draw.integers(0, 9, count) / 8)
-    return Neighbours(score, torch.from_numpy(draw.integers(0, others, count)))
+def test_pairs_are_the_best_of_both_sides_and_one_to_one_takes_from_the_best_down() -> None:
+    def matches(count: int, others: int, seed: int) -> Neighbours:
+        draw = np.random.default_rng(seed)
+        score = torch.from_numpy(draw.integers(0, 9, count) / 8)
+        return Neighbours(score, torch.from_numpy(draw.integers(0, others, count)))
 
-
-@pytest.mark.parametrize("seed", range(2))
-def test_pairs_are_the_best_of_both_sides_and_one_to_one_takes_from_the_best_down(seed: int) -> None:
     forth = Neighbours(torch.tensor([0.5, 0.9, 0.5]), torch.tensor([1, 0, 1]))
     pairs = best_pairs(forth, Neighbours(torch.tensor([0.9, 0.7]), torch.tensor([1, 2])))
     assert pairs.score.tolist() == pytest.approx([0.9, 0.7, 0.5])
     assert list(zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)) == [(1, 0), (2, 1), (0, 1)]
-    assert one_to_one(pairs).source.tolist() == [1, 2]
-    pairs = best_pairs(random_matches(12, 9, seed), random_matches(9, 12, seed + 50))
-    keys = list(zip((-pairs.score).tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True))
-    assert keys == sorted(keys) and len({key[1:] for key in keys}) == len(keys) <= 21
-    expected: list[tuple[float, int, int]] = []
-    for key in keys:
-        if all(key[1] != used[1] and key[2] != used[2] for used in expected):
-            expected.append(key)
-    chosen = one_to_one(pairs)
-    found = list(zip(chosen.source.tolist(), chosen.target.tolist(), strict=True))
-    assert found == [key[1:] for key in expected]
-    assert len(chosen) < len(pairs)
+    for seed in range(2):
+        pairs = best_pairs(matches(12, 9, seed), matches(9, 12, seed + 50))
+        keys = list(zip((-pairs.score).tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True))
+        assert keys == sorted(keys) and len({key[1:] for key in keys}) == len(keys) <= 21
+        expected: list[tuple[float, int, int]] = []
+        for key in keys:
+            if all(key[1] != used[1] and key[2] != used[2] for used in expected):
+                expected.append(key)
+        chosen = one_to_one(pairs)
+        found = list(zip(chosen.source.tolist(), chosen.target.tolist(), strict=True))
+        assert found == [key[1:] for key in expected] and len(chosen) < len(pairs)
 
 
 # ------------------------------------------------------------------------------------------------------ faiss

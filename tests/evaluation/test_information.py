@@ -1,4 +1,4 @@
-"""Bounds of masked tokens and their contexts, where the information is known."""
+"""Bounds of masked tokens in their contexts, and of sentences and translations, where they are known."""
 
 import math
 
@@ -12,9 +12,12 @@ from modeling_infoxlm.data.ragged import PackedRows
 from modeling_infoxlm.data.sampling import hash64
 from modeling_infoxlm.evaluation.information import (
     LanguageModel,
-    join_sides,
+    best_temperature,
+    grouped_cosines,
+    infonce_terms,
     mask_side,
     mean_gain,
+    sentence_bound,
     token_bounds,
 )
 from modeling_infoxlm.runs.errors import UsageError
@@ -57,24 +60,6 @@ def random_text(count: int, seed: int) -> PackedRows:
     return PackedRows.from_lists([rng.integers(4, 59, rng.integers(3, 15)).tolist() for _ in range(count)])
 
 
-def test_joined_sides() -> None:
-    sides = [
-        mask_side(PackedRows.from_lists(rows), SPECIAL, keys=np.arange(2, dtype=np.uint64))
-        for rows in ([[10, 11], [12]], [[20], [21, 22]])
-    ]
-    for side, chosen in zip(sides, ([1, 0, 1], [0, 0, 1]), strict=True):
-        side.chosen[:] = chosen
-        side.inputs[:] = np.where(side.chosen, SPECIAL.mask, side.text.tokens)
-    both = join_sides(sides, SPECIAL)
-    assert both.inputs.tokens.tolist() == [0, 59, 11, 2, 20, 2, 0, 59, 2, 21, 59, 2]
-    assert both.inputs.lengths.tolist() == [6, 6]
-    assert both.targets.tolist() == [0, 10, 11, 2, 20, 2, 0, 12, 2, 21, 22, 2]
-    assert both.place.tolist() == [-1, 0, -1, -1, -1, -1, -1, 1, -1, -1, 2, -1]
-    alone = join_sides(sides[1:], SPECIAL)
-    assert alone.inputs.tokens.tolist() == [0, 20, 2, 0, 21, 59, 2]
-    assert alone.place.tolist() == [-1, -1, -1, -1, -1, 0, -1]
-
-
 def test_bounds_equal_a_slow_loop_over_padded_logits() -> None:
     model = sharp_model()
     slow = XLMRobertaForMaskedLM(model.config).eval()
@@ -86,10 +71,12 @@ def test_bounds_equal_a_slow_loop_over_padded_logits() -> None:
         for number, text in enumerate(texts.values())
     ]
     gains: dict[str, list[float]] = {"mlm": [], "tlm": []}
-    splits = [np.cumsum(side.text.lengths)[:-1] for side in masked]
     parts = [
-        [np.split(values, split) for values in (side.text.tokens, side.inputs, side.chosen)]
-        for side, split in zip(masked, splits, strict=True)
+        [
+            np.split(values, np.cumsum(side.text.lengths)[:-1])
+            for values in (side.text.tokens, side.inputs, side.chosen)
+        ]
+        for side in masked
     ]
     for i in range(30):
         for own in (0, 1):
@@ -112,31 +99,6 @@ def test_bounds_equal_a_slow_loop_over_padded_logits() -> None:
     assert tokens == len(gains["mlm"])
     weighted = sum(language["tokens"] * language["tlm"] for language in found.languages.values()) / tokens
     assert weighted == pytest.approx(found.tlm.value)
-
-
-def test_the_translation_is_context_of_tlm_alone() -> None:
-    model = LanguageModel(sharp_model(), None, SPECIAL)
-    source = random_text(20, 4)
-    one = token_bounds(model, {"en": source, "xx": random_text(20, 5)}, seed=1, progress=False)
-    other = token_bounds(model, {"en": source, "xx": random_text(20, 6)}, seed=1, progress=False)
-    assert one.languages["en"]["mlm"] == pytest.approx(other.languages["en"]["mlm"], rel=1e-5)
-    assert abs(one.languages["en"]["tlm"] - other.languages["en"]["tlm"]) > 1e-3
-
-
-def test_a_model_that_knows_frequencies_alone_has_none() -> None:
-    """Its cross entropy is the entropy of the tokens, whatever the context."""
-    model = tiny_model().eval()
-    rng = np.random.default_rng(8)
-    text = PackedRows.from_lists([np.minimum(58, rng.geometric(0.1, 12) + 3).tolist() for _ in range(300)])
-    counts = np.bincount(text.tokens, minlength=60)
-    with torch.no_grad():
-        model.lm_head.layer_norm.weight.zero_()
-        model.lm_head.layer_norm.bias.zero_()
-        model.lm_head.bias.copy_(torch.from_numpy(np.log(np.maximum(counts, 1e-9) / counts.sum())))
-    found = token_bounds(
-        LanguageModel(model, None, SPECIAL), {"en": text, "xx": text}, seed=1, progress=False
-    )
-    assert found.mlm.value == pytest.approx(0, abs=1e-4) and found.tlm.value == pytest.approx(0, abs=1e-4)
 
 
 def test_a_trained_model_is_bounded_by_the_truth() -> None:
@@ -166,9 +128,8 @@ def test_a_trained_model_is_bounded_by_the_truth() -> None:
         (output.loss_sum / output.num_items).backward()
         optimizer.step()
     sides = [PackedRows.from_lists(side.tolist()) for side in draw(1000)]
-    found = token_bounds(
-        LanguageModel(model.eval(), None, SPECIAL), dict(zip(("en", "xx"), sides, strict=True)), seed=2
-    )
+    texts = dict(zip(("en", "xx"), sides, strict=True))
+    found = token_bounds(LanguageModel(model.eval(), None, SPECIAL), texts, seed=2)
     truth = 0.85 * math.log(8)
     assert found.languages["en"]["entropy"] == pytest.approx(math.log(8), abs=0.01)
     assert 0.8 * truth < found.tlm.value and found.tlm.low < truth
@@ -184,3 +145,84 @@ def test_what_has_no_bound() -> None:
     language_model = LanguageModel(model.eval(), None, SPECIAL)
     with pytest.raises(UsageError, match="not finite, first for sentence"):
         token_bounds(language_model, {"en": random_text(3, 1), "fr": random_text(3, 2)}, seed=0)
+
+
+# ---------------------------------------------------------------------------- sentences
+
+
+def gaussian_pair(
+    rho: float, *, pairs: int, size: int, seed: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Vectors whose coordinates are correlated by rho, and their information in nats."""
+    generator = torch.Generator().manual_seed(seed)
+    source, noise = torch.randn(2, pairs, size, generator=generator)
+    target = rho * source + math.sqrt(1 - rho**2) * noise
+    return source, target, -size / 2 * math.log(1 - rho**2) if rho < 1 else math.inf
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.2])
+def test_small_information_of_gaussians_is_bounded_closely(rho: float) -> None:
+    source, target, truth = gaussian_pair(rho, pairs=4000, size=64)
+    bound = sentence_bound(source, target, num_candidates=500)
+    assert truth < math.log(500) / 3
+    assert bound.estimate.low < truth  # a bound, but for the noise of the sample
+    assert bound.estimate.value == pytest.approx(truth, abs=0.05 + 0.15 * truth)
+    assert bound.estimate.count == 2000
+
+
+def test_large_information_is_cut_at_the_logarithm_of_the_candidates() -> None:
+    """Where truth and logarithm are near each other the bound lies clearly below both."""
+    source, target, truth = gaussian_pair(0.9, pairs=800, size=64)
+    for candidates in (10, 100, 400):
+        bound = sentence_bound(source, target, num_candidates=candidates).estimate
+        assert math.log(candidates) - 0.01 < bound.value <= math.log(candidates) + 1e-6
+        assert math.log(candidates) < truth / 5
+    source, target, truth = gaussian_pair(0.38, pairs=4000, size=64)
+    bound = sentence_bound(source, target, num_candidates=200).estimate
+    assert abs(truth - math.log(200)) < 0.5 and 0.5 * truth < bound.high < truth - 0.2
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_independent_vectors_have_none(seed: int) -> None:
+    source = gaussian_pair(0, pairs=2000, size=16, seed=seed)[0]
+    target = gaussian_pair(0, pairs=2000, size=16, seed=100 + seed)[0]
+    bound = sentence_bound(source, target, num_candidates=500)
+    assert bound.estimate.low <= 0 and abs(bound.estimate.value) < 0.03
+
+
+def test_the_temperature_is_chosen_on_pairs_that_are_not_measured() -> None:
+    """Related halves and unrelated ones: what is seen in the first says nothing of the second."""
+    source, target, _ = gaussian_pair(0.9, pairs=200, size=64)
+    source[100:] = gaussian_pair(0, pairs=100, size=64, seed=5)[0]
+    bound = sentence_bound(source, target, num_candidates=100)
+    assert bound.tuned == pytest.approx(math.log(100), abs=0.01)
+    assert bound.estimate.value < 0
+
+
+def test_terms_by_the_definition() -> None:
+    source, target, _ = gaussian_pair(0.5, pairs=13, size=6)
+    terms = infonce_terms(grouped_cosines(source, target, 6), 0.3)
+    expected = []
+    for start in (0, 6):  # the thirteenth pair is left over
+        for i in range(start, start + 6):
+            group = range(start, start + 6)
+            forth = [float(torch.cosine_similarity(source[i], target[j], dim=0)) / 0.3 for j in group]
+            back = [float(torch.cosine_similarity(source[j], target[i], dim=0)) / 0.3 for j in group]
+            losses = [math.log(sum(map(math.exp, scores))) - scores[i - start] for scores in (forth, back)]
+            expected.append(math.log(6) - sum(losses) / 2)
+    assert terms.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.2, 0.8])
+def test_no_other_temperature_gives_more(rho: float) -> None:
+    cosines = grouped_cosines(*gaussian_pair(rho, pairs=300, size=24)[:2], 100)
+    chosen = best_temperature(cosines)
+    best = infonce_terms(cosines, chosen).mean()
+    assert all(infonce_terms(cosines, chosen * factor).mean() < best for factor in (0.5, 0.9, 1.1, 2.0))
+
+
+def test_too_few_pairs_or_candidates() -> None:
+    for pairs, candidates in ((9, 5), (10, 1)):
+        vectors = torch.randn(pairs, 3)
+        with pytest.raises(ValueError, match=f"at least 2 x {candidates} pairs"):
+            sentence_bound(vectors, vectors, num_candidates=candidates)
