@@ -27,7 +27,7 @@ from tiny_sentences import (
 from modeling_infoxlm.data.batches import JointDataset
 from modeling_infoxlm.data.ragged import PackedRows, join_pieces
 from modeling_infoxlm.data.shards import Corpus, PairStore
-from modeling_infoxlm.data.streams import StreamSettings, gather
+from modeling_infoxlm.data.streams import StreamSettings
 from modeling_infoxlm.runs.errors import DataError
 
 # ---- the pieces
@@ -46,19 +46,6 @@ def test_special_tokens_round_one_and_two_pieces() -> None:
     assert ragged.tokens.tolist() == [0, 5, 6, 2, 0, 7, 2, 2, 8, 2]
     assert ragged.lengths.tolist() == [4, 6]
     assert pieces.lengths.tolist() == [2, 1, 0, 1]
-
-
-@given(data=st.data())
-@settings(deadline=None)
-def test_gather_keeps_the_order_asked(corpus: Corpus, data: st.DataObject) -> None:
-    """Whatever mixture of stores and repeats, sequence i is the one that was asked i-th."""
-    stores = list(corpus.mono.values())
-    wanted = data.draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=30))
-    store, index = np.array(wanted).T
-    found = gather(stores, store, index)
-    expected = [stores[which][number].tolist() for which, number in wanted]
-    assert found.tokens.tolist() == sum(expected, [])
-    assert found.lengths.tolist() == [len(ids) for ids in expected]
 
 
 # ---- MLM
@@ -148,15 +135,14 @@ def test_adjacent_joins_pairs_two_by_two(corpus: Corpus) -> None:
     assert couples == [(start, start + 1) for start in starts]
 
 
-@pytest.mark.parametrize("concatenate_pairs", ["random", "adjacent", "code_mixed"])
-def test_roles_and_both_orders_are_independent_fair_coins(corpus: Corpus, concatenate_pairs: Any) -> None:
+@pytest.mark.parametrize("joined", ["random", "adjacent", "code_mixed"])
+def test_roles_and_both_orders_are_independent_fair_coins(corpus: Corpus, joined: Any) -> None:
     """8 combinations of 4,000 examples, chi-square (99.9 % point for 7 degrees is 24.3)."""
-    combinations: Counter[tuple[bool, ...]] = Counter()
-    for query, key in views(corpus, 4000, concatenate_pairs=concatenate_pairs, seed=3):
-        source_first = bool(query[0][1])
-        combinations[source_first, query[0][0] < query[1][0], key[0][0] < key[1][0]] += 1
-    assert len(combinations) == 8
-    assert sum((count - 500) ** 2 / 500 for count in combinations.values()) < 24.3
+    coins = Counter(
+        (query[0][1], query[0][0] < query[1][0], key[0][0] < key[1][0])
+        for query, key in views(corpus, 4000, concatenate_pairs=joined, seed=3)
+    )
+    assert len(coins) == 8 and sum((count - 500) ** 2 / 500 for count in coins.values()) < 24.3
 
 
 def test_random_partner_is_any_other_pair_equally_often(corpus: Corpus) -> None:

@@ -60,10 +60,8 @@ def test_ids_are_those_of_sentencepiece(pair_file: Path) -> None:
 
 
 def test_same_text_same_tokenizer(pair_file: Path, tmp_path: Path) -> None:
-    shuffled = pair_file.with_name("b.en-de.tsv")
-    lines = pair_file.read_text().splitlines(keepends=True)
-    bad = b"\xff\tx\n"  # is passed over
-    shuffled.write_bytes(bad + "".join([*lines[::-1], *lines[:50]]).encode())
+    shuffled, lines = pair_file.with_name("b.en-de.tsv"), pair_file.read_bytes().splitlines(keepends=True)
+    shuffled.write_bytes(b"".join([b"\xff\tx\n", *lines[::-1], *lines[:50]]))  # the bad line is passed over
     for name, path in {"a": pair_file, "b": shuffled}.items():
         train_tokenizer(parse_bitext_sources([str(path)]), tmp_path / name, vocab_size=60)
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
