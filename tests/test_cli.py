@@ -65,18 +65,21 @@ def test_help_version_and_a_wrong_command_do_not_wait_for_torch(tmp_path: Path) 
         assert ran.stdout.splitlines()[-1] == f"{code} []"
 
 
-def test_help_names_each_flag_once_and_the_trainers_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_each_flag_once_ours_first_and_the_trainers_on_request(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shown = []
     for flag in ("--help", "--help_all"):
         with pytest.raises(SystemExit):
             cli.main(["pretrain", flag])
         shown.append(capsys.readouterr().out)
-    short, long = (
-        [line.split()[0] for line in text.splitlines() if line.startswith("  --")] for text in shown
-    )
-    assert (
-        shown[0].startswith("usage: infoxlm pretrain [--config FILE]") and "recipes/continue_xlmr" in shown[0]
-    )
+    flags = [[line.split()[0] for line in text.splitlines() if line.startswith("  --")] for text in shown]
+    short, long = flags
+    assert shown[0].startswith("usage: infoxlm pretrain [--config FILE]")
+    assert "recipes/continue_xlmr" in shown[0] and "about 1% of the whole" in " ".join(shown[0].split())
+    groups = ("\nmodel:", "\ndata:", "\ncontrast:", "\ntraining:", "\n  --xlco_weight", "\n  --output_dir")
+    places = [shown[0].index(part) for part in groups]
+    assert places == sorted(places)
     assert len(set(short)) == len(short) and set(short) < set(long)
     assert {"--bitext_files", "--xlco_layer", "--max_steps", "--learning_rate"} <= set(short)
     assert "--torch_empty_cache_steps" in set(long) - set(short)

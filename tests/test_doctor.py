@@ -126,9 +126,7 @@ def test_a_failed_check_gives_status_1_and_one_line(
     assert re.fullmatch(r"error: 2 of \d+ checks failed\.\n", captured.err)
 
 
-def test_what_cannot_be_examined_ends_in_one_line(
-    login: LoopbackHub, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_examined(login: LoopbackHub, quick: None, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("./none", "/none", "a/b/c", __file__):
         assert run_main(doctor_command, [name]) == 2
         assert "is no folder" in capsys.readouterr().err
@@ -149,9 +147,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_a_repository_on_the_hub_is_examined_without_its_pickles(
-    hub: LoopbackHub, folder: Path, tmp_path: Path
-) -> None:
+def test_a_repository_is_examined_without_its_pickles(hub: LoopbackHub, folder: Path, tmp_path: Path) -> None:
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.create_repo("org/name", private=True)
     api.upload_folder(repo_id="org/name", folder_path=folder)

@@ -1,6 +1,7 @@
 """A pre-training of seconds, on forty pairs."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs
@@ -8,6 +9,7 @@ from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs
 from modeling_infoxlm.runs.process import StopOnSignal
 
 PAIRS = sentence_pairs(40)
+Refusal = Callable[..., str]  # runs a command and gives the one line of its refusal
 
 
 def flags(folder: Path, text: Path | None, *own: str) -> list[str]:

@@ -34,7 +34,7 @@ def test_exponent_of_a_square() -> None:
     assert exponent([10, 20], [0.0, 1.0]) is None
 
 
-def test_without_sentence_transformers_ours_alone_is_measured_and_said_to_be(
+def test_without_sentence_transformers_ours_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = evaluate.importlib.util.find_spec

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_pretraining import PAIRS
+from tiny_pretraining import PAIRS, Refusal
 from tiny_text import write_pairs
 
 import run_pretraining
@@ -33,7 +33,7 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
     """The one line on standard error of a command that ends with 2 for its input (or, a failure, with 1)."""
 
     def run(argv: list[str], *, main: Main = run_pretraining.main, code: int = 2) -> str:

@@ -1,13 +1,13 @@
 """`infoxlm align-words`: links, scores by layer, and input that cannot be used."""
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_alignment import SOURCES, TARGETS, save_sub_word_encoder
+from tiny_pretraining import Refusal
 
 from modeling_infoxlm.commands import align_words
 from modeling_infoxlm.evaluation.alignment.scoring import alignment_rates, alignment_scores
@@ -40,7 +40,7 @@ def texts(folder: Path) -> list[str]:
     return ["--source_file", str(source), "--target_file", str(target)]
 
 
-def test_links_are_written_and_are_their_own_gold(
+def test_links_serve_as_their_own_gold(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--model_name_or_path", str(folder), *texts(tmp_path)]
@@ -134,7 +134,7 @@ def test_folder_of_test_sets_gives_a_score_for_each_pair(folder: Path, tmp_path:
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    folder: Path, tmp_path: Path, flags: str, message: str, refusal: Callable[..., str]
+    folder: Path, tmp_path: Path, flags: str, message: str, refusal: Refusal
 ) -> None:
     both = " ".join(texts(tmp_path))
     files = {"short": b"w4\n", "empty": b"", "binary": b"a\xff\n", "bad-gold": b"0-7\n\n\n\n\n"}

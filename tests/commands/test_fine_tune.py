@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from reference import mlqa_rules
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from tiny_nli import LABELS, nli_rows, word_tokenizer, write_encoders, write_nli, write_xnli
+from tiny_pretraining import Refusal
 from tiny_programs import MLQA, XNLI, Program, command, result_of
 from tiny_qa import article, marked_articles, question, write_sets, write_squad
 from transformers import AutoModelForSequenceClassification
@@ -73,9 +73,7 @@ def test_accuracy_is_scikit_learns_from_the_written_predictions(fitted: dict[str
     assert values["en"] > 50  # learnt, where 33 is chance
 
 
-def test_answers_are_scored_as_they_were_written_and_head_their_n_best_lists(
-    fitted: dict[str, Path], shared: Path
-) -> None:
+def test_answers_are_scored_and_head_their_n_best_lists(fitted: dict[str, Path], shared: Path) -> None:
     for task, gold, written, key in (
         ("mlqa", "mlqa/dev-context-en-question-en.json", "dev-en.json", "en"),
         ("mlqa", "mlqa/dev-context-de-question-de.json", "dev-context-de-question-en.json", "de-en"),
@@ -97,9 +95,7 @@ def test_answers_are_scored_as_they_were_written_and_head_their_n_best_lists(
             assert sum(entry["probability"] for entry in best) == pytest.approx(1)
 
 
-def test_the_result_says_how_it_came_to_be_and_the_model_folder_is_safe(
-    fitted: dict[str, Path], shared: Path
-) -> None:
+def test_results_say_how_they_came_to_be_and_models_are_safe(fitted: dict[str, Path], shared: Path) -> None:
     for program in (XNLI, MLQA):
         folder = fitted[program.name]
         model, loading = program.auto_class.from_pretrained(folder, output_loading_info=True)
@@ -199,7 +195,7 @@ def test_a_fine_tuned_model_is_tested_as_it_is(
 
 @BOTH
 def test_training_alone(
-    shared: Path, out: Path, program: Program, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+    shared: Path, out: Path, program: Program, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     """Every epoch has all rows in other batches; what was trained is guarded."""
     sums: list[int] = []
@@ -319,7 +315,7 @@ def test_a_run_killed_while_it_predicts_only_predicts(
 
 
 @pytest.fixture
-def refused(refusal: Callable[..., str], shared: Path, out: Path) -> Callable[..., str]:
+def refused(refusal: Refusal, shared: Path, out: Path) -> Refusal:
     """The one line of a command that ends with 2 and leaves nothing."""
 
     def run(program: Program, *own: str) -> str:
@@ -330,7 +326,7 @@ def refused(refusal: Callable[..., str], shared: Path, out: Path) -> Callable[..
     return run
 
 
-def test_bad_data(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_bad_data(tmp_path: Path, refused: Refusal) -> None:
     data = write_xnli(tmp_path / "data")
     write_nli(data / "test-fr.tsv", [*nli_rows("fr", 5), ("w24", "w25", "unrelated")])
     message = refused(XNLI, "--data_dir", str(data))
@@ -358,13 +354,11 @@ def test_bad_data(tmp_path: Path, refused: Callable[..., str]) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_done(refused: Callable[..., str], program: Program, own: str, message: str) -> None:
+def test_what_cannot_be_done(refused: Refusal, program: Program, own: str, message: str) -> None:
     assert message in refused(program, *own.split())
 
 
-def test_a_model_of_other_labels(
-    fitted: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_a_model_of_other_labels(fitted: dict[str, Path], tmp_path: Path, refused: Refusal) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(fitted["xnli"])
     model.config.id2label = {0: "no", 1: "yes", 2: "maybe"}
     model.save_pretrained(tmp_path / "model")

@@ -3,7 +3,6 @@
 import math
 import re
 import string
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_pretraining import Refusal
 from tiny_run import sharp_model
 from tiny_text import sentence_pairs, write_pairs
 from tiny_tokenizers import letter_tokenizer
@@ -122,9 +122,7 @@ def test_the_command_writes_every_view(tmp_path: Path, capsys: pytest.CaptureFix
         )
 
 
-def test_an_encoder_without_a_head_gets_the_sentence_view(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_head_there_is_the_sentence_view(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = run(tmp_path, save("encoder", tmp_path / "model"))
     assert set(result["scores"]["en-xx"]) == {"xlco"} and result["details"]["tokens"] == {}
     assert "Only the sentence view" in caplog.text and "no language model head" in caplog.text
@@ -179,9 +177,7 @@ def test_long_sentences_are_cut_for_both_token_views(tmp_path: Path) -> None:
         ("", "no text: give --bitext_files"),
     ],
 )
-def test_bad_input_ends_with_2_and_nothing_written(
-    tmp_path: Path, flags: str, message: str, refusal: Callable[..., str]
-) -> None:
+def test_bad_input_leaves_nothing_written(tmp_path: Path, flags: str, message: str, refusal: Refusal) -> None:
     text = write_pairs(tmp_path / "en-xx.tsv", sentence_pairs(60))
     own = ["--bitext_files", str(text), *flags.split()] if flags else []
     argv = command(tmp_path, save("checkpoint", tmp_path / "model"), *own)

@@ -1,7 +1,6 @@
 """Mining: the pairs that are written are those of a slow loop, and bad input leaves nothing behind."""
 
 import lzma
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from disk_limit import file_size_limit
 from reference.retrieval import margin_matches, similarities
 from tiny_encoder import save_tiny_encoder
+from tiny_pretraining import Refusal
 
 from modeling_infoxlm.commands.mine import MiningArguments, encode_to_file, mine, read_distinct, run
 from modeling_infoxlm.evaluation import encoding
@@ -103,7 +103,7 @@ def test_threshold_and_report(
     texts: tuple[Path, Path],
     output: Path,
     capsys: pytest.CaptureFixture[str],
-    refusal: Callable[..., str],
+    refusal: Refusal,
 ) -> None:
     run(argv)
     rows = read_output(output)
@@ -134,9 +134,7 @@ def test_beyond_the_limit_faiss_finds_the_same_and_it_is_said(
     assert "the search was approximate" in capsys.readouterr().out
 
 
-def test_vectors_lie_in_the_file_whatever_the_window(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_lie_in_the_file(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = sentences()
     monkeypatch.setattr(encoding, "SENTENCES_PER_WINDOW", 7)
     vectors = encode_to_file(encoder, source, tmp_path / "v", layer=2, pooling="mean", dtype=np.float16)
@@ -190,7 +188,7 @@ def test_lines_and_files_that_cannot_be_used(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
-    argv: list[str], output: Path, flags: str, message: str, refusal: Callable[..., str]
+    argv: list[str], output: Path, flags: str, message: str, refusal: Refusal
 ) -> None:
     assert message in refusal([*argv, *flags.split()], main=MAIN)
     assert not output.parent.exists()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_pretraining import PAIRS, StopInStep3, checkpoints, flags
+from tiny_pretraining import PAIRS, Refusal, StopInStep3, checkpoints, flags
 from tiny_run import free_port
 from tiny_text import write_pairs
 from transformers import AutoModel, AutoTokenizer
@@ -119,9 +118,7 @@ def test_heldout_pairs_are_evaluated_from_the_start_to_the_end(
     assert shown in capsys.readouterr().out
 
 
-def test_start_and_end_are_of_the_same_heldout_examples_however_the_batch_is_cut(
-    text: Path, out: Path
-) -> None:
+def test_start_and_end_are_of_the_same_heldout_pairs_however_the_batch_is_cut(text: Path, out: Path) -> None:
     """A resumed run may have another number of processes, or room for other batches, than at its start."""
     own = "--heldout_fraction 0.4 --max_steps 1 --xlco_pooling mean --xlco_layer -1 --eval_layer -1"
     argv = flags(out, text, *own.split())
@@ -177,9 +174,7 @@ def test_a_run_that_sigterm_ended_goes_on_to_the_same_end(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_finished_run_is_left_guarded_and_overwritten_when_asked(
-    text: Path, out: Path, refusal: Callable[..., str]
-) -> None:
+def test_a_finished_run_is_guarded_until_overwritten(text: Path, out: Path, refusal: Refusal) -> None:
     assert run_pretraining.main(flags(out, text)) == 0
     assert checkpoints(out) == ["checkpoint-4", "checkpoint-6"]
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -214,7 +209,7 @@ def test_a_finished_run_is_left_guarded_and_overwritten_when_asked(
     ],
 )
 def test_what_cannot_be_is_refused_before_a_run_is_overwritten_and_text_is_prepared(
-    text: Path, fitted: Path, tmp_path: Path, refusal: Callable[..., str], wrong: list[str], message: str,
+    text: Path, fitted: Path, tmp_path: Path, refusal: Refusal, wrong: list[str], message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(plan_checks, "get_available_reporting_integrations", lambda: ["tensorboard"])

@@ -3,20 +3,17 @@
 import json
 import runpy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_pretraining import PAIRS, StopInStep3, checkpoints, flags
+from tiny_pretraining import PAIRS, Refusal, StopInStep3, checkpoints, flags
 from tiny_text import write_pairs
 
 import run_pretraining
 from modeling_infoxlm.data.write_source import PairWriter
 
 
-def test_text_that_cannot_be_used(
-    text: Path, out: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_text(text: Path, out: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     for content, message in (
         (b"", f"{text} is empty."),
         (b"a house\tein haus\ncaf\xe9\tkaffee\n", f"{text}, line 2: invalid UTF-8, byte 0xe9 at position 3"),
@@ -35,9 +32,7 @@ def test_text_that_cannot_be_used(
     assert ended.value.code == 2
 
 
-def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(
-    text: Path, out: Path, refusal: Callable[..., str]
-) -> None:
+def test_the_way_out_of_a_message_is_open_in_the_same_folder(text: Path, out: Path, refusal: Refusal) -> None:
     text.write_bytes(text.read_bytes() + b"caf\xe9\tkaffee\n")
     argv = flags(out, text, "--max_steps", "1")
     assert "--on_bad_line skip" in refusal(argv)
@@ -52,7 +47,7 @@ def test_the_way_out_that_a_message_names_is_open_in_the_same_folder(
     assert run_pretraining.main([*argv, "--objectives", "tlm,xlco"]) == 0
 
 
-def test_flags_that_cannot_be_touch_no_folder(text: Path, out: Path, refusal: Callable[..., str]) -> None:
+def test_flags_that_cannot_be_touch_no_folder(text: Path, out: Path, refusal: Refusal) -> None:
     recipe = text.parent / "recipe.yaml"
     recipe.write_text("xlco_temprature: 0.1\n")
     mono = flags(out, None, "--mono_files", f"en={text}", "--mono_from_bitext", "false")
@@ -69,7 +64,7 @@ def test_flags_that_cannot_be_touch_no_folder(text: Path, out: Path, refusal: Ca
 
 
 def test_a_corpus_that_changed_within_a_run(
-    text: Path, out: Path, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    text: Path, out: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether it was given or made by the run: the rest of it would be trained on other text."""
     prepared = tmp_path / "prepared"
@@ -88,9 +83,7 @@ def test_a_corpus_that_changed_within_a_run(
     assert run_pretraining.main(argv) == 0
 
 
-def test_full_disk(
-    text: Path, out: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk(text: Path, out: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -102,9 +95,7 @@ def test_full_disk(
     assert run_pretraining.main(flags(out, text)) == 0
 
 
-def test_a_wrong_flag_is_mended_in_the_same_folder(
-    text: Path, out: Path, refusal: Callable[..., str]
-) -> None:
+def test_a_wrong_flag_is_mended_in_the_same_folder(text: Path, out: Path, refusal: Refusal) -> None:
     """It is refused before hours of preparation, and nothing was trained that would have to be protected."""
     for wrong, message in (
         ("--xlco_layer 3", "xlco_layer is 3 but the model has 2 layers; give a layer from 1 to 2, or -1"),

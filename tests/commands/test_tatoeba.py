@@ -1,11 +1,11 @@
 """The entry point, in this process: results and figure, and every input it must refuse."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tiny_encoder import save_tiny_encoder
+from tiny_pretraining import Refusal
 
 import run_tatoeba
 from modeling_infoxlm.runs.provenance import read_result
@@ -54,7 +54,7 @@ def test_results_of_both_directions(encoder: Path, data: Path, capsys: pytest.Ca
 
 
 def test_all_layers_make_a_figure_and_a_new_run_must_be_allowed(
-    encoder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+    encoder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     argv = flags(encoder, data, "--all_layers", "true", "--languages", "de", "--margin", "ratio")
     out = data.parent / "out"
@@ -86,7 +86,7 @@ def test_all_layers_make_a_figure_and_a_new_run_must_be_allowed(
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
-    encoder: Path, data: Path, own: str, message: str, refusal: Callable[..., str]
+    encoder: Path, data: Path, own: str, message: str, refusal: Refusal
 ) -> None:
     (data / "fr-en.en").unlink()
     assert message in refusal(flags(encoder, data, *own.split()), main=run_tatoeba.main)

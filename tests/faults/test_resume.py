@@ -58,9 +58,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_killed_and_resumed_equals_straight(
-    straight: dict[str, object], tmp_path: Path, workers: str
-) -> None:
+def test_resumed_equals_straight(straight: dict[str, object], tmp_path: Path, workers: str) -> None:
     # Killed at step 27: what steps 20..26 did must leave no trace. Steps are logged in threes: an entry spans
     # the save. What a kill during a save leaves is under .saving/.
     assert run(tmp_path, "--kill_after", "27") == -9

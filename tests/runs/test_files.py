@@ -50,9 +50,7 @@ def test_a_file_or_folder_that_fails_leaves_the_earlier_one(tmp_path: Path) -> N
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_what_is_written_is_on_the_disk_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a power cut can leave the name without the content."""
     events, replace = [], Path.replace
     monkeypatch.setattr(files, "fsync_file", lambda path: events.append(path.name))
@@ -91,9 +89,7 @@ def test_the_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == ["out"] and (tmp_path / "new/out/mark").read_text() == "1"
 
 
-def test_a_failed_renaming_brings_the_earlier_output_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_renaming_brings_the_output_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "out", "1")
     replace = Path.replace
 

@@ -76,9 +76,7 @@ def test_debug_adds_the_traceback_and_is_taken_out(capsys: pytest.CaptureFixture
     assert seen == ["--seed", "1", "--max_steps", "2"]
 
 
-def test_no_secret_is_printed_or_logged(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     """Whichever library says it, by whichever handler it had before."""
     token = "hf_" + "aB1" * 12
 

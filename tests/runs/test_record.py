@@ -161,18 +161,23 @@ def test_broken_checkpoints_are_removed_of_this_run_alone(tmp_path: Path) -> Non
 
 
 def test_overwriting_removes_all_of_the_old_run_and_nothing_else(tmp_path: Path) -> None:
-    write_trained(tmp_path)
-    for name in ("checkpoint-900", "data", "tokenizer", ".saving", "figures", "predictions", "elsewhere"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("old")
+    """A corpus, a tokenizer, checkpoints and outputs may be links to another disk, where they stay."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    write_trained(out)
+    for name in ("data", "tokenizer", "checkpoint-9", "figures"):
+        (elsewhere / name).mkdir(parents=True)
+        (elsewhere / name / "manifest.json").write_text("{}")
+        (out / name).symlink_to(elsewhere / name)
+    for name in ("checkpoint-900", ".saving", "predictions", "own"):
+        (out / name).mkdir()
+        (out / name / "manifest.json").write_text("old")
     for name in ("model.safetensors", "eval_results.json", "trainer_state.json"):
-        (tmp_path / name).write_text("old")  # a push of the new run would take it for its own
-    (tmp_path / "notes.txt").write_text("keep")
-    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
-    outputs = ["predictions", "linked", "never_made"]
-    open_(tmp_path, {"seed": 2}, overwrite=True, outputs=outputs)
-    assert names(tmp_path) == ["elsewhere", "figures", "notes.txt", "run.json"]
-    assert record(tmp_path)["identity"] == {"seed": 2} and any((tmp_path / "elsewhere").iterdir())
+        (out / name).write_text("old")  # a push of the new run would take it for its own
+    (out / "notes.txt").write_text("keep")
+    open_(out, {"seed": 2}, overwrite=True, outputs=["predictions", "figures", "never_made"])
+    assert names(out) == ["data", "notes.txt", "own", "run.json", "tokenizer"]
+    assert record(out)["identity"] == {"seed": 2} and any((out / "own").iterdir())
+    assert len(list(elsewhere.glob("*/manifest.json"))) == 4
 
 
 SHARD = "en-de.tsv-0123456789abcdef.source.tokens"
@@ -233,17 +238,3 @@ def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path: Path, flag: str,
             open_(tmp_path / "out", starting_from(tmp_path / folder / name), overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
     open_(tmp_path / "out", starting_from(tmp_path / "other" / name), overwrite=True)
-
-
-def test_overwriting_leaves_what_a_link_points_at(tmp_path: Path) -> None:
-    """A corpus, a tokenizer or checkpoints on another disk."""
-    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
-    for name in ("data", "tokenizer", "checkpoint-9"):
-        (elsewhere / name).mkdir(parents=True)
-        (elsewhere / name / "manifest.json").write_text("{}")
-    write_trained(out)
-    for path in elsewhere.iterdir():
-        (out / path.name).symlink_to(path)
-    open_(out, overwrite=True)
-    assert names(out) == ["data", "run.json", "tokenizer"]
-    assert len(list(elsewhere.glob("*/manifest.json"))) == 3

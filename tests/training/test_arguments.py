@@ -81,17 +81,6 @@ def test_every_field_of_ours_is_explained():
         ] == []
 
 
-def test_help_shows_our_flags_before_those_of_transformers(capsys):
-    with pytest.raises(SystemExit) as error:
-        parse_args_with_config(ALL, ["--help"])
-    assert error.value.code == 0
-    text = capsys.readouterr().out
-    groups = ("--config FILE", "\nmodel:", "\ndata:", "\ncontrast:", "\ntraining:")
-    positions = [text.index(part) for part in (*groups, "--xlco_weight", "--output_dir")]
-    assert positions == sorted(positions)
-    assert "about 1% of the whole" in " ".join(text.split())
-
-
 def test_settings_of_the_streams_take_the_seed_of_the_run_and_carry_every_value():
     data = DataArguments(objectives="mlm, tlm", mlm_examples=2, sampling_alpha=0.5, concatenate_pairs="none")
     settings = data.stream_settings(seed=7)

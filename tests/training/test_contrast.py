@@ -59,9 +59,7 @@ def test_momentum_step_follows_the_optimiser_step(make: Make) -> None:
         torch.testing.assert_close(moved[name], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_momentum_moves_once_an_optimiser_step_whatever_the_accumulation(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_momentum_moves_once_a_step_however_accumulated(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     momenta: list[float] = []
     monkeypatch.setattr(MomentumEncoder, "update", lambda self, model, momentum: momenta.append(momentum))
     rising = {"momentum_schedule": "linear", "momentum_start": 0.5, "momentum_warmup_steps": 4}
@@ -126,7 +124,7 @@ def test_prefill_takes_examples_beyond_the_run_whatever_the_batch(
     assert (at_begin[0].num_filled, at_begin[0].cursor) == (10, 0)
 
 
-def test_a_run_can_start_with_momentum_encoder_and_queue_of_another_that_fits(
+def test_a_run_can_start_with_the_momentum_state_of_another(
     make: Make, checkpoint: Path, tmp_path: Path
 ) -> None:
     given = {"momentum_state": str(checkpoint), "momentum": 1.0, "queue_prefill": True}

@@ -62,9 +62,7 @@ def tokenizer(text: Path, tmp_path: Path) -> PreTrainedTokenizerBase:
     return trained(arguments(bitext_files=[str(text)]), tmp_path / "made")
 
 
-def test_a_folder_prepared_with_another_tokenizer_is_refused(
-    text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_another_tokenizer_is_refused(text: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     folder = str(tmp_path / "corpus")
     open_or_prepare(arguments(bitext_files=[str(text)], prepared_data=folder), tokenizer, tmp_path)
     other = trained(arguments(bitext_files=[str(text)], tokenizer_vocab_size=60), tmp_path / "second")

@@ -62,9 +62,7 @@ def dynamo() -> Iterator[Callable[[], int]]:
     "layers, calls", [("1-2", [2, 2, 1]), ("3", [1, 1, 2]), ("2-3", [1, 2, 2]), ("all", [2, 2, 2])]
 )
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_layers_of_the_range_run_twice_with_the_same_gradients(
-    layers: str, calls: list[int], dropout: float
-) -> None:
+def test_recomputed_layers_give_the_same_gradients(layers: str, calls: list[int], dropout: float) -> None:
     drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     expected = run(tiny_model(**drop).train(), BATCHES[1])
     model = tiny_model(**drop).train()

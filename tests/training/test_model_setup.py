@@ -37,11 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -
 
 
 def build(
-    tokenizer: Tokenizer,
-    contrast: ContrastArguments | None = None,
-    *,
-    seed: int = 1,
-    **arguments: object,
+    tokenizer: Tokenizer, contrast: ContrastArguments | None = None, *, seed: int = 1, **arguments: object
 ) -> InfoXLMForPreTraining:
     if "model_name_or_path" not in arguments:
         arguments = {**SHAPE, **arguments}
@@ -58,9 +54,7 @@ def differing(one: torch.nn.Module, other: torch.nn.Module) -> list[str]:
 # ---------------------------------------------------------------------------- from scratch
 
 
-def test_from_scratch_has_the_shape_asked_for_and_the_ids_of_the_tokenizer(
-    tokenizer: Tokenizer,
-) -> None:
+def test_from_scratch_has_the_shape_asked_for_and_the_ids_of_the_tokenizer(tokenizer: Tokenizer) -> None:
     model = build(tokenizer, max_position_embeddings=34)
     config = model.config
     assert {name: getattr(config, name) for name in SHAPE} == SHAPE
@@ -75,9 +69,7 @@ def test_from_scratch_has_the_shape_asked_for_and_the_ids_of_the_tokenizer(
         check_lengths(model, 33)
 
 
-def test_random_weights_depend_on_the_seed_alone(
-    tokenizer: Tokenizer, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_random_weights_depend_on_the_seed(tokenizer: Tokenizer, checkpoint: Path, tmp_path: Path) -> None:
     """Those of a model from scratch, and those that a checkpoint lacks."""
     stored = InfoXLMForPreTraining.from_pretrained(checkpoint)
     stored.roberta.save_pretrained(tmp_path)  # an encoder alone: no head, no projection

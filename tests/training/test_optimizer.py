@@ -65,9 +65,7 @@ def test_the_norm_of_a_large_table_is_exact() -> None:
 
 
 @pytest.mark.parametrize("optim", [None, "adamw_torch", "adafactor", "sgd"])
-def test_optimisers_other_than_the_fused_default_fall_back_to_clipping_before_the_step(
-    tmp_path: Any, optim: str | None
-) -> None:
+def test_only_the_fused_default_clips_in_the_step(tmp_path: Any, optim: str | None) -> None:
     own = {} if optim is None else {"optim": optim}
     args = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **own)
     assert divides_gradients(Trainer(tiny_model(), args).create_optimizer()) == (optim is None)

@@ -56,9 +56,7 @@ def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(make: Make, checkpoin
         make(max_steps=3).train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_results_of_a_resumed_run_are_those_of_the_whole_and_no_prefill_comes_again(
-    make: Make, checkpoint: Path
-) -> None:
+def test_results_after_a_resumption_are_those_of_the_whole_run(make: Make, checkpoint: Path) -> None:
     """The Trainer's own loss, runtime and samples a second begin with the last start."""
     record = json.loads((checkpoint / "trainer_state.json").read_text())
     record["stateful_callbacks"]["_LogState"]["attributes"]["seconds"] = 1e6
