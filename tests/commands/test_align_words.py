@@ -130,6 +130,7 @@ def test_folder_of_test_sets_gives_a_score_for_each_pair(folder: Path, tmp_path:
         ("--test_dir {dir}", "holds no folder of a pair"),
         ("--test_dir {dir}/sets", "de-en holds no gold; expected alignv2.txt or gold.txt"),
         ("{texts} --gold_file {dir}/bad-gold", "bad-gold line 1: target word 7 does not exist"),
+        ("{texts} --gold_file {dir}/no-gold", "no-gold holds no link"),
         ("{texts} --layer 9", r"layer must be in 0\.\.3, found 9"),
     ],
 )
@@ -138,7 +139,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 ) -> None:
     both = " ".join(texts(tmp_path))
     files = {"short": b"w4\n", "empty": b"", "binary": b"a\xff\n", "bad-gold": b"0-7\n\n\n\n\n"}
-    for name, content in files.items():
+    for name, content in {**files, "no-gold": b"\n\n\n\n\n"}.items():
         write(tmp_path / name, content)
     texts(tmp_path / "sets" / "de-en")
     argv = flags.format(dir=tmp_path, texts=both).split()
