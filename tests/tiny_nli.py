@@ -28,15 +28,8 @@ word_tokenizer = partial(longer_word_tokenizer, max_length=40)
 def write_bert(folder: Path) -> Path:
     """An encoder of another architecture, whose tokens have types."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=50,
-        pad_token_id=1,
-    )
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=VOCAB, max_position_embeddings=50, pad_token_id=1, **shape)
     BertModel(config).save_pretrained(folder)
     word_tokenizer(token_types=True).save_pretrained(folder)
     return folder

@@ -47,9 +47,7 @@ def write_sets(folder: Path) -> Path:
     """English questions to learn from, and tests in the names of MLQA and XQuAD."""
     write_squad(folder / "train-v1.1.json", marked_articles("en", 96))
     for language in ("en", "de"):
-        write_squad(
-            folder / "mlqa" / f"dev-context-{language}-question-{language}.json",
-            marked_articles(language, 40, seed=2),
-        )
+        name = f"dev-context-{language}-question-{language}.json"
+        write_squad(folder / "mlqa" / name, marked_articles(language, 40, seed=2))
         write_squad(folder / "xquad" / f"xquad.{language}.json", marked_articles(language, 30, seed=3))
     return folder

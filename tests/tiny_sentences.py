@@ -62,11 +62,8 @@ def manifest(mono: dict[str, TokenStore], bitext: dict[str, PairStore]) -> dict[
 
     def entry(*stores: TokenStore) -> dict[str, int]:
         lengths = sum(store.lengths(np.arange(len(store))) for store in stores)
-        return {
-            "num_examples": len(lengths),
-            "num_tokens": int(lengths.sum()),
-            "max_length": int(lengths.max()),
-        }
+        sizes = (len(lengths), int(lengths.sum()), int(lengths.max()))
+        return dict(zip(("num_examples", "num_tokens", "max_length"), sizes, strict=True))
 
     return {
         "mono": {name: entry(store) for name, store in mono.items()},

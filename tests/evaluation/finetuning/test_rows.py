@@ -86,15 +86,12 @@ def test_an_epoch_has_each_row_once_and_like_lengths_together_however_a_step_is_
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    lengths = np.random.default_rng(1).integers(5, 50, 400)
-
     def order(seed: int, epoch: int) -> list[list[int]]:
-        buckets = LengthBuckets(lengths, 8, seed=seed)
+        buckets = LengthBuckets(np.random.default_rng(1).integers(5, 50, 400), 8, seed=seed)
         buckets.set_epoch(epoch)
         torch.rand(3), np.random.random()
         return list(buckets)
 
-    assert order(1, 2) == order(1, 2)
-    assert order(1, 2) != order(1, 3) and order(1, 2) != order(2, 2)
+    assert order(1, 2) == order(1, 2) != order(2, 2)
     # The batches of two epochs are not merely the same ones in another order.
     assert {tuple(batch) for batch in order(1, 2)} != {tuple(batch) for batch in order(1, 3)}

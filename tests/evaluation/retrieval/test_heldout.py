@@ -55,19 +55,15 @@ def test_mean_is_over_pairs_however_large(corpus: Corpus) -> None:
     pair = corpus.heldout["en-xx"]
     same = PairStore(pair.source, pair.source, "en", "yy")
     retrieval = HeldoutRetrieval(replace(corpus, heldout={"en-xx": pair, "en-yy": same}), layer=2)
-    scores = retrieval(tiny_model())
+    scores = retrieval(model := tiny_model())
     assert scores.keys() == {"retrieval/en-xx", "retrieval/en-yy", "retrieval/mean"}
     assert scores["retrieval/mean"] == (scores["retrieval/en-xx"] + scores["retrieval/en-yy"]) / 2
     assert scores["retrieval/en-yy"] > 0.9 > scores["retrieval/en-xx"]
-
-
-def test_what_gives_no_accuracy(corpus: Corpus) -> None:
-    model = tiny_model()
+    with pytest.raises(ValueError, match="holds out no pair; prepare it with heldout_fraction above 0"):
+        HeldoutRetrieval(replace(corpus, heldout={}), layer=2)
     model.roberta.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"not finite, first for number 0 of \d+ sentences"):
         HeldoutRetrieval(corpus, layer=1)(model)
-    with pytest.raises(ValueError, match="holds out no pair; prepare it with heldout_fraction above 0"):
-        HeldoutRetrieval(replace(corpus, heldout={}), layer=2)
 
 
 def test_heldout_pairs_become_a_corpus_of_their_own(corpus: Corpus) -> None:

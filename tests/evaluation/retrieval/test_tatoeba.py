@@ -53,16 +53,6 @@ def arguments(**given: Any) -> TatoebaArguments:
     return TatoebaArguments(data_dir="unused", **given)
 
 
-def slow_accuracy(folder: Path, one: BitextSet, layer: int, pooling: str, similarity: str) -> list[float]:
-    """Percent in both directions."""
-    model, tokenizer = XLMRobertaModel.from_pretrained(folder).eval(), word_tokenizer()
-    sides = (
-        sentence_vectors(model, tokenizer(list(texts))["input_ids"], layer, pooling)
-        for texts in (one.source, one.target)
-    )
-    return [100 * share for share in accuracies(*sides, similarity)]
-
-
 def directions(result: tatoeba.TaskResult, language: str) -> list[float]:
     return [result.scores[language][name].value for name in tatoeba.DIRECTIONS]
 
@@ -76,8 +66,11 @@ def test_accuracy_is_that_of_a_slow_search_in_both_directions(
     sets = [make_set("de", seed=1), make_set("fr", seed=2)]
     options = {"layer": layer, "pooling": pooling, "similarity": similarity}
     result = evaluate_retrieval(encoder, sets, RECORD, arguments(**options))
+    model, tokenizer = XLMRobertaModel.from_pretrained(folder).eval(), word_tokenizer()
     for one in sets:
-        expected = slow_accuracy(folder, one, layer, pooling, similarity)
+        sides = (tokenizer(list(texts))["input_ids"] for texts in (one.source, one.target))
+        vectors = (sentence_vectors(model, rows, layer, pooling) for rows in sides)
+        expected = [100 * share for share in accuracies(*vectors, similarity)]
         assert directions(result, one.language) == pytest.approx(expected)
         assert result.scores[one.language]["accuracy"].value == pytest.approx(np.mean(expected))
         assert 0 < min(expected) and max(expected) < 100
@@ -178,9 +171,8 @@ def test_default_layer(encoder: Encoder, tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path, num_hidden_layers=9)
     deep = load_encoder(EncoderArguments(model_name_or_path=str(tmp_path)))
     assert resolve_layer(deep, None) == 7
-    (tmp_path / "modules.json").write_text(
-        '[{"type": "sentence_transformers.models.Transformer", "path": ""}]'
-    )
+    module = {"type": "sentence_transformers.models.Transformer", "path": ""}
+    (tmp_path / "modules.json").write_text(json.dumps([module]))
     assert resolve_layer(deep, None) == 9  # what such a folder gives, whatever the paper measured
     with pytest.raises(UsageError, match=r"layer must be in 0\.\.3, found 4"):
         resolve_layer(encoder, 4)
