@@ -85,10 +85,8 @@ def test_objectives_alone_equal_those_together_and_what_gets_no_gradient_is_froz
 def test_the_configuration_reaches_the_contrast(reference: XLMRobertaForMaskedLM, queue: int) -> None:
     """Without negatives the queue is an empty one."""
     options = {"temperature": 0.5, "similarity": "cosine", "in_batch_negatives": True, "symmetric": True}
-    changes = {f"xlco_{name}": value for name, value in options.items()}
-    model = pretraining_model(
-        reference, xlco_layer=2, xlco_use_projection=False, xlco_pooling="mean", **changes
-    )
+    changes = {**options, "layer": 2, "use_projection": False, "pooling": "mean"}
+    model = pretraining_model(reference, **{f"xlco_{name}": value for name, value in changes.items()})
     batch, extra = joint_batch("xlco"), keys_and_negatives(torch.float64, queue)
     query = vectors_by_hand(reference, split(batch["xlco"]["query"]), 2, "mean")
     expected = slow_contrast(query, extra["keys"], extra["negatives"], **options).loss_sum

@@ -30,15 +30,12 @@ def move(model: InfoXLMForPreTraining, seed: int, scale: float = 0.02) -> None:
 
 def key_parameters(model: InfoXLMForPreTraining) -> dict[str, Tensor]:
     """The model's parameters that make a key, under the names they have in the momentum encoder."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith(
-            ("roberta.embeddings.", *(f"roberta.encoder.layer.{i}." for i in range(XLCO_LAYER)))
-        ):
-            found[name.removeprefix("roberta.")] = parameter.detach()
-        elif name.startswith("objectives.xlco."):
-            found[name.removeprefix("objectives.xlco.")] = parameter.detach()
-    return found
+    layers = [f"roberta.encoder.layer.{i}." for i in range(XLCO_LAYER)]
+    return {
+        name.removeprefix("roberta.").removeprefix("objectives.xlco."): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if name.startswith(("roberta.embeddings.", "objectives.xlco.", *layers))
+    }
 
 
 def part(lengths: list[int], seed: int = 0) -> dict[str, Any]:
@@ -101,14 +98,17 @@ def test_the_average_moves_in_steps_of_one_in_ten_thousand(dtype: torch.dtype) -
     steps, momentum = 2000, 0.9999
     model = query_model().to(dtype)
     momentum_encoder = MomentumEncoder(model)
-    names = [name for name, _ in momentum_encoder.named_parameters()]
-    start = torch.cat([p.double().flatten() for p in momentum_encoder.parameters()])
+
+    def average() -> Tensor:
+        return torch.cat([p.double().flatten() for p in momentum_encoder.parameters()])
+
+    start = average()
     move(model, seed=1)
-    target = torch.cat([key_parameters(model)[name].double().flatten() for name in names])
+    moved = key_parameters(model)
+    target = torch.cat([moved[name].double().flatten() for name, _ in momentum_encoder.named_parameters()])
     for _ in range(steps):
         momentum_encoder.update(model, momentum=momentum)
-    displacement = torch.cat([p.double().flatten() for p in momentum_encoder.parameters()]) - start
-    ideal = (1 - momentum**steps) * (target - start)
+    displacement, ideal = average() - start, (1 - momentum**steps) * (target - start)
     assert float(torch.cosine_similarity(displacement, ideal, dim=0)) > 0.999
     assert float(displacement.norm() / ideal.norm()) == pytest.approx(1.0, abs=0.01)
 

@@ -69,10 +69,9 @@ def test_same_text_same_tokenizer(pair_file: Path, tmp_path: Path) -> None:
 
 def test_languages_are_balanced_by_the_exponent() -> None:
     samples = {language: module._Sample(1000, bytes(16)) for language in ("de", "en")}
-    for number in range(810):
-        samples["en"].add(f"en {number}")
-    for number in range(10):
-        samples["de"].add(f"de {number}")
+    for language, count in (("en", 810), ("de", 10)):
+        for number in range(count):
+            samples[language].add(f"{language} {number}")
     chosen = module._balanced(samples, sampling_alpha=0.5, max_sentences=100)
     counts = [sum(line.startswith(language) for line in chosen) for language in ("de", "en")]
     assert counts == [10, 90]  # sqrt(10) : sqrt(810) = 1 : 9
