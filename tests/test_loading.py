@@ -1,17 +1,15 @@
-"""Checkpoints of every kind load into each class, ours load everywhere, with and without the package."""
+"""Checkpoints of every kind load into each class, and ours everywhere; `hub/` loads without the package."""
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from reference.padded import TINY, pad, xlm_roberta
+from reference.padded import TINY, xlm_roberta
+from tiny_heads import CLASSES
 from tiny_joint import (
     HIDDEN,
     NUM_LAYERS,
@@ -19,7 +17,6 @@ from tiny_joint import (
     joint_batch,
     keys_and_negatives,
     pretraining_model,
-    vectors_by_hand,
     with_keys,
 )
 from transformers import AutoConfig, XLMRobertaForMaskedLM, XLMRobertaModel
@@ -29,29 +26,22 @@ from modeling_infoxlm import InfoXLMConfig, InfoXLMForMaskedLM, InfoXLMForPreTra
 
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
 POOLER = {"roberta.pooler.dense.weight", "roberta.pooler.dense.bias"}
-# Each class, its auto class, and the parameters that no XLM-R checkpoint has.
-CLASSES: dict[str, tuple[str, set[str]]] = {
-    "InfoXLMModel": ("AutoModel", set()),
-    "InfoXLMForMaskedLM": ("AutoModelForMaskedLM", set()),
-    "InfoXLMForPreTraining": ("AutoModelForPreTraining", set()),
-    "InfoXLMForSequenceClassification": (
-        "AutoModelForSequenceClassification",
-        {f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")},
-    ),
-    "InfoXLMForQuestionAnswering": (
-        "AutoModelForQuestionAnswering",
-        {"qa_outputs.weight", "qa_outputs.bias"},
-    ),
-    "InfoXLMForTokenClassification": ("AutoModelForTokenClassification", CLASSIFIER),
-    "InfoXLMForMultipleChoice": ("AutoModelForMultipleChoice", CLASSIFIER | POOLER),
+# The parameters of a class that no XLM-R checkpoint has.
+NEW: dict[str, set[str]] = {
+    "ForSequenceClassification": {
+        f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")
+    },
+    "ForQuestionAnswering": {"qa_outputs.weight", "qa_outputs.bias"},
+    "ForTokenClassification": CLASSIFIER,
+    "ForMultipleChoice": CLASSIFIER | POOLER,
 }
 
 
 def test_checkpointing_of_an_old_configuration_reaches_every_layer() -> None:
     """XLM-R's constructor follows the flag and removes it, on an encoder that ours takes the place of."""
-    for name in CLASSES:
+    for our_class, *_ in CLASSES.values():
         shape = {**TINY, "num_hidden_layers": 2, "xlco_layer": 1}
-        model = getattr(modeling_infoxlm, name)(InfoXLMConfig(**shape, gradient_checkpointing=True))
+        model = our_class(InfoXLMConfig(**shape, gradient_checkpointing=True))
         assert [layer.gradient_checkpointing for layer in model.base_model.encoder.layer] == [True, True]
         assert "gradient_checkpointing" not in model.config.to_dict()
 
@@ -86,12 +76,6 @@ def write_like_published(plain: XLMRobertaForMaskedLM, folder: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
 
 
-def load(name: str, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    return getattr(modeling_infoxlm, name).from_pretrained(
-        folder, xlco_layer=3, output_loading_info=True, **options
-    )
-
-
 def assert_has_weights_of(model: torch.nn.Module, plain: XLMRobertaForMaskedLM, heads: bool = True) -> None:
     """Every parameter that plain XLM-R has too is equal; at least the whole encoder is."""
     expected, encoder = plain.state_dict(), set()
@@ -107,9 +91,10 @@ def assert_has_weights_of(model: torch.nn.Module, plain: XLMRobertaForMaskedLM, 
 def test_checkpoints_of_every_kind_load_into_each_class(
     name: str, folders: dict[str, Path], plain: XLMRobertaForMaskedLM
 ) -> None:
-    auto_name, new = CLASSES[name]
+    (our_class, auto_name, _), new = CLASSES[name], NEW.get(name, set())
+    options: dict[str, Any] = {"xlco_layer": 3, "output_loading_info": True}
     for folder in ("xlm-r", "published"):
-        model, info = load(name, folders[folder])
+        model, info = our_class.from_pretrained(folders[folder], **options)
         expected = new - (POOLER if folder == "published" else set())
         assert set(info["missing_keys"]) == expected, "only heads of a task may be reported missing"
         assert not info["mismatched_keys"] and not info["error_msgs"]
@@ -120,8 +105,8 @@ def test_checkpoints_of_every_kind_load_into_each_class(
             assert bool((model.roberta.pooler.dense.weight == 0.5).all())
 
     bare = folders["xlm-r base model"]
-    model, info = load(name, bare)
-    with_head = name in ("InfoXLMForMaskedLM", "InfoXLMForPreTraining")
+    model, info = our_class.from_pretrained(bare, **options)
+    with_head = name in ("ForMaskedLM", "ForPreTraining")
     theirs = XLMRobertaForMaskedLM.from_pretrained(bare, output_loading_info=True)[1]["missing_keys"]
     assert set(info["missing_keys"]) == new | (theirs if with_head else set())
     assert not info["unexpected_keys"]
@@ -129,7 +114,7 @@ def test_checkpoints_of_every_kind_load_into_each_class(
 
     auto_class = getattr(transformers, auto_name)
     model, info = auto_class.from_pretrained(folders["ours"], output_loading_info=True)
-    assert type(model) is getattr(modeling_infoxlm, name)
+    assert type(model) is our_class
     assert set(info["missing_keys"]) == new - {PROJECTION}
     assert_has_weights_of(model, plain)
     assert isinstance(auto_class.from_config(InfoXLMConfig(**TINY, xlco_layer=3)), type(model))
@@ -167,19 +152,19 @@ def test_our_checkpoint_is_plain_xlm_r_and_a_projection(
         InfoXLMForPreTraining.from_pretrained(folders["ours"], xlco_layer=9)
 
 
-@pytest.mark.parametrize("folder", ["xlm-r", "published", "ours"])
-def test_what_is_new_is_initialised_and_what_is_tied_stays_so(folder: str, folders: dict[str, Path]) -> None:
+def test_what_is_new_is_initialised_and_what_is_tied_stays_so(folders: dict[str, Path]) -> None:
     """N(0, 0.02); parameters that from_pretrained does not find are made of uninitialised memory."""
     torch.manual_seed(0)
-    model, _ = load("InfoXLMForPreTraining", folders[folder])
-    assert model.lm_head.decoder.weight is model.roberta.embeddings.word_embeddings.weight
-    assert model.lm_head.decoder.bias is model.lm_head.bias
-    if folder == "ours":
-        assert model.config.to_dict()["architectures"] == ["InfoXLMForPreTraining", "InfoXLMForMaskedLM"]
-    else:
-        weight = dict(model.named_parameters())[PROJECTION].detach()
-        assert abs(float(weight.mean())) < 0.003
-        assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
+    for name in ("xlm-r", "published", "ours"):
+        model = InfoXLMForPreTraining.from_pretrained(folders[name], xlco_layer=3)
+        assert model.lm_head.decoder.weight is model.roberta.embeddings.word_embeddings.weight
+        assert model.lm_head.decoder.bias is model.lm_head.bias
+        if name == "ours":
+            assert model.config.to_dict()["architectures"] == ["InfoXLMForPreTraining", "InfoXLMForMaskedLM"]
+        else:
+            weight = dict(model.named_parameters())[PROJECTION].detach()
+            assert abs(float(weight.mean())) < 0.003
+            assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["LoraConfig", "LoHaConfig"])
@@ -193,84 +178,8 @@ def test_adapters_have_the_default_targets_of_xlm_r(kind: str) -> None:
     assert len(ours.base_model.targeted_module_names) == 2 * NUM_LAYERS
 
 
-# --- without the package
-
-REMOTE_CODE = """
-import sys, torch
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_infoxlm":
-            raise ModuleNotFoundError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocked())
-import transformers
-
-folder, output, *names = sys.argv[1:]
-input_ids, results = torch.tensor([[0, 11, 12, 2], [0, 13, 2, 1]]), {}
-mask = (input_ids != 1).long()
-try:
-    transformers.AutoModel.from_pretrained(folder)
-except ValueError as error:
-    results["refusal"] = str(error)
-for name in names:
-    model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
-    results[name] = type(model).__name__, type(model).__module__
-    if name == "AutoModel":
-        results["vectors"] = model.sentence_vectors(input_ids, mask, layer=3, pooling="mean").detach()
-    if name == "AutoModelForMaskedLM":
-        results["logits"] = model(input_ids, mask).logits.detach()
-    if name == "AutoModelForPreTraining":
-        batch = {"xlco": {"query": {"input_ids": input_ids[0], "lengths": [4]}}}
-        batch["xlco"] |= {"keys": torch.ones(1, 32), "negatives": -torch.ones(2, 32)}
-        losses = model(batch)
-        results["xlco"] = losses["xlco"].loss_sum.detach()
-torch.save(results, output)
-"""
-
-
-def test_a_saved_folder_loads_without_the_package(
-    tmp_path: Path, folders: dict[str, Path], plain: XLMRobertaForMaskedLM
-) -> None:
-    """In a clean process, by the code that save_pretrained put beside the weights."""
-    names = {auto_name: name for name, (auto_name, _) in CLASSES.items()}
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSTARTUP")}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-    (tmp_path / "load.py").write_text(REMOTE_CODE)
-    command = [sys.executable, "load.py", str(folders["ours"]), "results.pt", *names]
-    process = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    results = torch.load(tmp_path / "results.pt", weights_only=True)
-
-    assert "trust_remote_code" in results["refusal"]
-    for auto_name, name in names.items():
-        found, module = results[auto_name]
-        assert found == name and module.startswith("transformers_modules."), auto_name
-    sequences = [torch.tensor([0, 11, 12, 2]), torch.tensor([0, 13, 2])]
-    torch.testing.assert_close(
-        results["vectors"], vectors_by_hand(plain, sequences, 3, "mean"), rtol=1e-5, atol=1e-5
-    )
-    expected = plain(**pad(sequences)).logits.detach()
-    torch.testing.assert_close(results["logits"][:1], expected[:1], rtol=1e-4, atol=1e-4)
-    batch = {"xlco": {"query": {"input_ids": sequences[0], "lengths": [4]}}}
-    model = pretraining_model(plain)
-    expected = model(with_keys(batch, keys=torch.ones(1, 32), negatives=-torch.ones(2, 32)))[
-        "xlco"
-    ].loss_sum.detach()
-    torch.testing.assert_close(results["xlco"], expected, rtol=1e-5, atol=1e-5)
-
-
 def test_public_names_of_submodules_are_found_at_the_top() -> None:
     """At run time, by `import *`, and by type checkers, which see the imports that are never run."""
-    import modeling_infoxlm
     from modeling_infoxlm.training.trainer import InfoXLMTrainer
 
     assert modeling_infoxlm.InfoXLMTrainer is InfoXLMTrainer

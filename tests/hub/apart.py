@@ -49,11 +49,16 @@ for key, (place, auto_class, options, saved) in json.loads(jobs).items():
         hidden = model.eval().base_model(**inputs, output_hidden_states=True).hidden_states
         found["hidden"] = torch.stack(hidden)
         if auto_class == "AutoModelForPreTraining":
+            row, size = {"input_ids": inputs["input_ids"][0], "lengths": [5]}, model.config.hidden_size
+            keys = {"keys": torch.ones(1, size), "negatives": -torch.ones(2, size)}
+            found["loss"] = model({"xlco": {"query": row, **keys}})["xlco"].loss_sum
             found["outputs"] = [model.objectives["xlco"].projection.weight.detach()]
         else:
             choices = auto_class == "AutoModelForMultipleChoice"
             given = {name: part[None] for name, part in inputs.items()} if choices else inputs
             found["outputs"] = [part for part in model(**given).values()]
+        if type(model).__name__ == "InfoXLMModel":
+            found["vectors"] = model.sentence_vectors(**inputs, layer=2, pooling="mean")
     if saved:
         model.save_pretrained(saved)
 torch.save(results, folder + "/results.pt")
@@ -72,7 +77,7 @@ def load_apart(
 
     Returns:
         For each job module and class of the model, what its weights lack, labels, hidden states of all layers
-        (layers, B, T, D) and outputs of the head; or the error.
+        (layers, B, T, D), outputs of the head, sentence vectors and loss; or the error.
     """
     folder.mkdir(exist_ok=True)
     torch.save(inputs, folder / "inputs.pt")

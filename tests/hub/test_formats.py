@@ -110,15 +110,17 @@ def loaded(
     return {key: {**found, "folder": Path(jobs[key].place)} for key, found in results.items()}
 
 
-def expected_outputs(checkpoint: Path, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+@torch.no_grad()
+def expected_outputs(checkpoint: Path, name: str, kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Hidden states of the encoder and outputs of the head, by our own class."""
     model = CLASSES[name][0].from_pretrained(checkpoint)
     inputs = {key: part[None] for key, part in INPUTS.items()} if name == "ForMultipleChoice" else INPUTS
-    with torch.no_grad():
-        hidden = model.base_model(**INPUTS).last_hidden_state
-        if name == "ForPreTraining":
-            return hidden, [model.lm_head(hidden)]
+    hidden = model.base_model(**INPUTS).last_hidden_state
+    if name != "ForPreTraining":
         return hidden, list(model(**inputs).values())
+    if kind == "code":
+        return hidden, [load_file(checkpoint / "model.safetensors")[PROJECTION]]
+    return hidden, [model.lm_head(hidden)]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -127,12 +129,10 @@ def test_every_head_is_released_as_it_was(
     loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], kind: str, name: str
 ) -> None:
     found = loaded[f"{kind}/{name}"]
-    hidden, outputs = expected_outputs(checkpoints[name], name)
+    hidden, outputs = expected_outputs(checkpoints[name], name, kind)
     plain_name = "ForMaskedLM" if name == "ForPreTraining" else name
     assert found["class"] == (f"InfoXLM{name}" if kind == "code" else f"XLMRoberta{plain_name}")
     torch.testing.assert_close(found["hidden"][-1], hidden, rtol=0, atol=1e-5)
-    if kind == "code" and name == "ForPreTraining":
-        outputs = [load_file(checkpoints[name] / "model.safetensors")[PROJECTION]]
     # The encoder alone has no pooler, so transformers makes one of its own.
     has_random_pooler = name == "Model" and kind != "code"
     assert found["missing"] == (["pooler.dense.bias", "pooler.dense.weight"] if has_random_pooler else [])
@@ -140,6 +140,16 @@ def test_every_head_is_released_as_it_was(
     for ours, theirs in zip(outputs, found["outputs"], strict=False):
         assert theirs.std() > 0.005
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    # It holds these files, and nothing of this machine.
+    files = {path.name: path.read_bytes() for path in found["folder"].iterdir()}
+    assert set(files) == (PLAIN_FILES | CODE if kind == "code" else PLAIN_FILES)
+    here = str(checkpoints[name].parent.parent).encode()
+    assert not [file for file, content in files.items() if here in content]
+    tokenizer = AutoTokenizer.from_pretrained(found["folder"])
+    assert tokenizer.get_vocab() == word_tokenizer().get_vocab()
+    assert tokenizer("w9 w7")["input_ids"] == [0, 9, 7, 2] and found["tokens"] == len(tokenizer)
+    if name == "ForSequenceClassification":
+        assert found["labels"] == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -154,23 +164,19 @@ def test_code_of_every_auto_class_is_in_every_release(
         (encoder, name, "InfoXLMModel"),
     ):
         assert found["class"] == expected
-        hidden, _ = expected_outputs(checkpoints[trained], trained)
+        hidden, _ = expected_outputs(checkpoints[trained], trained, "code")
         torch.testing.assert_close(found["hidden"][-1], hidden, rtol=0, atol=1e-5)
+    mask = INPUTS["attention_mask"][..., None]
+    by_hand = (encoder["hidden"][2] * mask).sum(dim=1) / mask.sum(dim=1)
+    torch.testing.assert_close(encoder["vectors"], by_hand)
 
 
-def test_releases_hold_these_files_and_nothing_of_this_machine(
+def test_the_contrast_is_computed_by_the_code_of_a_release(
     loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path]
 ) -> None:
-    for key, found in loaded.items():
-        kind, name = key.split("/")
-        if kind in ("head", "encoder"):
-            continue
-        files = {path.name: path.read_bytes() for path in found["folder"].iterdir()}
-        assert set(files) == (PLAIN_FILES | CODE if kind == "code" else PLAIN_FILES), key
-        here = str(checkpoints[name].parent.parent).encode()
-        assert not [file for file, content in files.items() if here in content]
-        tokenizer = AutoTokenizer.from_pretrained(found["folder"])
-        assert tokenizer.get_vocab() == word_tokenizer().get_vocab()
-        assert tokenizer("w9 w7")["input_ids"] == [0, 9, 7, 2] and found["tokens"] == len(tokenizer)
-        if name == "ForSequenceClassification":
-            assert found["labels"] == {0: "entailment", 1: "neutral", 2: "contradiction"}
+    """Of one sentence, with a key of ones and two negatives of minus ones."""
+    model = InfoXLMForPreTraining.from_pretrained(checkpoints["ForPreTraining"])
+    key = torch.ones(1, model.config.hidden_size)
+    part = {"query": {"input_ids": INPUTS["input_ids"][0], "lengths": [5]}, "keys": key}
+    loss = model({"xlco": {**part, "negatives": -key.expand(2, -1)}})["xlco"].loss_sum
+    torch.testing.assert_close(loaded["code/ForPreTraining"]["loss"], loss.detach())
