@@ -1,7 +1,8 @@
 """Files as fairseq and the released code write them: checkpoints, dictionaries and token files, all tiny."""
 
 import argparse
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,13 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """In half precision, as `model.half()` leaves them: whole numbers stay."""
     halved = {id(value): value.half() if value.is_floating_point() else value for value in tensors.values()}
     return {name: halved[id(value)] for name, value in tensors.items()}
+
+
+class Trap:
+    """Stored as a call that would make a folder where it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.folder),)

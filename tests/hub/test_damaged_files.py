@@ -1,7 +1,6 @@
 """Files that are not what they are called, and paths that are none: one line, before anything is loaded."""
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hub.finished_run import save_tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_fairseq import Trap
 from transformers import AutoModelForSequenceClassification
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
@@ -110,20 +110,10 @@ def test_weights_that_were_cut_short_are_named_with_their_length(model: Path) ->
             check_state_file(model / WEIGHTS)
 
 
-class Harmful:
-    """A pickle of it would make a folder where it is read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
 def test_a_pickle_is_not_run_nor_advised_to_be(model: Path, tmp_path: Path) -> None:
     (model / WEIGHTS).unlink()
     weights = model / "pytorch_model.bin"
-    torch.save({"x": Harmful(tmp_path / "made")}, weights)
+    torch.save({"x": Trap(tmp_path / "made")}, weights)
     for load in (*LOADERS.values(), lambda folder: read_file(weights)):
         text = refusal(load, model)
         assert "mkdir" in text and "Nothing in it was run" in text
