@@ -2,21 +2,22 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hub.apart import Job, load_apart
 from safetensors.torch import load_file
 from tiny_encoder import word_tokenizer
 from tiny_heads import CLASSES, INPUTS, save_checkpoint
 from tiny_run import tiny_model
-from transformers import AutoTokenizer, XLMRobertaModel, set_seed
+from transformers import AutoModel, AutoTokenizer, XLMRobertaModel, set_seed
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, modeling_infoxlm
+from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel, modeling_infoxlm
 from modeling_infoxlm.configuration_infoxlm import AUTO_MAP
 from modeling_infoxlm.hub.export import RELEASE_FILE, export
 from modeling_infoxlm.hub.formats import save_as_infoxlm, save_as_xlm_roberta
@@ -86,28 +87,83 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_checkpoint(root / name, name) for name in CLASSES}
 
 
+# In a process where importing our package fails: what transformers makes of folders. For each its module and
+# class, what its weights lack, labels, hidden states of all layers (layers, B, T, D), outputs of the head,
+# sentence vectors and loss; or the error.
+LOAD = """
+import json, sys
+jobs, folder = sys.argv[1:]
+sys.modules["modeling_infoxlm"] = None
+import torch, transformers
+inputs = torch.load(folder + "/inputs.pt", weights_only=True)
+results = {}
+for key, (place, auto_class, *trust) in json.loads(jobs).items():
+    options = {"trust_remote_code": True} if trust else {}
+    try:
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            place, output_loading_info=True, **options
+        )
+    except (ValueError, OSError) as error:
+        results[key] = {"error": str(error)}
+        continue
+    results[key] = found = {
+        "module": type(model).__module__.split(".")[0],
+        "class": type(model).__name__,
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "labels": model.config.id2label,
+        "tokens": len(transformers.AutoTokenizer.from_pretrained(place)),
+    }
+    with torch.no_grad():
+        hidden = model.eval().base_model(**inputs, output_hidden_states=True).hidden_states
+        found["hidden"] = torch.stack(hidden)
+        if auto_class == "AutoModelForPreTraining":
+            row, size = {"input_ids": inputs["input_ids"][0], "lengths": [5]}, model.config.hidden_size
+            keys = {"keys": torch.ones(1, size), "negatives": -torch.ones(2, size)}
+            found["loss"] = model({"xlco": {"query": row, **keys}})["xlco"].loss_sum
+            found["outputs"] = [model.objectives["xlco"].projection.weight.detach()]
+        else:
+            choices = auto_class == "AutoModelForMultipleChoice"
+            given = {name: part[None] for name, part in inputs.items()} if choices else inputs
+            found["outputs"] = list(model(**given).values())
+        if type(model).__name__ == "InfoXLMModel":
+            found["vectors"] = model.sentence_vectors(**inputs, layer=2, pooling="mean")
+    if key == "saved/Model":
+        model.save_pretrained(folder + "/saved")
+torch.save(results, folder + "/results.pt")
+"""
+
+
 @pytest.fixture(scope="module")
 def loaded(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """What a clean process finds in the releases of every head, and of plain releases released again."""
-    root = tmp_path_factory.mktemp("releases")
-    jobs: dict[str, Job] = {}
-    code = {"trust_remote_code": True}
+    """What is found in the releases of every head, and of plain releases released again."""
+    root, trust = tmp_path_factory.mktemp("releases"), "trust"
+    jobs: dict[str, tuple[str, ...]] = {}
     for name, (_, auto_class, plain_auto_class) in CLASSES.items():
-        plain, again, ours = (root / f"{kind}-{name}" for kind in ("plain", "again", "code"))
+        plain, again, ours = (str(root / f"{kind}-{name}") for kind in ("plain", "again", "code"))
         export(checkpoints[name], plain)
         export(plain, again)
         export(checkpoints[name], ours, format="infoxlm")
-        jobs[f"plain/{name}"] = Job(str(plain), plain_auto_class, {})
-        jobs[f"again/{name}"] = Job(str(again), plain_auto_class, {})
-        jobs[f"code/{name}"] = Job(str(ours), auto_class, code)
-        jobs[f"head/{name}"] = Job(str(root / "code-ForPreTraining"), auto_class, code)
-        jobs[f"encoder/{name}"] = Job(str(ours), "AutoModel", code)
+        jobs[f"plain/{name}"] = (plain, plain_auto_class)
+        jobs[f"again/{name}"] = (again, plain_auto_class)
+        jobs[f"code/{name}"] = (ours, auto_class, trust)
+        jobs[f"head/{name}"] = (str(root / "code-ForPreTraining"), auto_class, trust)
+        jobs[f"encoder/{name}"] = (ours, "AutoModel", trust)
+    jobs["saved/Model"] = jobs["encoder/ForPreTraining"]
+    jobs["loaded again/ForMaskedLM"] = (str(root / "saved"), "AutoModelForMaskedLM", trust)
+    jobs["no trust/Model"] = jobs["saved/Model"][:2]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1"}
-    results = load_apart(root, jobs, INPUTS, environment)
-    return {key: {**found, "folder": Path(jobs[key].place)} for key, found in results.items()}
+    torch.save(INPUTS, root / "inputs.pt")
+    command = [sys.executable, "-c", LOAD, json.dumps(jobs), str(root)]
+    # It asks nobody whether it should trust.
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 240}
+    process = subprocess.run(command, env=environment, text=True, cwd=root, **options)
+    assert process.returncode == 0, process.stderr[-2000:]
+    results = torch.load(root / "results.pt", weights_only=True)
+    return {key: {**found, "folder": Path(jobs[key][0])} for key, found in results.items()}
 
 
 @torch.no_grad()
@@ -171,10 +227,15 @@ def test_code_of_every_auto_class_is_in_every_release(
     torch.testing.assert_close(encoder["vectors"], by_hand)
 
 
-def test_the_contrast_is_computed_by_the_code_of_a_release(
+def test_the_code_of_a_release_is_trusted_on_demand_saves_itself_and_computes_the_contrast(
     loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path]
 ) -> None:
-    """Of one sentence, with a key of ones and two negatives of minus ones."""
+    """The loss is of one sentence, with a key of ones and two negatives of minus ones."""
+    assert "trust_remote_code=True" in loaded["no trust/Model"]["error"]
+    again = loaded["loaded again/ForMaskedLM"]
+    assert (again["module"], again["class"]) == ("transformers_modules", "InfoXLMForMaskedLM")
+    here = AutoModel.from_pretrained(loaded["code/Model"]["folder"], trust_remote_code=True)
+    assert type(here) is InfoXLMModel  # where the package is installed, its class is taken
     model = InfoXLMForPreTraining.from_pretrained(checkpoints["ForPreTraining"])
     key = torch.ones(1, model.config.hidden_size)
     part = {"query": {"input_ids": INPUTS["input_ids"][0], "lengths": [5]}, "keys": key}
