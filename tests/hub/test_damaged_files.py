@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from hub.finished_run import save_tiny_model
-from safetensors.torch import load_file, save_file
 from tiny_fairseq import Trap
+from tiny_heads import tampered
 from transformers import AutoModelForSequenceClassification
 
 from modeling_infoxlm.evaluation.encoders import EncoderArguments, load_encoder
@@ -125,25 +125,21 @@ def test_a_pickle_is_not_run_nor_advised_to_be(model: Path, tmp_path: Path) -> N
     assert not (tmp_path / "made").exists()
 
 
-def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    weights = load_file(folder / WEIGHTS) | tensors
-    save_file({name: value for name, value in weights.items() if value is not None}, folder / WEIGHTS)
-
-
 def test_no_encoder_is_random_in_silence(model: Path) -> None:
-    bias = "roberta.encoder.layer.0.output.dense.bias"
-    for value, words in (
-        (torch.zeros(3), "output.dense.bias (3,), not (16,)"),
+    name = "roberta.encoder.layer.0.output.dense.bias"
+    for change, words in (
+        (lambda bias: bias[:3].clone(), "output.dense.bias (3,), not (16,)"),
         (None, "encoder.layer.0.output.dense.bias"),
     ):
-        change(model, **{bias: value})
+        tampered(model / WEIGHTS, name, change)
         for load in LOADERS.values():
             assert words in refusal(load, model)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("damage", "words"),
     [
+        # Sizes that no model has.
         ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1,000,000"),
         ({"num_hidden_layers": 4}, "num_hidden_layers 4, its weights 3"),
         ({"vocab_size": 10**9}, "vocab_size 1,000,000,000, its weights"),
@@ -151,20 +147,7 @@ def test_no_encoder_is_random_in_silence(model: Path) -> None:
         ({"num_attention_heads": 0}, "num_attention_heads must be a number of at least 1"),
         ({"architectures": 1.5}, "architectures must be a list of names, found 1.5"),
         ({"num_attention_heads": 3}, "hidden_size 16 cannot be divided among 3 heads"),
-    ],
-)
-def test_sizes_that_no_model_has_are_refused_at_once(
-    model: Path, changes: dict[str, object], words: str
-) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, **changes}))
-    for load in LOADERS.values():
-        assert words in refusal(load, model)
-
-
-@pytest.mark.parametrize(
-    ("index", "words"),
-    [
+        # Parts of split weights.
         ('{"weight_map": {"a": "model-1.safetensors"}}', "model-1.safetensors is missing"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "'../x.safetensors', which is no file of this folder"),
         ('{"weight_map": {"a": 3}}', "cannot be read"),
@@ -173,9 +156,15 @@ def test_sizes_that_no_model_has_are_refused_at_once(
         ("{", "cannot be read"),
     ],
 )
-def test_the_parts_of_split_weights_are_looked_for(model: Path, index: str, words: str) -> None:
-    (model / WEIGHTS).unlink()
-    (model / f"{WEIGHTS}.index.json").write_text(index)
+def test_sizes_and_lists_of_parts_are_looked_at_before_weights_are_loaded(
+    model: Path, damage: dict[str, object] | str, words: str
+) -> None:
+    if isinstance(damage, str):
+        (model / WEIGHTS).unlink()
+        (model / f"{WEIGHTS}.index.json").write_text(damage)
+    else:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, **damage}))
     for load in LOADERS.values():
         assert words in refusal(load, model)
 
