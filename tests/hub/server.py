@@ -13,13 +13,12 @@ in `HF_ENDPOINT`. So what is tested is what users run, and no test needs a netwo
 What it does as the Hub does: a new repository has one commit that holds `.gitattributes`; a commit is made
 whole or not at all; large and binary files go through LFS, whose sha256 is checked, and are read from another
 host name (`localhost`); missing and private repositories are 404 with a token and 401 without one; a read
-token may not write (403); invalid metadata in a card is refused, by `/api/validate-yaml` and in a commit.
+token may not write (403). Metadata of cards is not looked at.
 
 It has what the tests here ask for: models alone, no Xet (set HF_HUB_DISABLE_XET=1, as `environment` does), no
 parts of files, no pages of long answers. Every token may see every repository.
 
-This file holds the sockets, the faults and what tests look at; `hub_api.py` the endpoints; `card_rules.py`
-the rules for the metadata of cards.
+This file holds the sockets, the faults and what tests look at; `hub_api.py` the endpoints.
 """
 
 import contextlib
@@ -62,6 +61,7 @@ class LoopbackHub:
         endpoint: Its address, for `HF_ENDPOINT`.
         token: Token of the user `tester` that may write; `read_token` may only read.
         requests: "METHOD path?query" of every request, in order.
+        repositories: By their names, each with its `tags`, `heads` (branches, and `refs/pr/N`) and `private`.
     """
 
     def __init__(self) -> None:
@@ -72,6 +72,7 @@ class LoopbackHub:
         self.requests: list[str] = []
         self._faults: list[Fault] = []
         self._api = Api(self.endpoint, {self.token: "write", self.read_token: "read"})
+        self.repositories = self._api.repositories
         self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
@@ -119,23 +120,11 @@ class LoopbackHub:
     def commits(self, name: str, revision: str = "main") -> list[Commit]:
         """Commits of a revision, newest first; the last one is the Hub's own."""
         with self._lock:
-            return list(self._api.repositories[name].history(revision))
+            return list(self.repositories[name].history(revision))
 
     def tags(self, name: str) -> dict[str, str]:
         """Commit of each tag."""
-        return dict(self._api.repositories[name].tags)
-
-    def branches(self, name: str) -> dict[str, str]:
-        """Commit of each branch; a pull request is one called `refs/pr/N`."""
-        return dict(self._api.repositories[name].heads)
-
-    def is_private(self, name: str) -> bool:
-        """Whether it is seen with a token only."""
-        return self._api.repositories[name].private
-
-    def exists(self, name: str) -> bool:
-        """Whether there is such a repository."""
-        return name in self._api.repositories
+        return dict(self.repositories[name].tags)
 
     def note(self, method: str, path: str) -> Fault | None:
         """Log a request, and take the fault that is meant for it."""

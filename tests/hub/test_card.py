@@ -1,7 +1,5 @@
 """Cards: each word comes from a file of the release, and each snippet runs."""
 
-import copy
-import functools
 import json
 import re
 import shutil
@@ -15,19 +13,16 @@ import pytest
 import yaml
 from hub.finished_run import save_finished_run, save_tiny_model, write_result_file
 from hub.server import LoopbackHub
-from huggingface_hub import ModelCard, constants, metadata_load
+from huggingface_hub import metadata_load
 from markdown_it import MarkdownIt
+from tiny_heads import save_checkpoint
 
 from modeling_infoxlm.hub.card import MARKER, build_card
+from modeling_infoxlm.hub.checkup import check_card
 from modeling_infoxlm.hub.export import FORMATS, export, read_record
 from modeling_infoxlm.hub.publish import push_release
 from modeling_infoxlm.hub.release import build_release
 from modeling_infoxlm.hub.retries import RetriedApi
-from modeling_infoxlm.modeling_infoxlm import (
-    InfoXLMForPreTraining,
-    InfoXLMForQuestionAnswering,
-    InfoXLMForSequenceClassification,
-)
 from modeling_infoxlm.runs.errors import UsageError
 
 REPO = "org/infoxlm-demo"
@@ -68,49 +63,22 @@ def test_the_card_of_a_demo_run_is_as_expected_and_each_number_stands_in_a_file(
         ), text
 
 
-def test_the_card_shows_both_ends_of_a_run_and_a_warning_in_capitals(tmp_path: Path) -> None:
-    run = save_finished_run(tmp_path / "out")
+def test_both_ends_of_a_run_a_warning_and_parts_of_test_sets_are_shown_as_such(tmp_path: Path) -> None:
+    run, release = save_finished_run(tmp_path / "out"), tmp_path / "release"
     metrics = json.loads((run / "eval_results.json").read_text())
-    metrics |= {
-        "start_retrieval/mean": 0.9,
-        "start_loss/mlm": 9.5,
-        "warning": "THIS RUN ENDED WORSE: 90.0 -> 82.1 %",
-    }
+    metrics |= {"start_retrieval/mean": 0.9, "start_loss/mlm": 9.5, "warning": "ENDED WORSE: 90.0 -> 82.1 %"}
     (run / "eval_results.json").write_text(json.dumps(metrics))
-    build_release(run, tmp_path / "release", repo_id=REPO)
-    card = card_of(tmp_path / "release")
-    assert "**THIS RUN ENDED WORSE: 90.0 -> 82.1 %**" in card
+    part = {"en": {"accuracy": {"value": 84.25, "low": 83.0, "high": 85.0, "count": 100}}}
+    result = write_result_file(tmp_path / "xnli_results.json", run, scores=part)
+    build_release(run, release, repo_id=REPO, results=[result], dtype="bfloat16")
+    card = card_of(release)
+    assert "**ENDED WORSE: 90.0 -> 82.1 %**" in card
     assert "| pair | before the training | after it, top-1 |" in card
     assert "| en-de |  | 81.5 |" in card and "| mean | 90.0 | 82.1 |" in card
     assert "| loss/mlm | 9.500 | 7.458 |" in card
-
-
-def test_the_validator_of_the_client_accepts_each_card(
-    hub: LoopbackHub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    hub.client().create_repo(REPO)
-    for bad in ("a: [", "license: 3", "language: [en, no]", "base_model: /home/me/model", "model-index: {}"):
-        with pytest.raises(ValueError, match="Invalid metadata"):  # the loopback Hub does look
-            hub.client().upload_file(
-                path_or_fileobj=f"---\n{bad}\n---\n".encode(), path_in_repo="README.md", repo_id=REPO
-            )
-    result = write_result_file(tmp_path / "xnli_results.json", run)
-    found = {}
-    for form in FORMATS:
-        build_release(run, tmp_path / form, repo_id=REPO, format=form, results=[result], license="mit")
-        ModelCard.load(tmp_path / form / "README.md").validate()
-        found[form] = metadata = metadata_load(tmp_path / form / "README.md")
-        assert metadata["license"] == "mit" and metadata["language"][:2] == ["multilingual", "de"]
-        (index,) = metadata["model-index"]
-        assert [entry["dataset"]["config"] for entry in index["results"]] == ["en", "sw"]
-    assert {form: metadata["pipeline_tag"] for form, metadata in found.items()} == {
-        "xlm-roberta": "fill-mask",
-        "infoxlm": "fill-mask",
-        "sentence-transformers": "sentence-similarity",
-        "onnx": "feature-extraction",
-    }
-    assert found["sentence-transformers"]["library_name"] == "sentence-transformers"
+    assert "Not a whole public test set" in card and "84.2" in card
+    assert "model-index" not in card and not (release / ".eval_results").exists()
+    assert "It was measured before the weights were stored as bfloat16." in card
 
 
 def test_without_records_the_card_claims_nothing(tmp_path: Path) -> None:
@@ -118,16 +86,6 @@ def test_without_records_the_card_claims_nothing(tmp_path: Path) -> None:
     card = card_of(tmp_path / "release")
     assert "How it was trained is not recorded here." in card and "Nothing was measured." in card
     assert "model-index" not in card and "base_model" not in card and "license" not in card
-
-
-def test_parts_of_test_sets_and_numbers_of_other_weights_are_marked(run: Path, tmp_path: Path) -> None:
-    part = {"en": {"accuracy": {"value": 84.25, "low": 83.0, "high": 85.0, "count": 100}}}
-    result = write_result_file(tmp_path / "xnli_results.json", run, scores=part)
-    build_release(run, tmp_path / "release", repo_id=REPO, results=[result], dtype="bfloat16")
-    card = card_of(tmp_path / "release")
-    assert "Not a whole public test set" in card and "84.2" in card
-    assert "model-index" not in card and not (tmp_path / "release" / ".eval_results").exists()
-    assert "It was measured before the weights were stored as bfloat16." in card
 
 
 def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
@@ -169,40 +127,27 @@ def test_a_cut_release_states_its_own_vectors(run: Path, tmp_path: Path, layer: 
     assert ("which were not measured" in card) == (layer != 3)
 
 
-CUT = {"repo_id": REPO, "format": "sentence-transformers", "layer": 2}
+CUT: dict[str, Any] = {"repo_id": REPO, "format": "sentence-transformers", "layer": 2}
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (
-            {"settings": {"layer": 3, "pooling": "mean"}},
-            "is of layer 3, the release of layer 2",
-        ),
-        (
-            {"settings": {"layer": 2, "pooling": "cls"}},
-            "is of pooling cls, the release of pooling mean",
-        ),
+def test_results_are_of_the_vectors_of_the_release_or_refused(run: Path, tmp_path: Path) -> None:
+    cut, path = tmp_path / "cut", tmp_path / "tatoeba_results.json"
+    fitting: dict[str, Any] = {"task": "tatoeba", "settings": {"layer": 2, "pooling": "mean"}}
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"settings": {"layer": 3, "pooling": "mean"}}, "is of layer 3, the release of layer 2"),
+        ({"settings": {"layer": 2, "pooling": "cls"}}, "is of pooling cls, the release of pooling mean"),
         # An older program may have written it.
-        ({"command": ["run_x.py", "--run_name", "hf_" + "aB1" * 12]}, r"results\.json holds an access token"),
-    ],
-)
-def test_results_of_other_vectors_or_with_a_token_are_refused(
-    run: Path, tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    fitting = {"task": "tatoeba", "settings": {"layer": 2, "pooling": "mean"}}
-    result = write_result_file(tmp_path / "tatoeba_results.json", run, **fitting | changes)
-    with pytest.raises(UsageError, match=words):
-        build_release(run, tmp_path / "release", results=[result], **CUT)
-
-
-def test_results_of_the_release_itself_are_its_own(run: Path, tmp_path: Path) -> None:
-    cut, path, settings = tmp_path / "cut", tmp_path / "tatoeba_results.json", {"layer": 2, "pooling": "mean"}
+        ({"command": ["x.py", "--run_name", "hf_" + "aB1" * 12]}, r"results\.json holds an access token"),
+    )
+    for number, (changes, words) in enumerate(refused):
+        result = write_result_file(path, run, **fitting | changes)
+        with pytest.raises(UsageError, match=words):
+            build_release(run, tmp_path / str(number), results=[result], **CUT)
     export(run, cut, format="sentence-transformers", layer=2)
-    own = write_result_file(path, cut, task="tatoeba", settings=settings)
+    own = write_result_file(path, cut, **fitting)
     build_release(cut, tmp_path / "of_cut", repo_id=REPO, results=[own])
     build_release(run, tmp_path / "of_run", results=[own], **CUT)
-    of_source = write_result_file(path, run, task="tatoeba", settings=settings)
+    of_source = write_result_file(path, run, **fitting)
     build_release(run, tmp_path / "release", results=[of_source], **CUT)
     assert "layer 2, pooling mean" in card_of(tmp_path / "release")
 
@@ -243,30 +188,17 @@ def structure(card: str) -> list[tuple[str, str]]:
     return [(token.type, token.tag) for token in flat if token.type not in ("text", "softbreak")]
 
 
-def leaves(content: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
-    """Places of all texts in a JSON file, and, with None at the end, of all keys."""
+def with_one_text(content: Any, text: str) -> Iterator[Any]:
+    """Copies of what a JSON file holds, in each of which one text, or one key, is this one."""
     if isinstance(content, str):
-        yield path
-    items = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content if isinstance(content, list) else ())
-    )
-    for key, value in items:
-        if isinstance(content, dict):
-            yield (*path, key, None)
-        yield from leaves(value, (*path, key))
-
-
-def put(content: Any, path: tuple[object, ...], text: str) -> Any:
-    changed = copy.deepcopy(content)
-    *above, last = path[:-1] if path[-1] is None else path
-    place = functools.reduce(lambda inner, key: inner[key], above, changed)
-    if path[-1] is None:
-        place[text] = place.pop(last)
-    else:
-        place[last] = text
-    return changed
+        yield text
+    elif isinstance(content, list):
+        for i, value in enumerate(content):
+            yield from ([*content[:i], new, *content[i + 1 :]] for new in with_one_text(value, text))
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield {(text if name == key else name): content[name] for name in content}
+            yield from ({**content, key: new} for new in with_one_text(value, text))
 
 
 def test_nothing_that_others_wrote_gets_into_a_card_as_markup(run: Path, tmp_path: Path) -> None:
@@ -285,19 +217,19 @@ def test_nothing_that_others_wrote_gets_into_a_card_as_markup(run: Path, tmp_pat
         path = release / name
         content = json.loads(path.read_text())
         content |= {"base_model": "org/base"} if name == "training.json" else {}
-        for place in leaves(content):
+        for changed in zip(*(with_one_text(content, text) for text in ("harmless", HOSTILE)), strict=True):
             cards = []
-            for text in ("harmless", HOSTILE):
-                path.write_text(json.dumps(put(content, place, text)))
+            for one in changed:
+                path.write_text(json.dumps(one))
                 try:
                     cards.append(str(build_card(release, REPO)))
                 except UsageError:
                     refused += 1
             if len(cards) == 2:
                 shown += 1
-                assert structure(cards[0]) == structure(cards[1]), place
+                assert structure(cards[0]) == structure(cards[1]), changed
                 metadata, harmless = (yaml.safe_load(card.split("---\n")[1]) for card in reversed(cards))
-                assert metadata.keys() <= harmless.keys() and metadata.get("license") is None, place
+                assert metadata.keys() <= harmless.keys() and metadata.get("license") is None, changed
         path.write_text(json.dumps(content))
     assert shown > 250 and refused > 100, (shown, refused)
 
@@ -318,37 +250,43 @@ for name, code in json.load(open("snippets.json")).items():
 """
 
 
-def heads(folder: Path, run: Path) -> dict[str, Path]:
-    """Folders of fine-tuned models beside the run."""
-    model = InfoXLMForPreTraining.from_pretrained(run)
-    made = {}
-    for name, head in (("xnli", InfoXLMForSequenceClassification), ("mlqa", InfoXLMForQuestionAnswering)):
-        made[name] = folder / name
-        for path in run.glob("tokenizer*"):
-            made[name].mkdir(parents=True, exist_ok=True)
-            (made[name] / path.name).write_bytes(path.read_bytes())
-        head(model.config).save_pretrained(made[name])
-    return made
-
-
-def test_each_snippet_of_each_card_runs(hub: LoopbackHub, run: Path, tmp_path: Path) -> None:
-    sources = {form: (run, form) for form in FORMATS}
-    sources |= {name: (folder, "xlm-roberta") for name, folder in heads(tmp_path, run).items()}
-    snippets = {}
+def test_each_snippet_of_each_card_runs_and_its_metadata_are_in_order(
+    hub: LoopbackHub, run: Path, tmp_path: Path
+) -> None:
+    sources: dict[str, tuple[Path, str]] = {form: (run, form) for form in FORMATS}
+    for kind in ("ForSequenceClassification", "ForQuestionAnswering"):
+        sources[kind] = (save_checkpoint(tmp_path / kind, kind), "xlm-roberta")
+    result = write_result_file(tmp_path / "xnli_results.json", run)
+    snippets, pipelines = {}, {}
     for name, (source, form) in sources.items():
-        repo_id, release = f"org/{name}", tmp_path / "releases" / name
-        build_release(source, release, repo_id=repo_id, format=form)  # type: ignore[arg-type]
+        repo_id, release, results = f"org/{name}", tmp_path / "releases" / name, [result][: source == run]
+        build_release(source, release, repo_id=repo_id, format=form, results=results, license="mit")
         push_release(release, repo_id, api=RetriedApi(hub.client()))
+        assert check_card(release).level == "ok"
+        metadata = metadata_load(release / "README.md")
+        pipelines[name] = (metadata["pipeline_tag"], metadata["library_name"])
+        if results:
+            assert metadata["license"] == "mit" and metadata["language"][:2] == ["multilingual", "de"]
+            found = [entry["dataset"]["config"] for entry in metadata["model-index"][0]["results"]]
+            assert found == ["en", "sw"]
         blocks = re.findall(r"### (.*?)\n\n```python\n(.*?)```", card_of(release), flags=re.DOTALL)
         snippets |= {f"{name}: {heading}": code for heading, code in blocks}
+    assert pipelines == {
+        "xlm-roberta": ("fill-mask", "transformers"),
+        "infoxlm": ("fill-mask", "transformers"),
+        "sentence-transformers": ("sentence-similarity", "sentence-transformers"),
+        "onnx": ("feature-extraction", "transformers"),
+        "ForSequenceClassification": ("text-classification", "transformers"),
+        "ForQuestionAnswering": ("question-answering", "transformers"),
+    }
     assert len(snippets) == 10  # three each of the encoders with a head for words, one each of the others
     (tmp_path / "snippets.json").write_text(json.dumps(snippets))
-    result = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", RUN_SNIPPETS, str(tmp_path)],
         env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("done:") == len(snippets)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.count("done:") == len(snippets)

@@ -48,50 +48,40 @@ def test_results_figures_and_the_training_come_along(run: Path, release: Path, t
     assert found == [("facebook/xnli", "en", 84.25), ("facebook/xnli", "sw", 61.5)]
 
 
-def _score(metric: str = "accuracy", count: int = 5010) -> dict[str, dict[str, float]]:
+def _score(count: int, metric: str = "accuracy") -> dict[str, dict[str, float]]:
     return {metric: {"value": 84.0, "low": 83.0, "high": 85.0, "count": count}}
 
 
-def _qa(task: str, rules: str | None, count: int, files: dict[str, str]) -> dict[str, Any]:
-    dataset: dict[str, Any] = {"name": task, "files": files, "revision": None, "sha256": "d" * 64}
-    if not files:
-        dataset |= {"revision": "c" * 40, "sha256": None, "repo_id": f"facebook/{task}"}
-    settings = {} if rules is None else {"scoring_rules": rules}
-    scores = {"de": _score("f1", count)}
-    return {"task": task, "metric": "f1", "dataset": dataset, "settings": settings, "scores": scores}
-
-
-XQUAD_GERMAN = {"xquad.de.json": "990b5d746746" + "0" * 52}
-
-
-def _xnli(scores: dict[str, Any] | None = None, **dataset: Any) -> dict[str, Any]:
-    """A whole test set of the Hub, but for these changes."""
-    whole = {"name": "xnli", "files": {}, "revision": "c" * 40, "sha256": None, "repo_id": "facebook/xnli"}
-    changes = {"dataset": whole | dataset, "scores": scores or {"en": _score()}}
-    return {"task": "xnli", "metric": "accuracy", "settings": {}, **changes}
+# Test sets of the Hub; XQuAD in files, of which the first digits of the hash are known.
+HUB = {"files": {}, "revision": "c" * 40, "sha256": None}
+XNLI, MLQA = HUB | {"repo_id": "facebook/xnli"}, HUB | {"repo_id": "facebook/mlqa"}
+XQUAD = {"files": {"xquad.de.json": "990b5d746746" + "0" * 52}, "revision": None, "sha256": "d" * 64}
 
 
 @pytest.mark.parametrize(
-    ("result", "task_ids"),
+    ("task", "dataset", "rules", "language", "count", "task_ids"),
     [
-        (_xnli(), ["en"]),
-        (_xnli({"en": _score(count=2490)}), []),
-        (_xnli({"en-sw": _score()}), []),
+        ("xnli", XNLI, None, "en", 5010, ["en"]),
+        ("xnli", XNLI, None, "en", 2490, []),
+        ("xnli", XNLI, None, "en-sw", 5010, []),
         # Of the right name and size, but of unknown content; of another dataset; of no commit.
-        (_xnli(files={"x": "f" * 64}, sha256="d" * 64, revision=None, repo_id=None), []),
-        (_xnli(repo_id="me/xnli"), []),
-        (_xnli(revision=None), []),
-        (_qa("mlqa", None, 4517, {}), ["mlqa.de.de"]),
-        (_qa("mlqa", "squad", 4517, {}), []),
-        (_qa("mlqa", "mlqa", 512, {}), []),
-        (_qa("xquad", "squad", 1190, XQUAD_GERMAN), ["xquad.de"]),
-        (_qa("xquad", "squad", 1190, {"xquad.de.json": "f" * 64}), []),
-        (_qa("xquad", None, 1190, XQUAD_GERMAN), []),  # earlier results were scored by MLQA's rules
+        ("xnli", {"files": {"x": "f" * 64}, "sha256": "d" * 64, "revision": None}, None, "en", 5010, []),
+        ("xnli", XNLI | {"repo_id": "me/xnli"}, None, "en", 5010, []),
+        ("xnli", XNLI | {"revision": None}, None, "en", 5010, []),
+        ("mlqa", MLQA, None, "de", 4517, ["mlqa.de.de"]),
+        ("mlqa", MLQA, "squad", "de", 4517, []),
+        ("mlqa", MLQA, "mlqa", "de", 512, []),
+        ("xquad", XQUAD, "squad", "de", 1190, ["xquad.de"]),
+        ("xquad", XQUAD | {"files": {"xquad.de.json": "f" * 64}}, "squad", "de", 1190, []),
+        ("xquad", XQUAD, None, "de", 1190, []),  # earlier results were scored by MLQA's rules
     ],
 )
 def test_a_leaderboard_takes_whole_test_sets_that_are_measured_the_same_way_there(
-    result: dict[str, Any], task_ids: list[str]
+    task: str, dataset: dict[str, Any], rules: str | None, language: str, count: int, task_ids: list[str]
 ) -> None:
+    metric = "accuracy" if task == "xnli" else "f1"
+    result = {"task": task, "metric": metric, "scores": {language: _score(count, metric)}}
+    result |= {"dataset": {"name": task, **dataset}, "settings": {"scoring_rules": rules} if rules else {}}
     assert [entry["dataset"]["task_id"] for entry in leaderboard_entries(result)] == task_ids
 
 
@@ -114,7 +104,7 @@ def test_retrieval_stands_in_the_card_with_its_measure_and_on_no_leaderboard(
         run,
         task="tatoeba",
         dataset={"name": "tatoeba", "sha256": None, **dataset},
-        scores={"de": _score(count=1000)},
+        scores={"de": _score(1000)},
         settings={"layer": 7, "similarity": "cosine", "margin": "ratio", "margin_neighbours": 4},
         details={"measure": "accuracy, mean of both directions"},
         seed=None,
@@ -185,6 +175,14 @@ def test_an_export_brings_along_how_it_was_trained_and_no_path_of_the_machine(
     assert training["compute"]["steps"] == 240 and training["compute"]["seconds"] > 0
     assert training["heldout"]["retrieval/mean"] > 0.5
     assert "/examples" not in json.dumps(training) and "demo_output" not in json.dumps(training)
+    # Sources on the Hub keep their names.
+    shutil.copytree(run, tmp_path / "out")
+    content = json.loads((run / "run.json").read_text())
+    content["corpus"]["sources"][0]["files"][0]["path"] = "hub:org/pairs:de-en"
+    (tmp_path / "out" / "run.json").write_text(json.dumps(content))
+    training = describe_training(tmp_path / "out", tmp_path / "out")
+    assert training["datasets"] == ["org/pairs"]
+    assert [source["name"] for source in training["sources"]][:2] == ["hub:org/pairs:de-en", "en-el.tsv.xz"]
 
 
 def test_a_checkpoint_is_told_apart_from_the_end(run: Path, release: Path, tmp_path: Path) -> None:
@@ -209,16 +207,6 @@ def test_a_checkpoint_is_told_apart_from_the_end(run: Path, release: Path, tmp_p
     add_evidence(tmp_path / "out", release)
     assert (release / "results" / "xnli_results.json").is_file()
     assert len(list((release / "figures").iterdir())) == 2
-
-
-def test_sources_on_the_hub_keep_their_names(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "out")
-    record = json.loads((run / "run.json").read_text())
-    record["corpus"]["sources"][0]["files"][0]["path"] = "hub:org/pairs:de-en"
-    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
-    training = describe_training(tmp_path / "out", tmp_path / "out")
-    assert training["datasets"] == ["org/pairs"]
-    assert [source["name"] for source in training["sources"]][:2] == ["hub:org/pairs:de-en", "en-el.tsv.xz"]
 
 
 def test_broken_records_of_a_run_are_told_of_with_file_and_key(run: Path, tmp_path: Path) -> None:

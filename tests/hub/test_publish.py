@@ -32,16 +32,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def release(source: Path) -> Path:
-    folder = source.parent / "release"
-    build_release(source, folder, repo_id=REPO)
-    return folder
+    build_release(source, source.parent / "release", repo_id=REPO)
+    return source.parent / "release"
 
 
 @pytest.fixture(scope="module")
 def sharded(source: Path) -> Path:
-    folder = source.parent / "sharded"
-    build_release(source, folder, repo_id=REPO, max_shard_size="20KB")
-    return folder
+    build_release(source, source.parent / "sharded", repo_id=REPO, max_shard_size="20KB")
+    return source.parent / "sharded"
 
 
 @pytest.fixture
@@ -110,12 +108,12 @@ def test_old_weights_go_and_what_others_wrote_stays(hub: LoopbackHub, push: Push
 
 def test_a_branch_and_a_pull_request_leave_main_alone_and_get_no_tag(hub: LoopbackHub, push: Push) -> None:
     record = push(revision="trial")
-    assert record.tag is None and hub.branches(REPO)["trial"] == record.oid
+    assert record.tag is None and hub.repositories[REPO].heads["trial"] == record.oid
     assert on_hub(hub) == {} and "README.md" in on_hub(hub, "trial")
     push(tag="none")
-    head = hub.branches(REPO)["main"]
+    head = hub.repositories[REPO].heads["main"]
     record = push(create_pr=True, message="again")
-    assert hub.branches(REPO)["main"] == head and record.tag is None
+    assert hub.repositories[REPO].heads["main"] == head and record.tag is None
     with pytest.raises(UsageError, match="either --create_pr or --revision"):
         push(create_pr=True, revision="trial")
 
@@ -132,12 +130,19 @@ def test_a_tag_can_be_named_once(hub: LoopbackHub, push: Push, source: Path, tmp
         push(tag="paper")
 
 
-def test_private_means_private(hub: LoopbackHub, push: Push) -> None:
+def test_private_means_private(hub: LoopbackHub, push: Push, tmp_path: Path) -> None:
     push(private=True)
-    assert hub.is_private(REPO)
+    assert hub.repositories[REPO].private
     hub.client().create_repo("org/open", private=False)
     with pytest.raises(UsageError, match="exists and is public"):
         push_release(Path(__file__).parent, "org/open", private=True, api=RetriedApi(hub.client()))
+    (tmp_path / ".pushing" / "left").mkdir(parents=True)
+    made = publisher(hub, tmp_path)  # of a run that begins
+    made.prepare()
+    assert not (tmp_path / ".pushing").exists()
+    made.repo_id, made.private = "org/open", True
+    with pytest.raises(UsageError, match="exists and is public"):
+        made.prepare()
 
 
 # ---------------------------------------------------------------------------- trouble on the way
@@ -178,18 +183,16 @@ def test_trouble_that_stays_is_one_line_and_no_commit_and_the_next_push_goes_on_
     assert not any(line.startswith("PUT") for line in hub.requests)  # the weights were there already
 
 
-def test_a_lost_answer_to_a_commit_that_removed_files(hub: LoopbackHub, push: Push, sharded: Path) -> None:
+def test_a_lost_answer_to_a_commit_that_removed_files_and_a_server_that_says_how_long_to_wait(
+    hub: LoopbackHub, push: Push, sharded: Path
+) -> None:
+    hub.inject(Fault(method="POST", path="/create", kind="status", status=429, retry_after=7))
     push(sharded)
+    assert push.waits == [7.0]  # type: ignore[attr-defined]
     hub.inject(Fault(method="POST", path="/commit/", kind="after"))
     push()
     assert hub.pending_faults == 0 and len(hub.commits(REPO)) == 3
     assert not any(name.startswith("model-0") for name in on_hub(hub))
-
-
-def test_the_server_says_how_long_to_wait(hub: LoopbackHub, push: Push) -> None:
-    hub.inject(Fault(method="POST", path="/create", kind="status", status=429, retry_after=7))
-    push()
-    assert push.waits == [7.0]  # type: ignore[attr-defined]
 
 
 def test_a_token_that_is_wrong_or_may_only_read_is_not_tried_again(hub: LoopbackHub, release: Path) -> None:
@@ -234,9 +237,14 @@ def publisher(hub: LoopbackHub, folder: Path) -> TrainingPublisher:
 
 
 @pytest.mark.timeout(60)
-def test_a_failed_push_is_logged_and_leaves_nothing_behind(
+def test_a_release_or_push_that_fails_is_logged_and_leaves_nothing_behind(
     hub: LoopbackHub, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    shutil.copytree(source, tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"damaged")
+    job = publisher(hub, tmp_path).push_checkpoint(tmp_path / "checkpoint-1", message="step 1")
+    assert isinstance(job.exception(), UsageError) and "the training goes on" in caplog.text
+    assert list((tmp_path / ".pushing").iterdir()) == [] and REPO not in hub.repositories
     hub.inject(Fault(method="POST", path="/commit/", kind="status", status=500, times=1000))
     job = publisher(hub, tmp_path).push_checkpoint(source, message="step 1")
     assert isinstance(job.exception(timeout=60), HubError)
@@ -258,26 +266,6 @@ def test_a_checkpoint_may_be_removed_while_it_is_pushed(
     job.result(timeout=60)
     found = {name: content for name, content in on_hub(hub).items() if name.startswith("last-checkpoint/")}
     assert found == {f"last-checkpoint/{name}": content for name, content in expected.items()}
-
-
-def test_a_release_that_cannot_be_built_does_not_end_the_training(
-    hub: LoopbackHub, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copytree(source, tmp_path / "checkpoint-1")
-    (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"damaged")
-    job = publisher(hub, tmp_path).push_checkpoint(tmp_path / "checkpoint-1", message="step 1")
-    assert isinstance(job.exception(), UsageError) and "the training goes on" in caplog.text
-    assert list((tmp_path / ".pushing").iterdir()) == [] and not hub.exists(REPO)
-
-
-def test_a_run_begins_with_a_private_repository_or_not_at_all(hub: LoopbackHub, tmp_path: Path) -> None:
-    (tmp_path / ".pushing" / "left").mkdir(parents=True)
-    made = publisher(hub, tmp_path)
-    made.prepare()
-    assert not (tmp_path / ".pushing").exists() and not hub.is_private(REPO)
-    made.private = True
-    with pytest.raises(UsageError, match="exists and is public"):
-        made.prepare()
 
 
 # ---------------------------------------------------------------------------- the command

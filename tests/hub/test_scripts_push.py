@@ -49,7 +49,7 @@ def test_a_fine_tuning(hub: LoopbackHub, tmp_path: Path) -> None:
     metadata, text = card(hub)
     assert (metadata["pipeline_tag"], metadata["license"]) == ("question-answering", "mit")
     names = {"results/mlqa_results.json", "results/xquad_results.json", "training.json"}
-    assert names <= set(hub.files(REPO)) and hub.tags(REPO) == {"v1": hub.branches(REPO)["main"]}
+    assert names <= set(hub.files(REPO)) and hub.tags(REPO) == {"v1": hub.repositories[REPO].heads["main"]}
     assert "### MLQA" in text and "### XQuAD" in text and "Not a whole public test set" in text
 
 

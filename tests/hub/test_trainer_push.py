@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 from hub.server import LoopbackHub
-from huggingface_hub import metadata_load
+from huggingface_hub import constants, metadata_load
 from safetensors.torch import load_file
+from tiny_run import tiny_corpus, tiny_model
 from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from modeling_infoxlm import (
+    ContrastArguments,
+    InfoXLMTrainer,
+    JointDataset,
+    PretrainingArguments,
+    StreamSettings,
+)
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/run"
@@ -41,7 +50,7 @@ def run(
 
 def commits_of_models(hub: LoopbackHub) -> Iterator[dict[str, bytes]]:
     """Files of each commit but the Hub's own first one."""
-    if hub.exists(REPO):
+    if REPO in hub.repositories:
         yield from (commit.files for commit in hub.commits(REPO)[:-1])
 
 
@@ -51,60 +60,45 @@ def write_files(files: dict[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def check_release(files: dict[str, bytes], folder: Path) -> None:
-    write_files(files, folder)
-    model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-    assert type(model).__name__ == "XLMRobertaForMaskedLM" and not report["missing_keys"]
-    assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
-    assert metadata_load(folder / "README.md")["language"] == ["multilingual", "en", "xx"]
-    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
-
-
-def test_a_run_killed_after_its_second_save_leaves_a_model_on_the_hub(
+def test_a_run_killed_after_its_second_save_leaves_a_model_on_the_hub_and_a_finished_one_its_last(
     hub: LoopbackHub, command: list[str], tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--max_steps", "100000"],
         cwd=ROOT,
         env=environment(hub, tmp_path),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    while process.poll() is None and len(list(commits_of_models(hub))) < 2:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.communicate()[1] is not None and process.returncode == -signal.SIGKILL
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while process.poll() is None and len(list(commits_of_models(hub))) < 2:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     for number, files in enumerate(commits_of_models(hub)):
-        check_release(files, tmp_path / str(number))
+        write_files(files, tmp_path / str(number))
+        model, report = AutoModelForMaskedLM.from_pretrained(tmp_path / str(number), output_loading_info=True)
+        assert type(model).__name__ == "XLMRobertaForMaskedLM" and not report["missing_keys"]
+        assert len(AutoTokenizer.from_pretrained(tmp_path / str(number))) == model.config.vocab_size
+        assert metadata_load(tmp_path / str(number) / "README.md")["language"] == ["multilingual", "en", "xx"]
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     assert b"a checkpoint of a training that had not ended" in hub.files(REPO)["README.md"]
 
-    result = run([*command, "--max_steps", "20", "--overwrite_output_dir", "true"], hub, tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
-    check_release(hub.files(REPO), tmp_path / "last")
-    assert hub.tags(REPO) == {"v1": hub.branches(REPO)["main"]}
-    assert b"had not ended" not in hub.files(REPO)["README.md"]
-    assert not list((tmp_path / "out").glob(".pushing/*"))
-    weights = load_file(tmp_path / "last" / "model.safetensors")
-    trained = load_file(tmp_path / "out" / "model.safetensors")
-    assert set(weights) <= set(trained)
-
-
-def test_with_the_checkpoint_strategy_all_that_resumption_needs_is_there(
-    hub: LoopbackHub, command: list[str], tmp_path: Path
-) -> None:
-    own = ["--max_steps", "20", "--hub_strategy", "checkpoint", "--hub_format", "infoxlm"]
+    # With the checkpoint strategy all that resumption needs is there.
+    own = "--max_steps 20 --overwrite_output_dir true --hub_strategy checkpoint --hub_format infoxlm".split()
     result = run([*command, *own], hub, tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     saved = {path.name: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-20").iterdir()}
     pushed = next(files for files in commits_of_models(hub) if "last-checkpoint/config.json" in files)
-    beside = {
-        name.removeprefix("last-checkpoint/"): content
-        for name, content in pushed.items()
-        if name.startswith("last-checkpoint/")
-    }
+    start = "last-checkpoint/"
+    beside = {name.removeprefix(start): pushed[name] for name in pushed if name.startswith(start)}
     assert beside == saved and "momentum_state.safetensors" in saved
-    write_files(hub.files(REPO), tmp_path / "got")
-    assert type(AutoModel.from_pretrained(tmp_path / "got")).__name__ == "InfoXLMModel"
+    assert hub.tags(REPO) == {"v1": hub.repositories[REPO].heads["main"]}
+    assert b"had not ended" not in hub.files(REPO)["README.md"]
+    assert not list((tmp_path / "out").glob(".pushing/*"))
+    write_files(hub.files(REPO), tmp_path / "last")
+    assert type(AutoModel.from_pretrained(tmp_path / "last")).__name__ == "InfoXLMModel"
+    weights = load_file(tmp_path / "last" / "model.safetensors")
+    assert set(weights) <= set(load_file(tmp_path / "out" / "model.safetensors"))
 
 
 def test_a_hub_that_refuses_is_told_before_the_first_step(
@@ -116,39 +110,29 @@ def test_a_hub_that_refuses_is_told_before_the_first_step(
     assert not (tmp_path / "out" / "checkpoint-20").exists()
 
 
-BY_HAND = """
-import sys
-from pathlib import Path
-from tiny_run import tiny_corpus, tiny_model
-from modeling_infoxlm import InfoXLMTrainer, JointDataset, PretrainingArguments, StreamSettings
-from modeling_infoxlm import ContrastArguments
-folder = Path(sys.argv[1])
-args = PretrainingArguments(
-    output_dir=str(folder / "out"),
-    max_steps=2,
-    per_device_train_batch_size=2,
-    save_strategy="no",
-    warmup_steps=0,
-    use_cpu=True,
-    disable_tqdm=True,
-    push_to_hub=True,
-    hub_model_id="org/run",
-    hub_strategy="end",
-)
-data = JointDataset(tiny_corpus(folder / "corpus"), StreamSettings(xlco_examples=2), 4)
-trainer = InfoXLMTrainer(tiny_model(), args, contrast=ContrastArguments(queue_size=8), train_dataset=data)
-trainer.train()
-first = trainer.push_to_hub("by hand")
-later = trainer.push_to_hub("in the background", blocking=False)
-print(first, later.result())
-"""
-
-
-def test_a_trainer_pushes_when_it_is_told_to(hub: LoopbackHub, tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    result = run([sys.executable, "-c", BY_HAND, str(tmp_path)], hub, tmp_path, PYTHONPATH=paths)
-    assert result.returncode == 0, result.stderr[-2000:]
+def test_a_trainer_pushes_when_it_is_told_to(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    where = {"hub_model_id": REPO, "hub_token": hub.token, "hub_strategy": "end"}
+    args = PretrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        save_strategy="no",
+        warmup_steps=0,
+        use_cpu=True,
+        disable_tqdm=True,
+        push_to_hub=True,
+        **where,
+    )
+    data = JointDataset(tiny_corpus(tmp_path / "corpus"), StreamSettings(xlco_examples=2), 4)
+    contrast = ContrastArguments(queue_size=8)
+    trainer = InfoXLMTrainer(tiny_model(), args, contrast=contrast, train_dataset=data)
+    trainer.train()
+    first = trainer.push_to_hub("by hand")
+    trainer.push_to_hub("in the background", blocking=False).result()
     (commit,) = hub.commits(REPO)[:-1]  # nothing had changed the second time
     assert commit.message == "by hand" and hub.tags(REPO) == {"v1": commit.oid}
     assert {"config.json", "model.safetensors", "README.md", "release.json"} <= set(commit.files)
-    assert result.stdout.split()[-2].endswith(commit.oid)
+    assert first.endswith(commit.oid)
