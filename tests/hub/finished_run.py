@@ -61,3 +61,9 @@ def write_result_file(path: Path, measured: Path, *, task: str = "xnli", **chang
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
     return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, by their paths in it."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

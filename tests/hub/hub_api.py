@@ -124,10 +124,8 @@ class Api:
 
     # Who may do what.
 
-    def role(self, request: Request, *, needed: bool = True) -> str | None:
+    def role(self, request: Request) -> str:
         given = request.headers.get("Authorization")
-        if given is None and not needed:
-            return None
         if given not in self.roles:
             raise HubError(401, "Invalid username or password.")
         return self.roles[given]
@@ -137,11 +135,10 @@ class Api:
             raise HubError(403, "Forbidden: this token has no permission to write.")
 
     def readable(self, request: Request, repo: str) -> Repository:
-        role = self.role(request, needed=False)
-        found = self.repositories.get(repo)
-        if found is None or (role is None and found.private):
-            raise HubError(404 if role else 401, "Repository not found", "RepoNotFound")
-        return found
+        self.role(request)
+        if repo not in self.repositories:
+            raise HubError(404, "Repository not found", "RepoNotFound")
+        return self.repositories[repo]
 
     def writable(self, request: Request, repo: str) -> Repository:
         found = self.readable(request, repo)

@@ -12,11 +12,11 @@ in `HF_ENDPOINT`. So what is tested is what users run, and no test needs a netwo
 
 What it does as the Hub does: a new repository has one commit that holds `.gitattributes`; a commit is made
 whole or not at all; large and binary files go through LFS, whose sha256 is checked, and are read from another
-host name (`localhost`); missing and private repositories are 404 with a token and 401 without one; a read
-token may not write (403). Metadata of cards is not looked at.
+host name (`localhost`); a missing repository is 404; a read token may not write (403).
 
 It has what the tests here ask for: models alone, no Xet (set HF_HUB_DISABLE_XET=1, as `environment` does), no
-parts of files, no pages of long answers. Every token may see every repository.
+parts of files, no pages of long answers. Each request needs a token, which may see every repository; metadata
+of cards is not looked at.
 
 This file holds the sockets, the faults and what tests look at; `hub_api.py` the endpoints.
 """

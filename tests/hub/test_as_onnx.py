@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer
 from modeling_infoxlm.hub import as_onnx
 from modeling_infoxlm.hub.as_onnx import example_batch, save_as_onnx
 from modeling_infoxlm.hub.export import RELEASE_FILE, export, export_command, read_record
+from modeling_infoxlm.hub.formats import plain_encoder
 from modeling_infoxlm.runs.errors import UsageError
 
 FILES = {"config.json", "export.json", "model.onnx", "model.onnx.data"}
@@ -125,19 +125,6 @@ def test_transformers_loads_it_by_its_own_means(releases: Releases) -> None:
     torch.testing.assert_close(found.logits, by_torch["logits"], rtol=0, atol=1e-4)
 
 
-def export_from(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
-    """Take the files of a release instead of tracing anew; the list receives the models that are exported."""
-    models: list[Any] = []
-
-    def copy_files(model: Any, target: Path) -> None:
-        models.append(model)
-        for name in FILES:
-            shutil.copyfile(folder / name, target / name)
-
-    monkeypatch.setattr(as_onnx, "_export", copy_files)
-    return models
-
-
 @needs_onnx
 def test_command_prints_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     checkpoint, release = tmp_path / "checkpoint", tmp_path / "release"
@@ -155,38 +142,46 @@ def test_command_prints_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 
 @needs_onnx
 @pytest.mark.parametrize("error", [2e-4, float("nan")])
-def test_graph_that_differs_from_torch_is_not_released(
-    releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
-) -> None:
+def test_graph_that_differs_from_torch_is_found(releases: Releases, error: float) -> None:
     """The weights that torch has are not those of the graph."""
-    export_from(monkeypatch, releases["ForPreTraining"])
-    model = trained_model("ForPreTraining")
+    model = plain_encoder(trained_model("ForPreTraining"), 2)
     with torch.no_grad():
-        model.roberta.encoder.layer[1].output.LayerNorm.bias[0] += error
-    model.save_pretrained(tmp_path / "checkpoint")
+        model.encoder.layer[1].output.LayerNorm.bias[0] += error
     message = "the ONNX graph differs from torch by (2.0e-04|nan), more than 1e-04"
     with pytest.raises(RuntimeError, match=message):
-        export(tmp_path / "checkpoint", tmp_path / "release", format="onnx", layer=2)
-    with pytest.raises(RuntimeError, match=message):
-        save_as_onnx(model, tmp_path / "direct", layer=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "direct"]
-    assert not list((tmp_path / "direct").iterdir())
+        as_onnx._check(model, releases["ForPreTraining"])
 
 
 @needs_onnx
-def test_fine_tuned_model_that_is_cut_loses_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "none").mkdir()
-    for name in FILES:
-        (tmp_path / "none" / name).touch()
-    models = export_from(monkeypatch, tmp_path / "none")
+def test_a_cut_model_loses_its_head_and_a_graph_that_differs_is_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Any] = []
+
+    def note(model: Any, folder: Path) -> None:
+        models.append(model)
+        (folder / "model.onnx").touch()
+
+    monkeypatch.setattr(as_onnx, "_export", note)
     monkeypatch.setattr(as_onnx, "_check", lambda *given: None)
+    model = trained_model("ForSequenceClassification")
     for layer in (1, None):
-        save_as_onnx(trained_model("ForSequenceClassification"), tmp_path / str(layer), layer=layer)
-    assert [type(model).__name__ for model in models] == [
-        "XLMRobertaModel",
-        "XLMRobertaForSequenceClassification",
-    ]
+        save_as_onnx(model, tmp_path / "whole", layer=layer)
+    names = [type(model).__name__ for model in models]
+    assert names == ["XLMRobertaModel", "XLMRobertaForSequenceClassification"]
     assert [model.config.num_hidden_layers for model in models] == [1, 3]
+
+    def fail(*given: object) -> None:
+        raise RuntimeError("it differs")
+
+    monkeypatch.setattr(as_onnx, "_check", fail)
+    with pytest.raises(RuntimeError, match="it differs"):
+        save_as_onnx(model, tmp_path / "direct")
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
+    with pytest.raises(RuntimeError, match="it differs"):
+        export(checkpoint, tmp_path / "release", format="onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "direct", "whole"]
+    assert not list((tmp_path / "direct").iterdir())
 
 
 def test_missing_packages_give_the_command_that_installs_them(

@@ -92,7 +92,6 @@ def test_a_leaderboard_takes_whole_test_sets_that_are_measured_the_same_way_ther
         ({"files": {}, "revision": "c" * 40, "repo_id": "mteb/tatoeba-bitext-mining"}, True),
         ({"files": {"a": "edfa6f75a425" + "0" * 52, "b": "eb9cc83a42f2" + "0" * 52}, "revision": None}, True),
         ({"files": {"a": "edfa6f75a425" + "0" * 52, "b": "f" * 64}, "revision": None}, False),
-        ({"files": {"de-en.de": "e" * 64, "de-en.en": "f" * 64}, "revision": None}, False),
     ],
 )
 def test_retrieval_stands_in_the_card_with_its_measure_and_on_no_leaderboard(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from disk_limit import file_size_limit
+from hub.finished_run import contents
 from hub.server import LoopbackHub
 from safetensors.torch import load_file, save_file
 from tiny_encoder import word_tokenizer
@@ -27,10 +28,6 @@ from modeling_infoxlm.runs.files import file_sha256
 DEPTH_OF_BASE = {"num_hidden_layers": 12, "xlco_layer": None}  # whose layer of the contrast is known
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 PLAIN_FILES = {"config.json", "model.safetensors", *TOKENIZER, RELEASE_FILE}
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ---------------------------------------------------------------------------- the record
@@ -232,7 +229,7 @@ def test_release_takes_the_place_of_an_older_one_or_of_an_empty_folder(
     (tmp_path / "release").mkdir()
     export(checkpoint, tmp_path / "release", format="infoxlm", max_shard_size="10KB")
     export(checkpoint, tmp_path / "release", dtype="float16")
-    assert set(tree(tmp_path / "release")) == PLAIN_FILES
+    assert set(contents(tmp_path / "release")) == PLAIN_FILES
     assert set(export(checkpoint, tmp_path / "a" / "b").files) == PLAIN_FILES  # missing parents are made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "checkpoint", "release"]
     with pytest.raises(UsageError, match="would replace its own source"):
@@ -246,25 +243,25 @@ def test_folder_with_anything_else_is_not_touched(checkpoint: Path, tmp_path: Pa
         export(checkpoint, tmp_path / "work")
     export(checkpoint, tmp_path / "release")
     (tmp_path / "release" / "README.md").write_text("by hand")
-    before = tree(tmp_path / "release")
+    before = contents(tmp_path / "release")
     with pytest.raises(UsageError, match="release holds README.md, .* which would be lost"):
         export(checkpoint, tmp_path / "release", dtype="float16")
-    assert tree(tmp_path / "release") == before
+    assert contents(tmp_path / "release") == before
     with pytest.raises(UsageError, match="notes.txt exists and is not a folder"):
         export(checkpoint, tmp_path / "work" / "notes.txt")
-    assert tree(tmp_path / "work") == {"notes.txt": b"keep me"}
+    assert contents(tmp_path / "work") == {"notes.txt": b"keep me"}
 
 
 def test_full_disk_leaves_what_was_there(checkpoint: Path, tmp_path: Path) -> None:
     """Each format is written by a library of its own, which says so in its own words."""
     export(checkpoint, tmp_path / "release")
-    before = tree(tmp_path / "release")
+    before = contents(tmp_path / "release")
     for form in ("xlm-roberta", "infoxlm", "sentence-transformers"):
         for folder in ("release", "another"):
             message = f"{folder} cannot be written: its disk"
             with file_size_limit(20_000), pytest.raises(DiskFullError, match=message):
                 export(checkpoint, tmp_path / folder, format=form)
-    assert tree(tmp_path / "release") == before
+    assert contents(tmp_path / "release") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "release"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub.finished_run import save_finished_run
+from hub.finished_run import contents, save_finished_run
 from hub.server import Fault, LoopbackHub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -58,12 +58,6 @@ def push(hub: LoopbackHub, release: Path) -> Push:
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client itself waits between its tries of an upload."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 def on_hub(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Pushing while training: at every moment the Hub holds a model that loads, with its card."""
+"""Programs that push: at every moment the Hub holds a model that loads, with its card and results."""
 
 import os
 import signal
@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hub.server import LoopbackHub
 from huggingface_hub import constants, metadata_load
 from safetensors.torch import load_file
+from tiny_encoder import save_tiny_encoder
+from tiny_nli import write_encoders
+from tiny_qa import write_sets
 from tiny_run import tiny_corpus, tiny_model
 from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -23,6 +27,7 @@ from modeling_infoxlm import (
     PretrainingArguments,
     StreamSettings,
 )
+from modeling_infoxlm.runs.provenance import read_result
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/run"
@@ -42,10 +47,10 @@ def environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
 
 
 def run(
-    command: list[str], hub: LoopbackHub, tmp_path: Path, **variables: str
+    command: list[str], hub: LoopbackHub, tmp_path: Path, folder: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     given = environment(hub, tmp_path) | variables
-    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=240)
 
 
 def commits_of_models(hub: LoopbackHub) -> Iterator[dict[str, bytes]]:
@@ -136,3 +141,51 @@ def test_a_trainer_pushes_when_it_is_told_to(
     assert commit.message == "by hand" and hub.tags(REPO) == {"v1": commit.oid}
     assert {"config.json", "model.safetensors", "README.md", "release.json"} <= set(commit.files)
     assert first.endswith(commit.oid)
+
+
+# --- evaluation: model, results and card arrive together ---------------------------------------------------
+
+
+def evaluate(script: str, hub: LoopbackHub, tmp_path: Path, *flags: str) -> None:
+    command = [sys.executable, str(ROOT / script), "--push_to_hub", "true", "--hub_model_id", REPO, *flags]
+    result = run(command, hub, tmp_path, folder=tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_a_fine_tuning(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Question answering has two results; XNLI is pushed by the same lines."""
+    write_encoders(tmp_path)
+    write_sets(tmp_path / "data")
+    training = (
+        "--use_cpu true --disable_tqdm true --seed 1 --per_device_train_batch_size 8 --max_steps 2 "
+        "--eval_strategy no --save_steps 2 --hub_license mit"
+    ).split()
+    places = "--model_name_or_path infoxlm --train_file data/train-v1.1.json --output_dir out".split()
+    tests = ["--test_files", "data/mlqa", "data/xquad", "--cache_dir", "cache"]
+    shape = "--max_seq_length 16 --doc_stride 4 --max_query_length 4 --max_answer_length 2".split()
+    evaluate("run_mlqa.py", hub, tmp_path, *places, *tests, *shape, *training)
+    text = hub.files(REPO)["README.md"].decode()
+    metadata = yaml.safe_load(text.split("---\n")[1])
+    assert (metadata["pipeline_tag"], metadata["license"]) == ("question-answering", "mit")
+    names = {"results/mlqa_results.json", "results/xquad_results.json", "training.json"}
+    assert names <= set(hub.files(REPO)) and hub.tags(REPO) == {"v1": hub.repositories[REPO].heads["main"]}
+    assert "### MLQA" in text and "### XQuAD" in text and "Not a whole public test set" in text
+
+
+def test_tatoeba_of_a_folder_and_of_a_model_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    encoder = save_tiny_encoder(tmp_path / "encoder")
+    (tmp_path / "data").mkdir()
+    words = [f"w{4 + 3 * i} w{5 + i} w{6 + 2 * i}" for i in range(12)]
+    for name in ("de-en.de", "de-en.en"):
+        (tmp_path / "data" / name).write_text("\n".join(words) + "\n")
+    flags = ["--model_name_or_path", "encoder", "--data_dir", "data", "--output_dir", "out"]
+    evaluate("run_tatoeba.py", hub, tmp_path, *flags)
+    assert b"### Tatoeba" in hub.files(REPO)["README.md"] and "results/tatoeba_results.json" in hub.files(
+        REPO
+    )
+
+    hub.client().create_repo("org/encoder")
+    commit = hub.client().upload_folder(repo_id="org/encoder", folder_path=encoder)
+    flags = ["--model_name_or_path", "org/encoder", "--data_dir", "data", "--output_dir", "other"]
+    evaluate("run_tatoeba.py", hub, tmp_path, *flags, "--push_to_hub", "false")
+    assert read_result(tmp_path / "other" / "tatoeba_results.json")["model"]["revision"] == commit.oid
