@@ -88,7 +88,7 @@ def assert_has_weights_of(model: torch.nn.Module, plain: XLMRobertaForMaskedLM, 
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_checkpoints_of_every_kind_load_into_each_class(
+def test_every_checkpoint_loads_into_each_class(
     name: str, folders: dict[str, Path], plain: XLMRobertaForMaskedLM
 ) -> None:
     (our_class, auto_name, _), new = CLASSES[name], NEW.get(name, set())
@@ -120,9 +120,7 @@ def test_checkpoints_of_every_kind_load_into_each_class(
     assert isinstance(auto_class.from_config(InfoXLMConfig(**TINY, xlco_layer=3)), type(model))
 
 
-def test_saving_and_loading_keeps_projection_and_contrast(
-    tmp_path: Path, plain: XLMRobertaForMaskedLM
-) -> None:
+def test_saving_keeps_projection_and_contrast(tmp_path: Path, plain: XLMRobertaForMaskedLM) -> None:
     options = {"xlco_pooling": "mean", "xlco_temperature": 0.05, "xlco_similarity": "cosine"}
     model = pretraining_model(plain, **options)
     model.save_pretrained(tmp_path)
@@ -135,7 +133,7 @@ def test_saving_and_loading_keeps_projection_and_contrast(
         assert torch.equal(again(with_keys(batch, **extra))[name].loss_sum, loss.loss_sum), name
 
 
-def test_our_checkpoint_is_plain_xlm_r_and_a_projection(
+def test_our_checkpoint_is_xlm_r_and_a_projection(
     folders: dict[str, Path], plain: XLMRobertaForMaskedLM
 ) -> None:
     model, info = XLMRobertaForMaskedLM.from_pretrained(folders["ours"], output_loading_info=True)

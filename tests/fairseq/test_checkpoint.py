@@ -194,9 +194,7 @@ def test_a_callable_in_the_file_is_named_and_never_called(tmp_path: Path, zipped
 
 
 @ZIPPED
-def test_the_meters_of_a_training_checkpoint_are_read_past(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
-) -> None:
+def test_meters_are_read_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
     """fairseq's Trainer stores objects of its own in every checkpoint, in torch's older layout."""
     module = ModuleType("fairseq.meters")
     meters = {name: type(name, (), {"__module__": module.__name__}) for name in ("AverageMeter", "TimeMeter")}
@@ -226,11 +224,12 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, zipped: bool) -> N
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     assert "is not a file" in refuse(tmp_path, path)
-    for content, message in (
-        (released_tensors(), "entry `model`"),
-        ({"model": {"queue": 3}}, "'queue' of `model` is no tensor"),
-        ({"model": {}, "args": {"a": 1}}, "found a dict"),
-    ):
+    contents: dict[str, dict[str, Any]] = {
+        "entry `model`": released_tensors(),
+        "'queue' of `model` is no tensor": {"model": {"queue": 3}},
+        "found a dict": {"model": {}, "args": {"a": 1}},
+    }
+    for message, content in contents.items():
         torch.save(content, path)
         assert message in refuse(tmp_path, path)
 
@@ -340,28 +339,22 @@ def test_a_dictionary_in_another_order_or_unreadable_is_refused(
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
-    assert run_main(convert_fairseq_command, [str(path), str(tmp_path / "model")]) == 0
+def test_command_replaces_an_earlier_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = write_checkpoint(tmp_path / "model.pt", released_tensors()), tmp_path / "model"
+    assert run_main(convert_fairseq_command, [str(path), str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "12 layers of 24" in printed and "with projection; contrast at layer 8, temperature 0.2" in printed
     assert "queue of 10 keys, 7 of them filled" in printed
     assert "left out, entries (3): extra_state, last_optimizer_state, optimizer_history" in printed
-    path.write_bytes(b"no checkpoint")
-    assert run_main(convert_fairseq_command, [str(path), str(tmp_path / "other")]) == USAGE
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
-    assert run_main(convert_fairseq_command, [str(path)]) == USAGE
-    assert not (tmp_path / "other").exists()
-
-
-def test_only_an_earlier_conversion_is_replaced(tmp_path: Path) -> None:
-    folder = convert(tmp_path, released_tensors())
-    first = (folder / "model.safetensors").read_bytes()
-    path = write_checkpoint(tmp_path / "model.pt", released_tensors())
     assert "is not empty" in refuse(tmp_path, path)
+    first = (folder / "model.safetensors").read_bytes()
     convert(tmp_path, released_tensors(), use="slow", overwrite_output_dir=True)
     assert (folder / "model.safetensors").read_bytes() != first
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "model.pt"]
     (folder / "conversion.json").unlink()
     assert "did not write it" in refuse(tmp_path, path, overwrite_output_dir=True)
-    assert (folder / "model.safetensors").exists()
+    path.write_bytes(b"no checkpoint")
+    assert run_main(convert_fairseq_command, [str(path), str(tmp_path / "other")]) == USAGE
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert run_main(convert_fairseq_command, [str(path)]) == USAGE
+    assert not (tmp_path / "other").exists()

@@ -1,8 +1,10 @@
 """ONNX folders: open batch size and length, the numbers of torch, and nothing released that differs."""
 
+import functools
 import importlib.util
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +36,23 @@ FAST = tuple(name for name in CLASSES if name not in SLOW)
 LENGTHS = ([6], [1], [5, 5, 5], [3, 17, 2, 8, 1], [9, 2], [510])
 
 
-def has_packages() -> bool:
-    return all(importlib.util.find_spec(name) for name in as_onnx.PACKAGES)
-
-
-needs_onnx = pytest.mark.skipif(not has_packages(), reason="needs the extra `onnx`")
-
-
-class Releases:
-    """Releases by kind of checkpoint; each takes seconds to trace, so it is made when a test needs it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __getitem__(self, name: str) -> Path:
-        folder = self.root / name
-        if not folder.exists():
-            export(self.checkpoint(name), folder, format="onnx", layer=EXPORTED[name][0])
-        return folder
-
-    def checkpoint(self, name: str) -> Path:
-        return save_checkpoint(self.root / "checkpoints" / name, name)
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, as_onnx.PACKAGES)), reason="needs the extra `onnx`"
+)
 
 
 @pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
-    return Releases(tmp_path_factory.mktemp("onnx"))
+def release(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes the release of a kind of checkpoint, once: each takes seconds to trace."""
+
+    @functools.cache
+    def make(name: str) -> Path:
+        root = tmp_path_factory.mktemp(name)
+        checkpoint = save_checkpoint(root / "checkpoint", name)
+        export(checkpoint, root / "release", format="onnx", layer=EXPORTED[name][0])
+        return root / "release"
+
+    return make
 
 
 def run(folder: Path, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,17 +82,17 @@ def expected(name: str, layer: int | None, batch: dict[str, torch.Tensor]) -> di
 
 @needs_onnx
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_release_gives_torchs_numbers_for_every_shape(releases: Releases, name: str) -> None:
+def test_release_gives_torchs_numbers_for_every_shape(release: Callable[[str], Path], name: str) -> None:
     layer, outputs = EXPORTED[name]
     for lengths in LENGTHS:
         batch = example_batch(trained_model(name), lengths)
         assert batch["attention_mask"].sum(dim=-1).reshape(len(lengths), -1)[:, 0].tolist() == lengths
-        found, by_torch = run(releases[name], batch), expected(name, layer, batch)
+        found, by_torch = run(release(name), batch), expected(name, layer, batch)
         assert list(found) == outputs
         for output, value in found.items():
             torch.testing.assert_close(value, by_torch[output], rtol=0, atol=1e-4)
     assert all(value.std() > 0.01 for value in found.values())
-    check_files(releases[name], outputs == ["last_hidden_state"], name)
+    check_files(release(name), outputs == ["last_hidden_state"], name)
 
 
 def check_files(folder: Path, is_encoder: bool, name: str) -> None:
@@ -116,23 +109,23 @@ def check_files(folder: Path, is_encoder: bool, name: str) -> None:
 
 
 @needs_onnx
-def test_transformers_loads_it_by_its_own_means(releases: Releases) -> None:
+def test_transformers_loads_it_by_its_own_means(release: Callable[[str], Path]) -> None:
     from transformers.exporters import ExportedModel
 
     batch = example_batch(trained_model("ForSequenceClassification"), [5, 3])
-    found = ExportedModel.from_pretrained(releases["ForSequenceClassification"], device="cpu")(**batch)
+    found = ExportedModel.from_pretrained(release("ForSequenceClassification"), device="cpu")(**batch)
     by_torch = expected("ForSequenceClassification", None, batch)
     torch.testing.assert_close(found.logits, by_torch["logits"], rtol=0, atol=1e-4)
 
 
 @needs_onnx
 def test_command_prints_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    checkpoint, release = tmp_path / "checkpoint", tmp_path / "release"
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "release"
     save_checkpoint(checkpoint, "ForPreTraining", num_hidden_layers=2, xlco_layer=1)
-    export_command([str(checkpoint), "--output_dir", str(release), "--format", "onnx", "--layer", "1"])
-    line = f"{release}: XLMRobertaModel as ONNX, equal to torch's to 1e-4; onnxruntime loads model.onnx.\n"
+    export_command([str(checkpoint), "--output_dir", str(folder), "--format", "onnx", "--layer", "1"])
+    line = f"{folder}: XLMRobertaModel as ONNX, equal to torch's to 1e-4; onnxruntime loads model.onnx.\n"
     assert capfd.readouterr() == (line, "")
-    record = read_record(release)
+    record = read_record(folder)
     assert record is not None and (record.layer, record.pooling) == (1, None)
     assert logging.root.manager.disable == logging.NOTSET
 
@@ -142,20 +135,18 @@ def test_command_prints_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 
 @needs_onnx
 @pytest.mark.parametrize("error", [2e-4, float("nan")])
-def test_graph_that_differs_from_torch_is_found(releases: Releases, error: float) -> None:
+def test_graph_that_differs_from_torch_is_found(release: Callable[[str], Path], error: float) -> None:
     """The weights that torch has are not those of the graph."""
     model = plain_encoder(trained_model("ForPreTraining"), 2)
     with torch.no_grad():
         model.encoder.layer[1].output.LayerNorm.bias[0] += error
     message = "the ONNX graph differs from torch by (2.0e-04|nan), more than 1e-04"
     with pytest.raises(RuntimeError, match=message):
-        as_onnx._check(model, releases["ForPreTraining"])
+        as_onnx._check(model, release("ForPreTraining"))
 
 
 @needs_onnx
-def test_a_cut_model_loses_its_head_and_a_graph_that_differs_is_not_released(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_exported_and_not_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models: list[Any] = []
 
     def note(model: Any, folder: Path) -> None:
@@ -184,9 +175,7 @@ def test_a_cut_model_loses_its_head_and_a_graph_that_differs_is_not_released(
     assert not list((tmp_path / "direct").iterdir())
 
 
-def test_missing_packages_give_the_command_that_installs_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,

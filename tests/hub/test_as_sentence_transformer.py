@@ -102,9 +102,7 @@ def sentence_vectors(name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_release_gives_sentence_vectors_of_its_layer_and_holds_no_more(
-    root: Path, loaded: dict[str, dict[str, Any]], name: str
-) -> None:
+def test_release_ends_at_its_layer(root: Path, loaded: dict[str, dict[str, Any]], name: str) -> None:
     _, layers, options = RELEASES[name]
     folder, found, expected = root / name, loaded[name], sentence_vectors(name)
     dtype, is_normalized = options.get("dtype", "float32"), "normalize" in options

@@ -38,9 +38,7 @@ def card_of(release: Path) -> str:
     return (release / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_of_a_demo_run_is_as_expected_and_each_number_stands_in_a_file(
-    run: Path, tmp_path: Path
-) -> None:
+def test_each_number_in_the_card_of_a_demo_run_stands_in_a_file(run: Path, tmp_path: Path) -> None:
     """Numbers of the body, rounded as they are shown; those of the snippets are no results."""
     result = write_result_file(tmp_path / "xnli_results.json", run)
     (tmp_path / "given").mkdir()
@@ -250,9 +248,7 @@ for name, code in json.load(open("snippets.json")).items():
 """
 
 
-def test_each_snippet_of_each_card_runs_and_its_metadata_are_in_order(
-    hub: LoopbackHub, run: Path, tmp_path: Path
-) -> None:
+def test_each_snippet_of_each_card_runs(hub: LoopbackHub, run: Path, tmp_path: Path) -> None:
     sources: dict[str, tuple[Path, str]] = {form: (run, form) for form in FORMATS}
     for kind in ("ForSequenceClassification", "ForQuestionAnswering"):
         sources[kind] = (save_checkpoint(tmp_path / kind, kind), "xlm-roberta")

@@ -156,9 +156,7 @@ def test_no_encoder_is_random_in_silence(model: Path) -> None:
         ("{", "cannot be read"),
     ],
 )
-def test_sizes_and_lists_of_parts_are_looked_at_before_weights_are_loaded(
-    model: Path, damage: dict[str, object] | str, words: str
-) -> None:
+def test_impossible_sizes_and_parts(model: Path, damage: dict[str, object] | str, words: str) -> None:
     if isinstance(damage, str):
         (model / WEIGHTS).unlink()
         (model / f"{WEIGHTS}.index.json").write_text(damage)
@@ -189,9 +187,7 @@ def test_sizes_and_lists_of_parts_are_looked_at_before_weights_are_loaded(
         ("", ""),
     ],
 )
-def test_what_looks_like_a_path_is_looked_for_first(
-    model: Path, name: str, hint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_that_are_none(model: Path, name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking the Hub for it would take a minute, and its answer would mislead."""
     (model / "sub").mkdir()
     monkeypatch.chdir(model.parent)

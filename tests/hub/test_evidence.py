@@ -143,7 +143,7 @@ def test_results_that_are_not_this_models_own_are_refused(run: Path, release: Pa
 
 
 @pytest.mark.parametrize("sha256", [True, None], ids=["folder", "Hub"])
-def test_a_fine_tuning_names_its_encoder_in_its_own_results_only(
+def test_a_fine_tuning_names_its_encoder(
     run: Path, release: Path, tmp_path: Path, sha256: bool | None
 ) -> None:
     encoder = {"name_or_path": "org/base", "revision": "1" * 40, "sha256": sha256 and hash_weights(run)}
@@ -162,7 +162,7 @@ def test_a_fine_tuning_names_its_encoder_in_its_own_results_only(
         add_evidence(tuned, release, results=[other])
 
 
-def test_an_export_brings_along_how_it_was_trained_and_no_path_of_the_machine(
+def test_an_export_tells_how_it_was_trained(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run.parent)

@@ -114,7 +114,7 @@ def test_plain_masked_language_model_gets_a_projection_and_nothing_else_new(tmp_
         export(plain, tmp_path / "release", format="infoxlm")
 
 
-def test_heads_that_a_release_has_no_place_for_are_left_out_and_named(
+def test_heads_without_a_place_are_left_out_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours = save_checkpoint(tmp_path / "ours", "ForPreTraining")
@@ -160,7 +160,7 @@ def configure(folder: Path, **changes: Any) -> None:
         ),
     ],
 )
-def test_source_whose_weights_are_not_those_of_its_architecture(
+def test_weights_of_another_architecture(
     tmp_path: Path, name: str, change: dict[str, Any] | str, message: str
 ) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", name)
@@ -223,9 +223,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM")
 
 
-def test_release_takes_the_place_of_an_older_one_or_of_an_empty_folder(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_release_replaces_an_older_one_or_an_empty_folder(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "release").mkdir()
     export(checkpoint, tmp_path / "release", format="infoxlm", max_shard_size="10KB")
     export(checkpoint, tmp_path / "release", dtype="float16")
@@ -295,9 +293,7 @@ def test_command_without_a_model_or_with_one_that_is_not_there(tmp_path: Path) -
     assert "secret" not in repr(export_module.ExportArguments(token="secret"))
 
 
-def test_command_writes_the_release_and_says_what_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", "ForMaskedLM", **DEPTH_OF_BASE)
     plain, code, vectors = tmp_path / "plain", tmp_path / "code", tmp_path / "vectors"
     export_command([str(checkpoint), "--output_dir", str(plain), "--max_shard_size", "10KB"])

@@ -27,6 +27,7 @@ from modeling_infoxlm.runs.errors import UsageError
 MODEL_FILE = modeling_infoxlm.__file__
 # All that the model file imports from its folder, and it travels.
 CODE = {Path(file).name for file in (MODEL_FILE, *get_relative_import_files(MODEL_FILE))}
+Loads = dict[str, dict[str, Any]]
 PLAIN_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RELEASE_FILE}
 
 
@@ -46,7 +47,7 @@ def test_the_configuration_is_that_of_xlm_roberta(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("save", [save_as_xlm_roberta, save_as_infoxlm])
-def test_weights_are_stored_in_the_type_asked_for_and_nothing_is_drawn(
+def test_weights_have_the_type_asked_for(
     tmp_path: Path, save: Callable[..., object], dtype: torch.dtype
 ) -> None:
     model = tiny_model()
@@ -135,9 +136,7 @@ torch.save(results, folder + "/results.pt")
 
 
 @pytest.fixture(scope="module")
-def loaded(
-    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
+def loaded(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Loads:
     """What is found in the releases of every head, and of plain releases released again."""
     root, trust = tmp_path_factory.mktemp("releases"), "trust"
     jobs: dict[str, tuple[str, ...]] = {}
@@ -182,7 +181,7 @@ def expected_outputs(checkpoint: Path, name: str, kind: str) -> tuple[torch.Tens
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("kind", ["plain", "again", "code"])
 def test_every_head_is_released_as_it_was(
-    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], kind: str, name: str
+    loaded: Loads, checkpoints: dict[str, Path], kind: str, name: str
 ) -> None:
     found = loaded[f"{kind}/{name}"]
     hidden, outputs = expected_outputs(checkpoints[name], name, kind)
@@ -210,7 +209,7 @@ def test_every_head_is_released_as_it_was(
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_code_of_every_auto_class_is_in_every_release(
-    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path], name: str
+    loaded: Loads, checkpoints: dict[str, Path], name: str
 ) -> None:
     """A release of one head loads as any other, with the trained encoder."""
     encoder = loaded[f"encoder/{name}"]
@@ -227,9 +226,7 @@ def test_code_of_every_auto_class_is_in_every_release(
     torch.testing.assert_close(encoder["vectors"], by_hand)
 
 
-def test_the_code_of_a_release_is_trusted_on_demand_saves_itself_and_computes_the_contrast(
-    loaded: dict[str, dict[str, Any]], checkpoints: dict[str, Path]
-) -> None:
+def test_code_of_a_release_works_as_ours(loaded: Loads, checkpoints: dict[str, Path]) -> None:
     """The loss is of one sentence, with a key of ones and two negatives of minus ones."""
     assert "trust_remote_code=True" in loaded["no trust/Model"]["error"]
     again = loaded["loaded again/ForMaskedLM"]

@@ -65,9 +65,7 @@ def write_files(files: dict[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def test_a_run_killed_after_its_second_save_leaves_a_model_on_the_hub_and_a_finished_one_its_last(
-    hub: LoopbackHub, command: list[str], tmp_path: Path
-) -> None:
+def test_a_killed_run_leaves_a_model_on_the_hub(hub: LoopbackHub, command: list[str], tmp_path: Path) -> None:
     with subprocess.Popen(
         [*command, "--max_steps", "100000"],
         cwd=ROOT,
@@ -106,16 +104,14 @@ def test_a_run_killed_after_its_second_save_leaves_a_model_on_the_hub_and_a_fini
     assert set(weights) <= set(load_file(tmp_path / "out" / "model.safetensors"))
 
 
-def test_a_hub_that_refuses_is_told_before_the_first_step(
-    hub: LoopbackHub, command: list[str], tmp_path: Path
-) -> None:
+def test_a_refusal_comes_before_the_first_step(hub: LoopbackHub, command: list[str], tmp_path: Path) -> None:
     result = run([*command, "--max_steps", "20"], hub, tmp_path, HF_TOKEN=hub.read_token)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out" / "checkpoint-20").exists()
 
 
-def test_a_trainer_pushes_when_it_is_told_to(
+def test_a_trainer_pushes_when_told(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)

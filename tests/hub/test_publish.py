@@ -23,6 +23,7 @@ from modeling_infoxlm.runs.process import run_main
 
 REPO = "org/model"
 Push = Callable[..., PushRecord]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,7 @@ def on_hub(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
 # ---------------------------------------------------------------------------- one commit, then a tag
 
 
-def test_a_push_is_one_commit_and_a_tag_which_is_made_up_for(
-    hub: LoopbackHub, push: Push, release: Path
-) -> None:
+def test_a_push_is_one_commit_and_a_tag(hub: LoopbackHub, push: Push, release: Path) -> None:
     before = contents(release)
     hub.inject(Fault(method="POST", path="/tag/", kind="status", status=500, times=5))
     with pytest.raises(HubError, match="could not make the tag"):
@@ -162,7 +161,7 @@ def test_trouble_that_passes_is_outlasted(
 
 
 @pytest.mark.parametrize("kind", ["status", "drop"])
-def test_trouble_that_stays_is_one_line_and_no_commit_and_the_next_push_goes_on_there(
+def test_after_trouble_that_stays_the_next_push_goes_on(
     hub: LoopbackHub, push: Push, release: Path, kind: Any
 ) -> None:
     before = contents(release)
@@ -177,9 +176,7 @@ def test_trouble_that_stays_is_one_line_and_no_commit_and_the_next_push_goes_on_
     assert not any(line.startswith("PUT") for line in hub.requests)  # the weights were there already
 
 
-def test_a_lost_answer_to_a_commit_that_removed_files_and_a_server_that_says_how_long_to_wait(
-    hub: LoopbackHub, push: Push, sharded: Path
-) -> None:
+def test_a_lost_answer_and_a_server_that_asks_to_wait(hub: LoopbackHub, push: Push, sharded: Path) -> None:
     hub.inject(Fault(method="POST", path="/create", kind="status", status=429, retry_after=7))
     push(sharded)
     assert push.waits == [7.0]  # type: ignore[attr-defined]
@@ -247,9 +244,7 @@ def test_a_release_or_push_that_fails_is_logged_and_leaves_nothing_behind(
     assert on_hub(hub) == {} and list((tmp_path / ".pushing").iterdir()) == []
 
 
-def test_a_checkpoint_may_be_removed_while_it_is_pushed(
-    hub: LoopbackHub, source: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_may_go_while_it_is_pushed(hub: LoopbackHub, source: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-1"
     shutil.copytree(source, checkpoint)
     expected = contents(checkpoint)
@@ -265,12 +260,8 @@ def test_a_checkpoint_may_be_removed_while_it_is_pushed(
 # ---------------------------------------------------------------------------- the command
 
 
-def test_the_command(
-    hub: LoopbackHub,
-    source: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_command(
+    hub: LoopbackHub, source: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(source)
     assert run_main(push_command, [str(source), REPO, "--dry_run"]) == 0
