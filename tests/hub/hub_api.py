@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 USER = "tester"
 Files = dict[str, bytes]
@@ -39,9 +39,8 @@ class Request:
     body: bytes
 
     def json(self) -> Any:
-        """The body, JSON or a form."""
-        is_form = self.headers.get("Content-Type", "").startswith("application/x-www-form-urlencoded")
-        return parse_qs(self.body.decode()) if is_form else json.loads(self.body or b"{}")
+        """What the body holds."""
+        return json.loads(self.body or b"{}")
 
 
 @dataclass

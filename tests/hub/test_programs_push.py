@@ -11,22 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 from hub.server import LoopbackHub
-from huggingface_hub import constants, metadata_load
+from huggingface_hub import metadata_load
 from safetensors.torch import load_file
 from tiny_encoder import save_tiny_encoder
 from tiny_nli import write_encoders
 from tiny_qa import write_sets
-from tiny_run import tiny_corpus, tiny_model
 from tiny_text import TINY_DATA, TINY_MODEL, TINY_RUN, sentence_pairs, write_pairs
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from modeling_infoxlm import (
-    ContrastArguments,
-    InfoXLMTrainer,
-    JointDataset,
-    PretrainingArguments,
-    StreamSettings,
-)
 from modeling_infoxlm.runs.provenance import read_result
 
 ROOT = Path(__file__).parents[2]
@@ -111,32 +103,42 @@ def test_a_refusal_comes_before_the_first_step(hub: LoopbackHub, command: list[s
     assert not (tmp_path / "out" / "checkpoint-20").exists()
 
 
-def test_a_trainer_pushes_when_told(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    where = {"hub_model_id": REPO, "hub_token": hub.token, "hub_strategy": "end"}
-    args = PretrainingArguments(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        save_strategy="no",
-        warmup_steps=0,
-        use_cpu=True,
-        disable_tqdm=True,
-        push_to_hub=True,
-        **where,
-    )
-    data = JointDataset(tiny_corpus(tmp_path / "corpus"), StreamSettings(xlco_examples=2), 4)
-    contrast = ContrastArguments(queue_size=8)
-    trainer = InfoXLMTrainer(tiny_model(), args, contrast=contrast, train_dataset=data)
-    trainer.train()
-    first = trainer.push_to_hub("by hand")
-    trainer.push_to_hub("in the background", blocking=False).result()
+BY_HAND = """
+import sys
+from pathlib import Path
+from tiny_run import tiny_corpus, tiny_model
+from modeling_infoxlm import InfoXLMTrainer, JointDataset, PretrainingArguments, StreamSettings
+from modeling_infoxlm import ContrastArguments
+folder = Path(sys.argv[1])
+args = PretrainingArguments(
+    output_dir=str(folder / "out"),
+    max_steps=2,
+    per_device_train_batch_size=2,
+    save_strategy="no",
+    warmup_steps=0,
+    use_cpu=True,
+    disable_tqdm=True,
+    push_to_hub=True,
+    hub_model_id="org/run",
+    hub_strategy="end",
+)
+data = JointDataset(tiny_corpus(folder / "corpus"), StreamSettings(xlco_examples=2), 4)
+trainer = InfoXLMTrainer(tiny_model(), args, contrast=ContrastArguments(queue_size=8), train_dataset=data)
+trainer.train()
+first = trainer.push_to_hub("by hand")
+later = trainer.push_to_hub("in the background", blocking=False)
+print(first, later.result())
+"""
+
+
+def test_a_trainer_pushes_when_told(hub: LoopbackHub, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    result = run([sys.executable, "-c", BY_HAND, str(tmp_path)], hub, tmp_path, PYTHONPATH=paths)
+    assert result.returncode == 0, result.stderr[-2000:]
     (commit,) = hub.commits(REPO)[:-1]  # nothing had changed the second time
     assert commit.message == "by hand" and hub.tags(REPO) == {"v1": commit.oid}
     assert {"config.json", "model.safetensors", "README.md", "release.json"} <= set(commit.files)
-    assert first.endswith(commit.oid)
+    assert result.stdout.split()[-2].endswith(commit.oid)
 
 
 # --- evaluation: model, results and card arrive together ---------------------------------------------------
