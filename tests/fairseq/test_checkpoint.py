@@ -354,6 +354,7 @@ def test_command_replaces_an_earlier_conversion(tmp_path: Path, capsys: pytest.C
     (folder / "conversion.json").unlink()
     assert "did not write it" in refuse(tmp_path, path, overwrite_output_dir=True)
     path.write_bytes(b"no checkpoint")
+    capsys.readouterr()
     assert run_main(convert_fairseq_command, [str(path), str(tmp_path / "other")]) == USAGE
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert run_main(convert_fairseq_command, [str(path)]) == USAGE
