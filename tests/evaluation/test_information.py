@@ -16,27 +16,10 @@ from modeling_infoxlm.evaluation.information import (
     grouped_cosines,
     infonce_terms,
     mask_side,
-    mean_gain,
     sentence_bound,
     token_bounds,
 )
 from modeling_infoxlm.runs.errors import UsageError
-
-
-def test_a_known_table_gives_its_information() -> None:
-    """Tokens and contexts in exactly the shares of a joint table; q the true conditional, then another."""
-    table = np.array([[6, 1, 1], [1, 4, 1], [0, 2, 4], [2, 2, 1]])
-    joint = table / table.sum()
-    token, context = joint.sum(axis=1), joint.sum(axis=0)
-    filled = joint > 0
-    truth = float((joint[filled] * np.log((joint / np.outer(token, context))[filled])).sum())
-    drawn = [cell for cell, count in np.ndenumerate(table) for _ in range(count)]
-    conditional = joint / context
-    gains = np.array([math.log(conditional[x, c]) - math.log(token[x]) for x, c in drawn])
-    assert mean_gain([gains], [np.ones(len(drawn), int)]).value == pytest.approx(truth, abs=1e-12)
-    wrong = 0.5 * conditional + 0.5 / len(table)
-    gains = np.array([math.log(wrong[x, c]) - math.log(token[x]) for x, c in drawn])
-    assert mean_gain([gains], [np.ones(len(drawn), int)]).value < truth - 0.05
 
 
 def test_masks_hide_every_chosen_token_and_surprisal_and_entropy_are_those_of_the_text() -> None:
