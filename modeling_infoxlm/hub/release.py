@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,24 @@ def build_release(
     Raises:
         UsageError: If the source is no complete model, the options do not fit it, or a result is another's.
     """
-    with writing(folder):
-        made, form = read_record(source), options.get("format")
+    made, form = read_record(source), options.get("format")
+    if made is not None and form not in (None, made.format):
+        raise UsageError(
+            f"{source} is a release as {made.format}, not as {form}; give the folder of the run."
+        )
+    with writing(folder), ExitStack() as undo:
         if made is None:
             export(source, folder, **options)
-            card = source / CARD_NAME
-            if card.is_file() and not is_ours(card.read_bytes()):  # people's own goes with the model
-                shutil.copyfile(card, folder / CARD_NAME)
-        elif form not in (None, made.format):
-            raise UsageError(
-                f"{source} is a release as {made.format}, not as {form}; give the folder of the run."
-            )
-        else:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        card = source / CARD_NAME
+        if made is not None:
             copy_tree(source, folder)
+        elif card.is_file() and not is_ours(card.read_bytes()):  # people's own goes with the model
+            shutil.copyfile(card, folder / CARD_NAME)
         add_evidence(source, folder, results=results)
         write_card(folder, repo_id, license=license)
         _list_files(folder)
+        undo.pop_all()
 
 
 def list_release(folder: Path) -> dict[str, Path]:

@@ -141,6 +141,7 @@ def test_results_are_of_the_vectors_of_the_release_or_refused(run: Path, tmp_pat
         result = write_result_file(path, run, **fitting | changes)
         with pytest.raises(UsageError, match=words):
             build_release(run, tmp_path / str(number), results=[result], **CUT)
+        assert not (tmp_path / str(number)).exists()
     export(run, cut, format="sentence-transformers", layer=2)
     own = write_result_file(path, cut, **fitting)
     build_release(cut, tmp_path / "of_cut", repo_id=REPO, results=[own])
