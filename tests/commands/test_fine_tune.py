@@ -352,7 +352,6 @@ def test_bad_data(tmp_path: Path, refused: Refusal) -> None:
         (MLQA, "--null_score_diff_threshold 1", "needs --version_2_with_negative true"),
         (MLQA, "--eval_steps 5", "eval_steps 5.0 is not supported: there is no selection on a dev set"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_done(refused: Refusal, program: Program, own: str, message: str) -> None:
     assert message in refused(program, *own.split())
