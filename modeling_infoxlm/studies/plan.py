@@ -13,11 +13,20 @@ from typing import Any
 
 from modeling_infoxlm.runs.config_file import RecipeError, read_recipe
 from modeling_infoxlm.runs.errors import UsageError
-from modeling_infoxlm.runs.files import text_sha256
+from modeling_infoxlm.runs.files import Each, check_shape, text_sha256
 from modeling_infoxlm.training.arguments import PrepareArguments
 
 TRAINING = "run"
-_KEYS = {"output_dir", "results_dir", "seeds", "starts", "pretrain", "arms", "evaluations"}
+_SHAPE = {
+    "output_dir": str,
+    "results_dir?": str,
+    "seeds?": [(str, int)],
+    "starts?": Each((Each(object), None)),
+    "pretrain?": Each(object),
+    "arms": Each((Each(object), None), least=1),
+    "evaluations?": Each(Each(object)),
+}
+_MEASURES = ("tatoeba", "xnli", "mlqa", "information", "align-words")
 # Commands that refuse to write over what they left when they were cut; the others go on by themselves.
 _NEVER_RESUMED = ("tatoeba", "align-words")
 _SEED = "{seed}"
@@ -62,23 +71,15 @@ class Study:
         Raises:
             UsageError: If it cannot be read, or lacks or misnames something.
         """
-        try:
-            content = read_recipe(path)
-        except RecipeError as error:
-            raise UsageError(str(error)) from error
-        unknown = content.keys() - _KEYS
+        content = _recipe(path)
+        keys = [key.removesuffix("?") for key in _SHAPE]
+        unknown = sorted(map(str, content.keys() - set(keys)))
         if unknown:
-            raise UsageError(f"{path}: unknown key {min(unknown)}; expected {', '.join(sorted(_KEYS))}.")
-        lacking = [name for name in ("output_dir", "arms") if not content.get(name)]
-        if lacking:
-            raise UsageError(f"{path} lacks {lacking[0]}.")
-        for name in ("starts", "pretrain", "arms", "evaluations"):
-            if not isinstance(content.get(name) or {}, dict):
-                raise UsageError(f"{path}: {name} must be a mapping, found {content[name]!r:.60}.")
+            raise UsageError(f"{path}: unknown key {unknown[0]}; expected {', '.join(keys)}.")
+        check_shape(content, _SHAPE, path)
         named = {
             name: {
-                one: flags if flags is None else dict(flags)
-                for one, flags in (content.get(name) or {}).items()
+                one: None if flags is None else dict(flags) for one, flags in content.get(name, {}).items()
             }
             for name in ("starts", "arms", "evaluations")
         }
@@ -89,16 +90,22 @@ class Study:
                 f"{path}: names of starts, arms and evaluations become folders: letters, digits and _ . + -, "
                 f"each once, and not {TRAINING}; found {bad[0] if bad else max(names, key=names.count)!r}."
             )
-        wrong = [name for name, flags in named["evaluations"].items() if not (flags or {}).get("command")]
-        if wrong:
-            raise UsageError(f"{path}: evaluation {wrong[0]} lacks its command, such as tatoeba.")
+        for name, flags in named["evaluations"].items():
+            if flags is None or flags.get("command") not in _MEASURES:
+                commands = ", ".join(_MEASURES)
+                raise UsageError(f"{path}: evaluation {name} lacks its command, which is one of {commands}.")
+        seeds = [str(seed) for seed in content.get("seeds", [1])]
+        if not seeds or len(set(seeds)) < len(seeds) or not all(map(str.isdecimal, seeds)):
+            raise UsageError(
+                f"{path}: seeds are whole numbers, each once; found {', '.join(seeds) or 'none'}."
+            )
         results = content.get("results_dir")
         return cls(
             output_dir=Path(content["output_dir"]),
             results_dir=Path(results) if results else None,
-            seeds=tuple(map(int, content.get("seeds") or [1])),
+            seeds=tuple(map(int, seeds)),
             starts={name: flags or {} for name, flags in named["starts"].items()},
-            pretrain=content.get("pretrain") or {},
+            pretrain=content.get("pretrain", {}),
             arms=named["arms"],
             evaluations={name: flags or {} for name, flags in named["evaluations"].items()},
         )
@@ -136,13 +143,20 @@ class Study:
             shared = {key: value for key, value in shared.items() if not _names(value, self.starts)}
         own = {**shared, **flags}
         recipe = own.pop("config", None)
-        own = _filled({**(read_recipe(Path(recipe)) if recipe else {}), **own}, models)
+        own = _filled({**(_recipe(Path(recipe)) if recipe else {}), **own}, models)
         own = {**own, "seed": own.get("seed", seed) if arm in self.starts else seed}
         # Arms that read the same text in the same way share it.
         own.setdefault("prepared_data", str(self.output_dir / f"corpus-{_text_of(own)}"))
         number = -1 if arm in self.starts else list(self.arms).index(arm)
         own["output_dir"] = str(folder / TRAINING)
         return Step(arm, seed, TRAINING, "pretrain", own, folder, number)
+
+
+def _recipe(path: Path) -> Flags:
+    try:
+        return read_recipe(path)
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
 
 
 def _names(value: Any, models: Iterable[str]) -> bool:

@@ -4,6 +4,7 @@ A step that was cut goes on where it stopped, as its command does; one that fail
 call, and the others go on without it.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from modeling_infoxlm.runs.errors import Interrupted, UsageError
 from modeling_infoxlm.runs.files import read_json, write_json
 from modeling_infoxlm.studies.plan import TRAINING, Step, Study
 
-CELL_FILE = "study.json"
+CELL_FILE, LOCK_FILE = "study.json", ".lock"
 PROGRAM = (sys.executable, "-m", "modeling_infoxlm.cli")
 # What a study publishes of a cell; weights, predictions and text stay where they are.
 _KEPT = (CELL_FILE, "*/run.json", "*/trainer_state.json", "*/*_results.json")
@@ -37,11 +38,16 @@ def carry_out(study: Study) -> int:
     """Run what is left of a study; returns how many steps there were to do.
 
     Raises:
-        UsageError: If a step was done with other flags.
+        UsageError: If a step was done with other flags, or another process is at work in the study's folder.
         Interrupted: If a signal came; the step under way has saved what it could.
         StudyFailed: If steps failed; the others are done.
     """
     steps = study.steps()
+    with _locked(study.output_dir) as lock:
+        return _carry_out(study, steps, lock)
+
+
+def _carry_out(study: Study, steps: Sequence[Step], lock: int) -> int:
     todo = [step for step in steps if not _is_done(step)]
     failed: list[Step] = []
     with tqdm(total=len(steps), initial=len(steps) - len(todo), unit="step", dynamic_ncols=True) as bar:
@@ -49,7 +55,7 @@ def carry_out(study: Study) -> int:
             bar.set_description(step.title)
             # Nothing can be measured of a model that is not there.
             if not any(step.folder == other.folder and other.name == TRAINING for other in failed):
-                if _run(step):
+                if _run(step, lock):
                     _keep(study, step.folder)
                 else:
                     failed.append(step)
@@ -58,6 +64,21 @@ def carry_out(study: Study) -> int:
     if failed:
         raise StudyFailed(f"{len(failed)} of {len(steps)} steps failed; the same command tries them again.")
     return len(todo)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a study's folder; commands get the file, so that one left over holds it still."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another `infoxlm study` is at work in {folder}, or a command that it left when it was "
+                "killed: wait for it, or end it."
+            ) from error
+        yield lock.fileno()
 
 
 def _is_done(step: Step) -> bool:
@@ -91,14 +112,14 @@ def _last_line(path: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def _run(step: Step) -> bool:
-    """Run a step's command; whether it came to its end."""
+def _run(step: Step, lock: int) -> bool:
+    """Run a step's command, which holds the lock as well; whether it came to its end."""
     recipe, began = step.folder / f"{step.name}.json", time.time()
     write_json(recipe, step.flags)
     command = [*PROGRAM, step.command, "--config", str(recipe)]
     with (
         open(_log_of(step), "a", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)) as process,
         _handing_on(process) as received,
     ):
         code = process.wait()

@@ -77,8 +77,16 @@ def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> N
     ("changes", "words"),
     [
         ({"arm": {}}, "unknown key arm"),
-        ({"arms": {}}, "lacks arms"),
-        ({"arms": ["plain"]}, "arms must be a mapping"),
+        ({"arms": {}}, "arms is empty"),
+        ({"arms": ["plain"]}, "arms: expected an object"),
+        ({"arms": {"plain": "mlm"}}, "arms.plain: expected an object or null"),
+        ({"output_dir": 5}, "output_dir: expected a text"),
+        ({"seeds": 3}, "seeds: expected a list"),
+        ({"seeds": ["one"]}, "seeds are whole numbers, each once; found one"),
+        ({"seeds": [1, "1"]}, "each once; found 1, 1"),
+        ({"seeds": []}, "found none"),
+        ({"pretrain": {"config": "no.yaml"}}, "recipe no.yaml cannot be read"),
+        ({"evaluations": {"x": {"command": "tatoebe"}}}, "one of tatoeba, xnli"),
         ({"arms": {"a/b": {}}}, "become folders.*a/b"),
         ({"arms": {"run": {}}}, "become folders.*run"),
         ({"arms": {"first": {}}}, "become folders.*first"),
@@ -87,4 +95,4 @@ def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> N
 )
 def test_files_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        study_of(tmp_path, **changes)
+        study_of(tmp_path, **changes).steps()

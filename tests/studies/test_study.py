@@ -24,7 +24,7 @@ calls = out / "calls"
 calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
 if flags.get("waits") and len(calls.read_text()) == 1:
     signal.signal(signal.SIGTERM, lambda *_: (print("saved"), sys.exit(130)))
-    (out / "waiting").touch()
+    (out / "waiting").write_text(str(os.getpid()))
     time.sleep(60)
 if flags.get("fails") and not pathlib.Path(flags["fails"]).exists():
     print("error: it cannot be")
@@ -89,21 +89,42 @@ def test_a_step_that_was_done_with_other_flags_is_refused_before_anything_is_don
     assert "new/run" not in calls(tmp_path / "out")
 
 
-def test_a_signal_is_handed_on_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM)
-    make(tmp_path, {"one": {"waits": True}})
+def start(folder: Path, arms: dict[str, Any]) -> "subprocess.Popen[str]":
+    (folder / "program.py").write_text(PROGRAM)
+    make(folder, arms)
     code = (
         "import sys; from pathlib import Path; from modeling_infoxlm.studies import study, plan;"
-        f"study.PROGRAM = (sys.executable, {str(tmp_path / 'program.py')!r});"
-        f"study.carry_out(plan.Study.read(Path({str(tmp_path / 'study.json')!r})))"
+        f"study.PROGRAM = (sys.executable, {str(folder / 'program.py')!r});"
+        f"study.carry_out(plan.Study.read(Path({str(folder / 'study.json')!r})))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out/one/seed-1/run/waiting").exists():
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: "subprocess.Popen[str]", path: Path) -> None:
+    while not path.exists():
         assert process.poll() is None
         time.sleep(0.05)
+
+
+def test_a_command_that_a_killed_study_left_keeps_others_out(tmp_path: Path) -> None:
+    process = start(tmp_path, {"one": {"waits": True}})
+    wait_for(process, tmp_path / "out/one/seed-1/run/waiting")
+    process.kill()
+    process.communicate(timeout=60)
+    with pytest.raises(UsageError, match="or a command that it left when it was killed"):
+        studies.carry_out(Study.read(tmp_path / "study.json"))
+    left = int((tmp_path / "out/one/seed-1/run/waiting").read_text())
+    os.kill(left, signal.SIGKILL)
+    assert subprocess.run(process.args, capture_output=True, check=True, timeout=60)
+    assert calls(tmp_path / "out") == {"one/run": 2, "one/look": 1}
+
+
+def test_a_signal_is_handed_on_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, {"one": {"waits": True}})
+    wait_for(process, tmp_path / "out/one/seed-1/run/waiting")
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert "Interrupted: one, seed 1: run was stopped" in errors
     assert "saved" in (tmp_path / "out/one/seed-1/run.log").read_text()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run(process.args, check=True, capture_output=True)
     assert calls(tmp_path / "out") == {"one/run": 2, "one/look": 1}
