@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 _RADAR_COLORS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99")
 _CURVE_COLOR = "#0072B2"
 MUTED = "#595959"
+LAYER_LABEL = "layer (0: embeddings)"
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 11.5,
@@ -81,25 +82,25 @@ def layer_curve_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], *, m
 
 @rc_context(STYLE)
 def curves_figure(
-    panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]], *, arms: Sequence[str], xlabel: str
+    panels: Mapping[tuple[str, str], Mapping[str, Sequence[np.ndarray]]], *, arms: Sequence[str]
 ) -> Figure:
     """A panel for each measure, in it a line for each run, in the colour of its arm.
 
     Args:
-        panels: What a panel shows -> arm -> the points of each of its runs, (points, 2).
+        panels: What a panel shows, and over what -> arm -> the points of each of its runs, (points, 2).
         arms: All of them, in the order of the legend.
-        xlabel: What the first of the two is.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.25 * len(arms)))
     colors = dict(zip(arms, _colors(len(arms)), strict=True))
-    for number, (label, lines) in enumerate(panels.items(), 1):
+    for number, ((title, xlabel), lines) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, number)
         for arm, runs in lines.items():
             for points in runs:
                 axes.plot(*points.T, color=colors[arm], linewidth=1.4, alpha=0.85)
-        axes.set(xlabel=xlabel, title=label)
+        axes.set(xlabel=xlabel, title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=xlabel == LAYER_LABEL))
     handles = [Line2D([], [], color=color, label=arm) for arm, color in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(arms)))
     return figure
@@ -114,7 +115,7 @@ def _colors(count: int) -> Sequence[Any]:
 def finish_layers(axes: Axes, marked_layer: int, ylabel: str) -> None:
     """Mark a layer, and say what the axes and the curves of a figure over layers are."""
     axes.axvline(marked_layer, color=MUTED, linewidth=1, linestyle=":", zorder=0)
-    axes.set(xlabel="layer (0: embeddings)", ylabel=ylabel, ylim=(0, 102))
+    axes.set(xlabel=LAYER_LABEL, ylabel=ylabel, ylim=(0, 102))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best")
 

@@ -1,7 +1,7 @@
 """What differs in the settings of runs, and in what they came to, as tables and curves."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,18 +185,49 @@ _PANELS = {
 
 
 def _curves(runs: Sequence[PretrainingRun]) -> Any:
-    """A panel for each measure that changes while training; None where no run has a log."""
-    panels: dict[str, dict[str, list[Any]]] = {}
-    for name, label in _PANELS.items():
-        for run in runs:
-            points = [(entry["step"], entry[name]) for entry in run.history if name in entry]
-            if len(points) > 1:
-                factor = 100 if name.startswith("eval_retrieval") else 1
-                last = max(entry["step"] for entry in run.history)
-                # Steps are of nearly equally many tokens each.
-                places = np.array(points) * (run.tokens / last / 1e6, factor)
-                panels.setdefault(label, {}).setdefault(run.arm, []).append(places)
-    if not panels:
+    """A panel for each measure that changes while training, or from layer to layer; None where none is."""
+    over_tokens, over_layers = _panels(runs, _over_tokens), _panels(runs, _over_layers)
+    if not over_tokens and not over_layers:
         return None
     plots = import_extra("modeling_infoxlm.plots", extra="plots", purpose="curves")
-    return plots.curves_figure(panels, arms=list(_by_arm(runs)), xlabel="million tokens")
+    panels = {(title, "million tokens"): lines for title, lines in over_tokens.items()}
+    panels |= {(title, plots.LAYER_LABEL): lines for title, lines in over_layers.items()}
+    return plots.curves_figure(panels, arms=list(_by_arm(runs)))
+
+
+def _panels(
+    runs: Sequence[PretrainingRun], points_of: Callable[[PretrainingRun], Iterable[tuple[str, np.ndarray]]]
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Points of all runs by what they show and by arm."""
+    panels: dict[str, dict[str, list[np.ndarray]]] = {}
+    for run in runs:
+        for title, points in points_of(run):
+            panels.setdefault(title, {}).setdefault(run.arm, []).append(points)
+    return panels
+
+
+def _over_tokens(run: PretrainingRun) -> Iterator[tuple[str, np.ndarray]]:
+    for name, label in _PANELS.items():
+        points = [(entry["step"], entry[name]) for entry in run.history if name in entry]
+        if len(points) > 1:
+            factor = 100 if name.startswith("eval_retrieval") else 1
+            last = max(entry["step"] for entry in run.history)
+            # Steps are of nearly equally many tokens each.
+            yield label, np.array(points) * (run.tokens / last / 1e6, factor)
+
+
+def _over_layers(run: PretrainingRun) -> Iterator[tuple[str, np.ndarray]]:
+    """Means over languages, of results that measured every layer."""
+    for path, content in run.results.items():
+        layers = content["details"].get("layers", {})
+        values = [_values_of_layers(by_layer) for by_layer in layers.values()]
+        if values:
+            name = f"{Path(path).parent.name}: {content['metric']}, {content['unit']}"
+            yield name, np.array(list(enumerate(np.mean(values, axis=0))))
+
+
+def _values_of_layers(by_layer: Mapping[str, Any]) -> list[float]:
+    """Of retrieval, lists by direction; of information, estimates by layer."""
+    if all(isinstance(values, list) for values in by_layer.values()):
+        return list(np.mean(list(by_layer.values()), axis=0))
+    return [by_layer[layer]["value"] for layer in sorted(by_layer, key=int)]

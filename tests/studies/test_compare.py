@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_results import accuracy, content, write
 
+from modeling_infoxlm import plots
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.studies.compare import compare, paired_difference
 from modeling_infoxlm.studies.runs import read_runs
@@ -65,6 +66,24 @@ def test_seeds_are_merged_and_only_what_differs_is_shown(tmp_path: Path) -> None
     lines = (tmp_path / "out/compare.csv").read_text().splitlines()
     assert any(line.startswith("xnli,xnli,percent,accuracy,better,en,75.0") for line in lines)
     assert r"\caption{Comparison, settings that differ" in (tmp_path / "out/compare.tex").read_text()
+
+
+def test_layers_are_drawn_as_means_over_languages_and_directions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrieval = {"de": {"to": [10, 20], "from": [30, 60]}, "fr": {"to": [50, 70], "from": [70, 90]}}
+    information = {"de": {"1": {"value": 2.0}, "0": {"value": 1.0}}}
+    write_arm(tmp_path / "base", [{"en": 70, "de": 60}])
+    for name, layers in (("tatoeba", retrieval), ("information", information)):
+        result = content(accuracy(en=70, de=60), details={"layers": layers})
+        write(tmp_path / "base/seed-1" / name, name, result)
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    compare([tmp_path], tmp_path / "out")
+    lines = {axes.get_title("left"): axes.get_lines()[0].get_xydata().tolist() for axes in figures[0].axes}
+    assert lines["tatoeba: accuracy, percent"] == [[0, 40], [1, 60]]
+    assert lines["information: accuracy, percent"] == [[0, 1], [1, 2]]
+    assert lines["MLM loss, nats"] == [[0, 5], [1.5, 4], [3, 3]]
 
 
 def test_plain_run_folders_are_arms_by_their_settings_and_runs_of_fine_tuning_are_none(
