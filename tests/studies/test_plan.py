@@ -1,14 +1,19 @@
 """A study file as commands."""
 
+import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modeling_infoxlm.cli import COMMANDS
+from modeling_infoxlm.runs import config_file
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.studies.plan import Step, Study
 
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
     "output_dir": "out",
     "seeds": [3, 5],
@@ -96,3 +101,32 @@ def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> N
 def test_files_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         study_of(tmp_path, **changes).steps()
+
+
+class Parsed(Exception):
+    """The flags were accepted."""
+
+
+@pytest.mark.parametrize(
+    "name", ["docs/studies.md", *(f"studies/{path.name}" for path in (ROOT / "studies").iterdir())]
+)
+def test_commands_take_the_flags_of_our_study_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / name).read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "study.yaml").write_text("".join(blocks) or text)
+    original = config_file._RecipeParser.parse_args_into_dataclasses
+
+    def parse_only(*args: Any, **options: Any) -> None:
+        original(*args, **options)
+        raise Parsed
+
+    monkeypatch.setattr(config_file._RecipeParser, "parse_args_into_dataclasses", parse_only)
+    monkeypatch.chdir(ROOT)
+    for step in Study.read(tmp_path / "study.yaml").steps():
+        (tmp_path / "step.json").write_text(json.dumps(step.flags))
+        module, function = COMMANDS[step.command].split(":")
+        run = getattr(importlib.import_module(f"modeling_infoxlm.{module}"), function)
+        with pytest.raises(Parsed):
+            run(["--config", str(tmp_path / "step.json")])
