@@ -27,7 +27,6 @@ CELL_FILE, LOCK_FILE = "study.json", ".lock"
 PROGRAM = (sys.executable, "-m", "modeling_infoxlm.cli")
 # What a study publishes of a cell; weights, predictions and text stay where they are.
 _KEPT = (CELL_FILE, "*/run.json", "*/trainer_state.json", "*/*_results.json")
-_MOST_KEPT = 1 << 20  # bytes of a file
 
 
 class StudyFailed(ValueError):
@@ -49,6 +48,8 @@ def carry_out(study: Study) -> int:
 
 def _carry_out(study: Study, steps: Sequence[Step], lock: int) -> int:
     todo = [step for step in steps if not _is_done(step)]
+    for folder in {step.folder for step in steps if step not in todo}:
+        _keep(study, folder)  # a kill may have come between a step's end and this
     failed: list[Step] = []
     with tqdm(total=len(steps), initial=len(steps) - len(todo), unit="step", dynamic_ncols=True) as bar:
         for step in todo:
@@ -158,12 +159,8 @@ def _keep(study: Study, folder: Path) -> None:
     if study.results_dir is None:
         return
     target = study.results_dir / folder.relative_to(study.output_dir)
-    for path in _kept_files(folder, _KEPT):
+    for path in (path for pattern in _KEPT for path in folder.glob(pattern)):
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-
-
-def _kept_files(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
-    for pattern in patterns:
-        yield from (path for path in folder.glob(pattern) if path.stat().st_size <= _MOST_KEPT)
+        if copy.resolve() != path.resolve():
+            shutil.copyfile(path, copy)

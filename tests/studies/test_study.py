@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ if flags.get("waits") and len(calls.read_text()) == 1:
 if flags.get("fails") and not pathlib.Path(flags["fails"]).exists():
     print("error: it cannot be")
     sys.exit(1)
-(out / "run.json").write_text("{}")
+(out / "run.json").write_text('{"identity": {}}')
 (out / "model.safetensors").write_text("large")
 (out / (sys.argv[1] + "_results.json")).write_text("{}")
 """
@@ -79,6 +81,31 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> No
             "look/tatoeba_results.json",
         )
     }
+
+
+@pytest.mark.usefixtures("program")
+def test_a_kill_before_the_copies_leaves_them_to_the_next_call(tmp_path: Path) -> None:
+    study = make(tmp_path, {"one": {}})
+    studies.carry_out(study)
+    shutil.rmtree(tmp_path / "results")
+    (tmp_path / "out/one/seed-1/run/trainer_state.json").write_text(" " * (1 << 21))
+    (tmp_path / "out/two/seed-1/run").mkdir(parents=True)
+    (tmp_path / "out/two/seed-1/run/run.json").touch()
+    bad = make(tmp_path, {"one": {}, "two": {"fails": str(tmp_path / "absent")}})
+    with pytest.raises(studies.StudyFailed):
+        studies.carry_out(bad)
+    kept = {path.name for path in (tmp_path / "results/one/seed-1").rglob("*.json")}
+    assert kept == {
+        *("study.json", "run.json", "trainer_state.json", "pretrain_results.json", "tatoeba_results.json"),
+    }
+    assert not (tmp_path / "results/two").exists()  # of which nothing is done
+
+
+@pytest.mark.usefixtures("program")
+def test_results_may_be_kept_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("out")
+    study = replace(make(tmp_path, {"one": {}}), results_dir=tmp_path / "link")
+    assert studies.carry_out(study) == 2
 
 
 @pytest.mark.usefixtures("program")
