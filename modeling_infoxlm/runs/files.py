@@ -304,7 +304,7 @@ def check_shape(content: Any, shape: Any, path: str | Path, place: str = "") -> 
         if len(content) < shape.least:
             raise DataError(f"{where} is empty.")
         for name, value in content.items():
-            check_shape(value, shape.shape, path, inside + name)
+            check_shape(value, shape.shape, path, f"{inside}{name}")
     elif isinstance(shape, list):
         for number, value in enumerate(content):
             check_shape(value, shape[0], path, f"{inside}{number}")

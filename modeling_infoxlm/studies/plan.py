@@ -30,6 +30,8 @@ _MEASURES = ("tatoeba", "xnli", "mlqa", "information", "align-words")
 # Commands that refuse to write over what they left when they were cut; the others go on by themselves.
 _NEVER_RESUMED = ("tatoeba", "align-words")
 _SEED = "{seed}"
+# Folders and files of a step, what evaluations call their arm's, and keys that YAML reads as no text.
+_TAKEN = (TRAINING, "study", "model", "seed", True, False, None)
 
 Flags = dict[str, Any]
 
@@ -84,18 +86,19 @@ class Study:
             for name in ("starts", "arms", "evaluations")
         }
         names = [*named["starts"], *named["arms"], *named["evaluations"]]
-        bad = [name for name in names if not re.fullmatch(r"[\w.+-]+", str(name)) or name == TRAINING]
+        bad = [name for name in names if not re.fullmatch(r"\w[\w.+-]*", str(name)) or name in _TAKEN]
         if bad or len(set(names)) < len(names):
+            taken, found = ", ".join(map(str, _TAKEN)), bad[0] if bad else max(names, key=names.count)
             raise UsageError(
                 f"{path}: names of starts, arms and evaluations become folders: letters, digits and _ . + -, "
-                f"each once, and not {TRAINING}; found {bad[0] if bad else max(names, key=names.count)!r}."
+                f"each once, and none of {taken}; found {found!r}."
             )
         for name, flags in named["evaluations"].items():
             if flags is None or flags.get("command") not in _MEASURES:
                 commands = ", ".join(_MEASURES)
                 raise UsageError(f"{path}: evaluation {name} lacks its command, which is one of {commands}.")
         seeds = [str(seed) for seed in content.get("seeds", [1])]
-        if not seeds or len(set(seeds)) < len(seeds) or not all(map(str.isdecimal, seeds)):
+        if not seeds or not all(map(str.isdecimal, seeds)) or len(set(map(int, seeds))) < len(seeds):
             raise UsageError(
                 f"{path}: seeds are whole numbers, each once; found {', '.join(seeds) or 'none'}."
             )

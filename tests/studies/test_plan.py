@@ -89,18 +89,29 @@ def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> N
         ({"seeds": 3}, "seeds: expected a list"),
         ({"seeds": ["one"]}, "seeds are whole numbers, each once; found one"),
         ({"seeds": [1, "1"]}, "each once; found 1, 1"),
+        ({"seeds": [1, "01"]}, "each once; found 1, 01"),
         ({"seeds": []}, "found none"),
         ({"pretrain": {"config": "no.yaml"}}, "recipe no.yaml cannot be read"),
         ({"evaluations": {"x": {"command": "tatoebe"}}}, "one of tatoeba, xnli"),
         ({"arms": {"a/b": {}}}, "become folders.*a/b"),
-        ({"arms": {"run": {}}}, "become folders.*run"),
-        ({"arms": {"first": {}}}, "become folders.*first"),
+        ({"arms": {"run": {}}}, "found 'run'"),
+        ({"arms": {"first": {}}}, "found 'first'"),
+        ({"arms": {"..": {}}}, r"become folders.*'\.\.'"),
+        ({"arms": {".lock": {}}}, r"become folders.*'\.lock'"),
+        ({"evaluations": {"study": {"command": "tatoeba"}}}, "found 'study'"),
+        ({"starts": {"model": {}}}, "found 'model'"),
         ({"evaluations": {"x": {"data_dir": "t"}}}, "evaluation x lacks its command"),
     ],
 )
 def test_files_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         study_of(tmp_path, **changes).steps()
+
+
+def test_names_that_yaml_takes_for_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("output_dir: out\narms: {true: {}, false: {}}")
+    with pytest.raises(UsageError, match="found True"):
+        Study.read(tmp_path / "study.yaml")
 
 
 class Parsed(Exception):
