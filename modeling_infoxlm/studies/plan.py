@@ -129,12 +129,14 @@ class Study:
         if flags is not None:
             yield training
         model = str(folder / TRAINING) if flags is not None else training.flags.get("model_name_or_path")
+        if model is None and self.evaluations:
+            raise UsageError(f"arm {arm} is null, and pretrain names no model_name_or_path that it could be.")
         for name, given in self.evaluations.items():
             if flags is None and seed != self.seeds[0] and _SEED not in json.dumps(given):
                 continue  # it would only be measured again
-            places = {**models, "seed": str(seed), "model": str(model)}
+            places = {**models, "seed": str(seed), "model": model}
             filled = _filled({key: value for key, value in given.items() if key != "command"}, places)
-            filled = {"model_name_or_path": str(model), **filled, "output_dir": str(folder / name)}
+            filled = {"model_name_or_path": model, **filled, "output_dir": str(folder / name)}
             if given["command"] in _NEVER_RESUMED:
                 filled["overwrite_output_dir"] = True
             yield Step(arm, seed, name, given["command"], filled, folder, training.number)
@@ -163,14 +165,16 @@ def _recipe(path: Path) -> Flags:
 
 
 def _names(value: Any, models: Iterable[str]) -> bool:
-    return any(f"{{{name}}}" in json.dumps(value) for name in models)
+    return any(f"{{{name}}}" in json.dumps(value, ensure_ascii=False) for name in models)
 
 
 def _filled(flags: Flags, places: Mapping[str, str]) -> Flags:
     """Flags whose `{NAME}` are replaced; others stay as they are, globs and `x.{en,de}` among them."""
-    text = json.dumps(flags)
+    text = json.dumps(flags, ensure_ascii=False)
     for name, value in places.items():
         text = text.replace(f"{{{name}}}", json.dumps(value)[1:-1])
+    if left := re.search(r"\{\w[\w.+-]*\}", text):
+        raise UsageError(f"{left[0]} names nothing here; known are {', '.join(places) or 'none'}.")
     return dict(json.loads(text))
 
 

@@ -71,6 +71,12 @@ def test_flags_come_from_recipe_study_and_arm_and_name_models_by_their_folders(t
     assert flags("none", 3, "retrieval")["overwrite_output_dir"] is True
 
 
+def test_a_start_may_have_any_letters(tmp_path: Path) -> None:
+    steps = study_of(tmp_path, starts={"début": {}}, pretrain={"model_name_or_path": "{début}"}).steps()
+    assert "model_name_or_path" not in steps[0].flags
+    assert steps[1].flags["model_name_or_path"] == "out/début/seed-3/run"
+
+
 def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> None:
     arms = {"plain": {}, "short": {"max_steps": 9}, "mono": {"mono_from_bitext": True}}
     steps: list[Step] = study_of(tmp_path, arms=arms, evaluations={}).steps()
@@ -91,6 +97,13 @@ def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> N
         ({"seeds": [1, "1"]}, "each once; found 1, 1"),
         ({"seeds": [1, "01"]}, "each once; found 1, 01"),
         ({"seeds": []}, "found none"),
+        ({"pretrain": {"model_name_or_path": "{secnd}"}}, r"\{secnd\} names nothing here; known are none"),
+        ({"starts": {"first": {"config_name": "{second}"}, "second": {}}}, r"\{second\} names nothing here"),
+        (
+            {"evaluations": {"x": {"command": "xnli", "data_dir": "{modle}/x"}}},
+            r"\{modle\} names.*seed, model",
+        ),
+        ({"pretrain": {}}, "arm none is null, and pretrain names no model"),
         ({"pretrain": {"config": "no.yaml"}}, "recipe no.yaml cannot be read"),
         ({"evaluations": {"x": {"command": "tatoebe"}}}, "one of tatoeba, xnli"),
         ({"arms": {"a/b": {}}}, "become folders.*a/b"),
