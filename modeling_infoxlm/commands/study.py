@@ -40,4 +40,6 @@ def run(argv: list[str]) -> None:
     study = Study.read(Path(arguments.study_file))
     carry_out(study)
     folder = study.results_dir or study.output_dir
-    print(compare([folder], folder))
+    # Of the arms and seeds that the file has now, in its order: others may lie there from before.
+    cells = dict.fromkeys(step.folder for step in study.steps() if step.number >= 0)
+    print(compare([folder / cell.relative_to(study.output_dir) for cell in cells], folder))

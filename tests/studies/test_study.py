@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from modeling_infoxlm.commands import study as command
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.studies import study as studies
 from modeling_infoxlm.studies.plan import Study
+from modeling_infoxlm.studies.runs import read_runs
 
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
@@ -99,6 +101,18 @@ def test_a_kill_before_the_copies_leaves_them_to_the_next_call(tmp_path: Path) -
         *("study.json", "run.json", "trainer_state.json", "pretrain_results.json", "tatoeba_results.json"),
     }
     assert not (tmp_path / "results/two").exists()  # of which nothing is done
+
+
+@pytest.mark.usefixtures("program")
+def test_arms_are_compared_as_the_file_has_them_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(
+        command, "compare", lambda paths, _: compared.extend(run.arm for run in read_runs(paths))
+    )
+    for arms in ({"one": {}, "two": {}}, {"three": {}, "two": {}}):
+        make(tmp_path, arms)
+        command.run([str(tmp_path / "study.json")])
+    assert compared == ["one", "two", "three", "two"]
 
 
 @pytest.mark.usefixtures("program")
