@@ -11,12 +11,12 @@ from modeling_infoxlm.evaluation.results import RESULT_SUFFIX
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import Each, check_shape, read_json
 from modeling_infoxlm.runs.provenance import is_result, read_result
-from modeling_infoxlm.runs.record import PLACES, RUN_FILE, TRAINER_STATE
+from modeling_infoxlm.runs.record import RUN_FILE, TRAINER_STATE
 from modeling_infoxlm.studies.plan import TRAINING
 from modeling_infoxlm.studies.study import CELL_FILE
 
-# What says nothing of an arm: the seed, who computes, and what was checked before.
-_OF_NO_ARM = {"seed", "arithmetic", *PLACES}
+# What says nothing of an arm: the seed, who computes, and where the text lies once more.
+_OF_NO_ARM = {"seed", "arithmetic", "prepared_data"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_runs(paths: Sequence[Path]) -> list[PretrainingRun]:
 
 
 def _runs_in(path: Path, names: dict[str, str]) -> Iterator[PretrainingRun]:
-    """Runs of a folder; `names` has the arm of each set of settings met so far."""
+    """Runs of a folder; `names` has the arm of each folder of a study, or set of settings, met so far."""
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}; give folders of runs.")
     cells = {
@@ -57,15 +57,21 @@ def _runs_in(path: Path, names: dict[str, str]) -> Iterator[PretrainingRun]:
     }
     for folder, cell in sorted(cells.items(), key=lambda item: (item[1]["number"], item[0])):
         if cell["number"] >= 0:  # else arms begin with it
-            yield _run(folder, folder / TRAINING, cell["arm"], cell["seed"])
+            arm = _arm(names, str(folder.parent), cell["arm"], folder.parent)
+            yield _run(folder, folder / TRAINING, arm, cell["seed"])
     for file in sorted(path.rglob(RUN_FILE)):
         if any(cell in file.parents for cell in cells):
             continue
         identity = _identity(file.parent)
         if "objectives" in identity:  # else it is of fine-tuning
             key = json.dumps(_settings(identity), sort_keys=True)
-            arm = names.setdefault(key, file.parent.resolve().name)
+            arm = _arm(names, key, file.parent.resolve().name, file.parent)
             yield _run(file.parent, file.parent, arm, int(identity["seed"]))
+
+
+def _arm(names: dict[str, str], key: str, name: str, folder: Path) -> str:
+    """Name of an arm; where another has it, the folder."""
+    return names.setdefault(key, str(folder) if name in names.values() else name)
 
 
 def _run(folder: Path, training: Path, arm: str, seed: int) -> PretrainingRun:

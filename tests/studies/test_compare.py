@@ -98,6 +98,23 @@ def test_plain_run_folders_are_arms_by_their_settings_and_runs_of_fine_tuning_ar
     assert [(run.arm, run.seed, len(run.results)) for run in runs] == [("a", 1, 1), ("a", 2, 0), ("c", 1, 0)]
 
 
+def test_what_differs_in_more_than_the_seed_is_not_one_arm_for_its_name(tmp_path: Path) -> None:
+    for study in ("a", "b"):
+        write_arm(tmp_path / study / "plain", [{"en": 70, "de": 60}])
+    assert [run.arm for run in read_runs([tmp_path])] == ["plain", str(tmp_path / "b/plain")]
+    for seed, rate in ((1, 1e-4), (2, 2e-4)):
+        write_run(tmp_path / f"{rate}/run", seed=seed, retrieval=0.5, learning_rate=rate)
+    arms = [run.arm for run in read_runs([tmp_path / "0.0001", tmp_path / "0.0002"])]
+    assert arms == ["run", str(tmp_path / "0.0002/run")]
+
+
+def test_runs_from_another_model_or_of_another_text_are_another_arm(tmp_path: Path) -> None:
+    for name, settings in (("a", {}), ("b", {"model_name_or_path": "x"}), ("c", {"bitext_files": ["y"]})):
+        write_run(tmp_path / name, seed=1, retrieval=0.5, **settings)
+    assert "3 arms, 3 runs" in compare([tmp_path], tmp_path / "out")
+    assert r"| model\_name\_or\_path | - | x | - |" in (tmp_path / "out/compare.md").read_text()
+
+
 def test_a_model_that_was_not_trained_stands_beside_the_others(tmp_path: Path) -> None:
     write_arm(tmp_path / "trained", [{"en": 70, "de": 60}], learning_rate=1e-4)
     (tmp_path / "start/seed-1").mkdir(parents=True)
