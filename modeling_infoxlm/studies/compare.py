@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from modeling_infoxlm.evaluation.report.result_files import ResultFile
 from modeling_infoxlm.evaluation.report.sections import build_sections
 from modeling_infoxlm.evaluation.report.writing import (
     Table,
@@ -42,7 +43,7 @@ def compare(paths: Sequence[Path], output_dir: Path) -> str:
     lines += [f"![curves]({name}.png)", ""] if figure else []
     for table in tables:
         notes = [line for note in table.notes for line in (note, "")]
-        lines += [f"## {table.title.capitalize()}", "", *markdown_table(table), *notes]
+        lines += [f"## {table.title[:1].upper()}{table.title[1:]}", "", *markdown_table(table), *notes]
     lines += markdown_sections(sections, files, {})
     write_text(output_dir / f"{name}.md", "\n".join(lines))
     latex = [
@@ -125,26 +126,26 @@ def _difference_tables(runs: Sequence[PretrainingRun]) -> Iterator[Table]:
     base, *others = arms
     rows = []
     for path in dict.fromkeys(path for run in runs for path in run.results):
-        metric, base_scores = _scores(arms[base], path)
+        measured, base_scores = _scores(arms[base], path)
         for arm in others:
-            _, scores = _scores(arms[arm], path)
+            its, scores = _scores(arms[arm], path)
             common = [language for language in base_scores if language in scores]
-            if len(common) > 1:
+            if len(common) > 1 and its == measured:
                 value, low, high = paired_difference(
                     scores[common].to_numpy(), base_scores[common].to_numpy()
                 )
                 shown = [f"{number:+.2f}" for number in (value, low, high)]
-                rows.append([arm, path.removesuffix("_results.json"), metric, str(len(common)), *shown])
+                rows.append([arm, path.removesuffix("_results.json"), measured[0], str(len(common)), *shown])
     if rows:
         note = "Mean over languages and seeds; intervals by resampling both, the same in both arms."
         headings = ["arm", "result", "metric", "languages", "difference", "low", "high"]
         yield Table(f"differences to {base}", headings, [rows], [note])
 
 
-def _scores(group: Sequence[PretrainingRun], path: str) -> tuple[str, pd.DataFrame]:
-    """Headline metric of a result, and its value for each run and language."""
+def _scores(group: Sequence[PretrainingRun], path: str) -> tuple[tuple[str, str], pd.DataFrame]:
+    """Headline metric of a result and on which data; and its value for each run and language."""
     found = [run.results[path] for run in group if path in run.results]
-    metric = found[0]["metric"] if found else ""
+    metric, data = (found[0]["metric"], ResultFile(0, Path(path), found[0]).data) if found else ("", "")
     rows = [
         {
             language: by_metric[metric]["value"]
@@ -153,7 +154,7 @@ def _scores(group: Sequence[PretrainingRun], path: str) -> tuple[str, pd.DataFra
         }
         for content in found
     ]
-    return metric, pd.DataFrame(rows).dropna(axis="columns")
+    return (metric, data), pd.DataFrame(rows).dropna(axis="columns")
 
 
 def paired_difference(scores: np.ndarray, base: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:

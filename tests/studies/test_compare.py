@@ -134,6 +134,17 @@ def test_what_arms_begin_with_is_no_arm(tmp_path: Path) -> None:
     assert [run.arm for run in read_runs([tmp_path])] == ["trained"]
 
 
+def test_differences_are_of_what_was_measured_on_the_same_data(tmp_path: Path) -> None:
+    for name in ("MLM", "MLM-long", "MLM-longer"):
+        write_arm(tmp_path / name, [{"en": 70, "de": 60}])
+    result = content(accuracy(en=70, de=60), dataset={"sha256": "e" * 64})
+    write(tmp_path / "MLM-long/seed-1/nli", "xnli", result)
+    compare([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out/compare.md").read_text()
+    assert "## Differences to MLM\n" in text
+    assert "| MLM-longer | nli/xnli | accuracy |" in text and "| MLM-long | nli/xnli |" not in text
+
+
 def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run in"):
         read_runs([tmp_path])
