@@ -223,7 +223,7 @@ def _over_layers(run: PretrainingRun) -> Iterator[tuple[str, np.ndarray]]:
         layers = content["details"].get("layers", {})
         values = [_values_of_layers(by_layer) for by_layer in layers.values()]
         if values:
-            name = f"{Path(path).parent.name}: {content['metric']}, {content['unit']}"
+            name = f"{Path(path).parent}: {content['metric']}, {content['unit']}"
             yield name, np.array(list(enumerate(np.mean(values, axis=0))))
 
 

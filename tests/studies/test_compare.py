@@ -77,12 +77,14 @@ def test_layers_are_drawn_as_means_over_languages_and_directions(
     for name, layers in (("tatoeba", retrieval), ("information", information)):
         result = content(accuracy(en=70, de=60), details={"layers": layers})
         write(tmp_path / "base/seed-1" / name, name, result)
+        write(tmp_path / "base/seed-1/again" / name, name, result)
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     compare([tmp_path], tmp_path / "out")
     lines = {axes.get_title("left"): axes.get_lines()[0].get_xydata().tolist() for axes in figures[0].axes}
     assert lines["tatoeba: accuracy, percent"] == [[0, 40], [1, 60]]
     assert lines["information: accuracy, percent"] == [[0, 1], [1, 2]]
+    assert "again/tatoeba: accuracy, percent" in lines  # not a second line of the other's panel
     assert lines["MLM loss, nats"] == [[0, 5], [1.5, 4], [3, 3]]
 
 
