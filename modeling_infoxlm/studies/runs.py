@@ -60,7 +60,9 @@ def _runs_in(path: Path, names: dict[str, str]) -> Iterator[PretrainingRun]:
             arm = _arm(names, str(folder.parent), cell["arm"], folder.parent)
             yield _run(folder, folder / TRAINING, arm, cell["seed"])
     for file in sorted(path.rglob(RUN_FILE)):
-        if any(cell in file.parents for cell in cells):
+        # A study's training that is under way: its flags lie beside it.
+        is_step = file.match(f"{TRAINING}/{RUN_FILE}") and file.parent.with_suffix(".json").is_file()
+        if (is_step and file.parent != path) or any(cell in file.parents for cell in cells):
             continue
         identity = _identity(file.parent)
         if "objectives" in identity:  # else it is of fine-tuning
@@ -91,7 +93,7 @@ def _run(folder: Path, training: Path, arm: str, seed: int) -> PretrainingRun:
 
 
 def _identity(folder: Path) -> dict[str, Any]:
-    return dict(_read(folder / RUN_FILE, {"identity": Each(object)}).get("identity", {}))
+    return dict(_read(folder / RUN_FILE, {"identity?": Each(object)}).get("identity", {}))
 
 
 def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:

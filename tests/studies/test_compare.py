@@ -147,6 +147,14 @@ def test_differences_are_of_what_was_measured_on_the_same_data(tmp_path: Path) -
     assert "| MLM-longer | nli/xnli | accuracy |" in text and "| MLM-long | nli/xnli |" not in text
 
 
+def test_what_a_study_has_not_done_yet_is_passed_over_unless_it_is_asked_for(tmp_path: Path) -> None:
+    write_arm(tmp_path / "done", [{"en": 70, "de": 60}])
+    under_way = write_run(tmp_path / "next/seed-1/run", seed=1, retrieval=0.1)
+    (tmp_path / "next/seed-1/run.json").write_text('{"max_steps": 5}')  # its flags
+    assert [run.arm for run in read_runs([tmp_path])] == ["done"]
+    assert [run.arm for run in read_runs([under_way])] == ["run"]
+
+
 def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run in"):
         read_runs([tmp_path])
