@@ -134,7 +134,7 @@ class Study:
         for name, given in self.evaluations.items():
             if flags is None and seed != self.seeds[0] and _SEED not in json.dumps(given):
                 continue  # it would only be measured again
-            places = {**models, "seed": str(seed), "model": model}
+            places = {**models, "seed": str(seed), "model": str(model)}
             filled = _filled({key: value for key, value in given.items() if key != "command"}, places)
             filled = {"model_name_or_path": model, **filled, "output_dir": str(folder / name)}
             if given["command"] in _NEVER_RESUMED:
