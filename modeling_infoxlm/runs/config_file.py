@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.flags import check_number
 from modeling_infoxlm.runs.secrets import blot_secrets, holds_secret, takes_secret
 
@@ -29,7 +30,7 @@ _OFTEN_USED = set(
 )
 
 
-class RecipeError(ValueError):
+class RecipeError(UsageError):
     """A recipe that cannot be used; its message is one clear line."""
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from modeling_infoxlm.runs.config_file import RecipeError, read_recipe
+from modeling_infoxlm.runs.config_file import read_recipe
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import Each, check_shape, text_sha256
 from modeling_infoxlm.training.arguments import PrepareArguments
 
-TRAINING = "run"
+CELL_FILE, TRAINING = "study.json", "run"
 _SHAPE = {
     "output_dir": str,
     "results_dir?": str,
@@ -73,7 +73,7 @@ class Study:
         Raises:
             UsageError: If it cannot be read, or lacks or misnames something.
         """
-        content = _recipe(path)
+        content = read_recipe(path)
         keys = [key.removesuffix("?") for key in _SHAPE]
         unknown = sorted(map(str, content.keys() - set(keys)))
         if unknown:
@@ -96,7 +96,7 @@ class Study:
         for name, flags in named["evaluations"].items():
             if flags is None or flags.get("command") not in _MEASURES:
                 commands = ", ".join(_MEASURES)
-                raise UsageError(f"{path}: evaluation {name} lacks its command, which is one of {commands}.")
+                raise UsageError(f"{path}: evaluation {name} names its command, one of {commands}.")
         seeds = [str(seed) for seed in content.get("seeds", [1])]
         if not seeds or not all(map(str.isdecimal, seeds)) or len(set(map(int, seeds))) < len(seeds):
             raise UsageError(
@@ -148,20 +148,13 @@ class Study:
             shared = {key: value for key, value in shared.items() if not _names(value, self.starts)}
         own = {**shared, **flags}
         recipe = own.pop("config", None)
-        own = _filled({**(_recipe(Path(recipe)) if recipe else {}), **own}, models)
+        own = _filled({**(read_recipe(Path(recipe)) if recipe else {}), **own}, models)
         own = {**own, "seed": own.get("seed", seed) if arm in self.starts else seed}
         # Arms that read the same text in the same way share it.
         own.setdefault("prepared_data", str(self.output_dir / f"corpus-{_text_of(own)}"))
         number = -1 if arm in self.starts else list(self.arms).index(arm)
         own["output_dir"] = str(folder / TRAINING)
         return Step(arm, seed, TRAINING, "pretrain", own, folder, number)
-
-
-def _recipe(path: Path) -> Flags:
-    try:
-        return read_recipe(path)
-    except RecipeError as error:
-        raise UsageError(str(error)) from error
 
 
 def _names(value: Any, models: Iterable[str]) -> bool:

@@ -12,8 +12,7 @@ from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.files import Each, check_shape, read_json
 from modeling_infoxlm.runs.provenance import is_result, read_result
 from modeling_infoxlm.runs.record import RUN_FILE, TRAINER_STATE
-from modeling_infoxlm.studies.plan import TRAINING
-from modeling_infoxlm.studies.study import CELL_FILE
+from modeling_infoxlm.studies.plan import CELL_FILE, TRAINING
 
 # What says nothing of an arm: the seed, who computes, and where the text lies once more.
 _OF_NO_ARM = {"seed", "arithmetic", "prepared_data"}

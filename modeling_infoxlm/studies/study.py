@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from modeling_infoxlm.runs.errors import Interrupted, UsageError
 from modeling_infoxlm.runs.files import read_json, write_json
-from modeling_infoxlm.studies.plan import TRAINING, Step, Study
+from modeling_infoxlm.studies.plan import CELL_FILE, TRAINING, Step, Study
 
-CELL_FILE, LOCK_FILE = "study.json", ".lock"
+LOCK_FILE = ".lock"
 PROGRAM = (sys.executable, "-m", "modeling_infoxlm.cli")
 # What a study publishes of a cell; weights, predictions and text stay where they are.
 _KEPT = (CELL_FILE, "*/run.json", "*/trainer_state.json", "*/*_results.json")

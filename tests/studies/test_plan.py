@@ -113,7 +113,7 @@ def test_arms_share_a_prepared_corpus_where_they_read_alike(tmp_path: Path) -> N
         ({"arms": {".lock": {}}}, r"become folders.*'\.lock'"),
         ({"evaluations": {"study": {"command": "tatoeba"}}}, "found 'study'"),
         ({"starts": {"model": {}}}, "found 'model'"),
-        ({"evaluations": {"x": {"data_dir": "t"}}}, "evaluation x lacks its command"),
+        ({"evaluations": {"x": {"data_dir": "t"}}}, "evaluation x names its command"),
     ],
 )
 def test_files_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
