@@ -60,6 +60,7 @@ _LAZY = {
     "PretrainingArguments": "training.arguments",
     "PretrainingCollator": "data.batches",
     "StreamSettings": "data.streams",
+    "encode_texts": "evaluation.encoding",
     "save_as_infoxlm": "hub.formats",
     "save_as_onnx": "hub.as_onnx",
     "save_as_sentence_transformer": "hub.formats",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from .data.batches import JointDataset, PretrainingCollator
     from .data.shards import Corpus
     from .data.streams import StreamSettings
+    from .evaluation.encoding import encode_texts
     from .hub.as_onnx import save_as_onnx
     from .hub.formats import save_as_infoxlm, save_as_sentence_transformer, save_as_xlm_roberta
     from .key_queue import KeyQueue
@@ -110,6 +112,7 @@ __all__ = [
     "PretrainingCollator",
     "StreamSettings",
     "__version__",
+    "encode_texts",
     "save_as_infoxlm",
     "save_as_onnx",
     "save_as_sentence_transformer",

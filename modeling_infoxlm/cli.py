@@ -4,6 +4,7 @@ infoxlm train-tokenizer --bitext_files bitext/ --tokenizer_vocab_size 32000 --ou
 infoxlm prepare --tokenizer_name tokenizer --bitext_files bitext/ --output_dir corpus
 infoxlm pretrain --config recipes/continue_xlmr_base.yaml --prepared_data corpus --output_dir out
 infoxlm export out --output_dir release
+infoxlm card release --results results/
 infoxlm push out ORG/NAME
 infoxlm doctor out
 infoxlm convert-fairseq model.pt out
@@ -29,6 +30,7 @@ COMMANDS = {
     "train-tokenizer": "commands.train_tokenizer:run",
     "pretrain": "commands.pretrain:run",
     "export": "hub.export:export_command",
+    "card": "hub.push:card_command",
     "push": "hub.push:push_command",
     "doctor": "doctor:doctor_command",
     "convert-fairseq": "fairseq.checkpoint:convert_fairseq_command",

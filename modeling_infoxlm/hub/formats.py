@@ -41,6 +41,7 @@ PLAIN_CLASSES: dict[type[InfoXLMPreTrainedModel], type[PreTrainedModel]] = {
 # Fields that the saving model writes anew.
 _WRITTEN_FIELDS = ("model_type", "auto_map", "architectures", "transformers_version", "dtype")
 _LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+_VECTOR_FIELDS = ("xlco_layer", "xlco_pooling")  # XLM-R keeps, and does not read, what it does not know
 _POOLING_FLAGS: dict[Pooling, str] = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 _OTHER_POOLINGS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
 
@@ -159,7 +160,8 @@ def plain_encoder(model: InfoXLMPreTrainedModel, num_layers: int | None = None) 
 
     A head and a pooler are left out. `num_layers` are kept, all for None; `UsageError` if there are fewer.
     """
-    config = _plain_config(model.config, without=(*_WRITTEN_FIELDS, *_LABEL_FIELDS))
+    cut = () if num_layers is None else _VECTOR_FIELDS  # its vectors are those of its last layer
+    config = _plain_config(model.config, without=(*_WRITTEN_FIELDS, *_LABEL_FIELDS, *cut))
     if num_layers is not None:
         if not 0 <= num_layers <= config.num_hidden_layers:
             raise UsageError(
@@ -171,10 +173,10 @@ def plain_encoder(model: InfoXLMPreTrainedModel, num_layers: int | None = None) 
 
 
 def _plain_config(config: InfoXLMConfig, *, without: tuple[str, ...]) -> XLMRobertaConfig:
-    """The fields that XLM-R knows; `xlco_*` and the map of custom code stay behind."""
+    """The fields that XLM-R knows, and of the contrast what says which sentence vectors it has trained."""
     fields = config.to_dict().items()
-    known = {name: value for name, value in fields if name not in without and not name.startswith("xlco_")}
-    return XLMRobertaConfig(**known)
+    stays = [name for name, _ in fields if name.startswith("xlco_") and name not in _VECTOR_FIELDS]
+    return XLMRobertaConfig(**{name: value for name, value in fields if name not in (*without, *stays)})
 
 
 def _copy_of(model: torch.nn.Module, make: Callable[[], Model]) -> Model:

@@ -4,6 +4,7 @@ infoxlm push out ORG/NAME
 infoxlm push out ORG/NAME --format sentence-transformers --layer 8 --results results/ --license apache-2.0
 infoxlm push release ORG/NAME --create_pr true
 infoxlm push out ORG/NAME --dry_run
+infoxlm card release --results results/
 """
 
 import tempfile
@@ -12,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markdown import Markdown
 from rich.table import Table
 
-from modeling_infoxlm.hub.export import FormatOptions
+from modeling_infoxlm.hub.card import CARD_NAME
+from modeling_infoxlm.hub.export import FormatOptions, read_record
 from modeling_infoxlm.hub.publish import AUTOMATIC_TAG, check_repo_id, make_repository, push_release
-from modeling_infoxlm.hub.release import build_release, list_release
+from modeling_infoxlm.hub.release import build_release, complete_release, list_release
 from modeling_infoxlm.hub.retries import RetriedApi
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
@@ -28,17 +31,33 @@ from modeling_infoxlm.runs.process import leave_process_group
 
 
 @dataclass
-class PushArguments(FormatOptions):
+class EvidenceArguments:
+    """What a card says besides what the folder of the model knows."""
+
+    results: list[str] = flag(
+        [], "Result files, or folders of them, of this model; their numbers enter the card."
+    )
+    license: str | None = flag(None, "Licence of the model, such as apache-2.0.")
+
+
+@dataclass
+class CardArguments(EvidenceArguments):
+    """A release and what its card is to say."""
+
+    _argument_group_name = "card"
+
+    model_name_or_path: str = flag("", "Release of `infoxlm export`.")
+    repo_id: str | None = flag(None, "Name that the card's code loads. Unset: the folder as it was given.")
+
+
+@dataclass
+class PushArguments(FormatOptions, EvidenceArguments):
     """What is published, and where."""
 
     _argument_group_name = "push"
 
     model_name_or_path: str = flag("", "Folder of a run, a checkpoint or a release of `infoxlm export`.")
     repo_id: str = flag("", "Repository on the Hub, ORG/NAME; made if missing.")
-    results: list[str] = flag(
-        [], "Result files, or folders of them, of this model; their numbers enter the card."
-    )
-    license: str | None = flag(None, "Licence of the model, such as apache-2.0.")
     private: bool = flag(False, "Only members of ORG see the repository.")
     revision: str | None = flag(None, "Branch; made if missing. Default: main.")
     create_pr: bool = flag(False, "Open a pull request instead.")
@@ -61,6 +80,23 @@ def push_command(argv: list[str]) -> None:
     if not source.is_dir():
         raise UsageError(f"there is no folder {source}; infoxlm push needs the folder of a run or a release.")
     _push(arguments)
+
+
+def card_command(argv: list[str]) -> None:
+    """Write the card of a release into its folder, and show it: `infoxlm card FOLDER`."""
+    argv = name_leading(argv, ("--model_name_or_path",))
+    (arguments,) = parse_args_with_config((CardArguments,), argv, program="infoxlm card", about=__doc__)
+    folder = Path(arguments.model_name_or_path)
+    if read_record(folder) is None:
+        raise UsageError(f"{folder} is no release; infoxlm export makes one: infoxlm export out.")
+    complete_release(
+        folder,
+        folder,
+        repo_id=arguments.repo_id or arguments.model_name_or_path,
+        results=[Path(path) for path in arguments.results],
+        license=arguments.license,
+    )
+    Console().print(Markdown(ModelCard.load(folder / CARD_NAME).text))
 
 
 def push_run(args: Any) -> None:

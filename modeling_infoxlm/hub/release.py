@@ -56,10 +56,17 @@ def build_release(
             copy_tree(source, folder)
         elif card.is_file() and not is_ours(card.read_bytes()):  # people's own goes with the model
             shutil.copyfile(card, folder / CARD_NAME)
-        add_evidence(source, folder, results=results)
-        write_card(folder, repo_id, license=license)
-        _list_files(folder)
+        complete_release(source, folder, repo_id=repo_id, results=results, license=license)
         undo.pop_all()
+
+
+def complete_release(
+    source: Path, folder: Path, *, repo_id: str, results: Sequence[Path] = (), license: str | None = None
+) -> None:
+    """Add evidence and card to the files of a release; see `build_release`. The source may be the folder."""
+    add_evidence(source, folder, results=results)
+    write_card(folder, repo_id, license=license)
+    _list_files(folder)
 
 
 def list_release(folder: Path) -> dict[str, Path]:

@@ -21,9 +21,11 @@ from modeling_infoxlm.hub.card import MARKER, build_card
 from modeling_infoxlm.hub.checkup import check_card
 from modeling_infoxlm.hub.export import FORMATS, export, read_record
 from modeling_infoxlm.hub.publish import push_release
+from modeling_infoxlm.hub.push import card_command
 from modeling_infoxlm.hub.release import build_release
 from modeling_infoxlm.hub.retries import RetriedApi
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.runs.process import run_main
 
 REPO = "org/infoxlm-demo"
 EXPECTED = Path(__file__).with_name("expected_card.md")
@@ -95,6 +97,22 @@ def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
     build_release(tmp_path / "exported", tmp_path / "again", repo_id=REPO)
     assert "## How to use it" in card_of(tmp_path / "again")
     assert (tmp_path / "exported" / "README.md").read_text() == f"old {MARKER}"
+
+
+def test_the_card_of_a_local_release_is_completed_in_its_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "exported"
+    export(run, folder)
+    write_result_file(tmp_path / "measured" / "xnli_results.json", folder)
+    command = [str(folder), "--results", str(tmp_path / "measured"), "--license", "mit"]
+    assert run_main(card_command, command) == 0
+    shown, card = capsys.readouterr().out, card_of(folder)
+    assert f'from_pretrained("{folder}"' in card and "license: mit" in card and "### XNLI" in card
+    assert "XNLI" in shown and "license: mit" not in shown
+    assert "results/xnli_results.json" in str(read_record(folder))  # so that the next push knows it
+    assert run_main(card_command, [str(run)]) == 2
+    assert "is no release; infoxlm export makes one" in capsys.readouterr().err
 
 
 def test_a_base_model_is_named_if_it_is_one_of_the_hub(run: Path, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def test_the_configuration_is_that_of_xlm_roberta(tmp_path: Path) -> None:
     save_as_xlm_roberta(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("xlm-roberta", ["XLMRobertaForMaskedLM"])
-    assert "auto_map" not in config and not any(name.startswith("xlco_") for name in config)
+    vectors = {name for name in config if name.startswith("xlco_")}
+    assert "auto_map" not in config and vectors == {"xlco_layer", "xlco_pooling"}
+    assert InfoXLMModel.from_pretrained(tmp_path).config.resolved_xlco_layer() == 1
     assert {name: config[name] for name in (*shape, *other)} == {**shape, **other}
 
 
