@@ -10,7 +10,7 @@ One line a check; the exit code is 1 if one failed. No code of a checkpoint is r
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,10 +28,11 @@ from huggingface_hub.errors import (
 from rich.console import Console
 from rich.text import Text
 
+from modeling_infoxlm.fused_loss import why_not_compiled
 from modeling_infoxlm.hub.checkup import PICKLES, Finding, Level, check_checkpoint
 from modeling_infoxlm.hub.loading import check_name
 from modeling_infoxlm.hub.retries import TRANSPORT_ERROR
-from modeling_infoxlm.packed_attention import VarlenAttention, plan_attention
+from modeling_infoxlm.packed_attention import VarlenAttention, plan_attention, why_not_flash
 from modeling_infoxlm.runs.config_file import parse_args_with_config
 from modeling_infoxlm.runs.errors import UsageError
 from modeling_infoxlm.runs.flags import flag, name_leading
@@ -87,34 +88,51 @@ def _report(console: Console, findings: Iterable[Finding]) -> list[Level]:
 
 
 def check_environment() -> Iterator[Finding]:
-    """Versions, device, attention, speed, disk and login of this process."""
+    """Versions, device, what runs on it and how fast, disk and login of this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("versions", check_versions),
+        ("device", lambda: check_device(device)),
+        ("attention", lambda: check_attention(device)),
+        ("loss", lambda: check_loss(device)),
+        ("matmul", lambda: check_matmul(device)),
+        ("disk", lambda: check_disk("here", Path.cwd())),
+        ("disk", lambda: check_disk("for the Hub cache", Path(constants.HF_HUB_CACHE))),
+        ("login", check_login),
+    ]
+    for name, check in checks:
+        try:
+            yield check()
+        except Exception as error:  # whatever is wrong with a machine, the other checks are wanted
+            yield Finding(name, "fail", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def check_versions() -> Finding:
+    """Versions of Python and the packages that results depend on."""
     versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    yield Finding("versions", "ok", ", ".join([f"Python {platform.python_version()}", *versions]))
-    yield Finding("device", "ok", _describe_device(device))
-    yield check_attention(device, dtype)
-    peak = matmul_peak(device, dtype) / 1e12
-    yield Finding("matmul", "ok", f"{peak:,.3g} TFLOP/s in {str(dtype).removeprefix('torch.')}")
-    yield check_disk("here", Path.cwd())
-    yield check_disk("for the Hub cache", Path(constants.HF_HUB_CACHE))
-    yield check_login()
+    return Finding("versions", "ok", ", ".join([f"Python {platform.python_version()}", *versions]))
 
 
-def _describe_device(device: torch.device) -> str:
-    """The device that training would take."""
+def check_device(device: torch.device) -> Finding:
+    """The device that training would take, its free memory, and what several would talk by."""
     if device.type == "cpu":
         text = f"CPU, {os.cpu_count()} cores, threads of torch: {torch.get_num_threads()}"
-        return f"{text}; no GPU is seen by torch {torch.__version__}"
-    known = torch.cuda.get_device_properties(device)
-    memory = f"{known.total_memory / 2**30:.0f} GiB"
-    return f"{torch.cuda.device_count()} x {known.name}, {memory}, CUDA {torch.version.cuda}"
+        return Finding("device", "ok", f"{text}; no GPU is seen by torch {torch.__version__}")
+    count, known = torch.cuda.device_count(), torch.cuda.get_device_properties(device)
+    free, total = (f"{size / 2**30:.0f}" for size in torch.cuda.mem_get_info(device))
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    text = f"{count} x {known.name}, {free} of {total} GiB free, compute capability {capability}"
+    text += f", CUDA {torch.version.cuda}"
+    if torch.distributed.is_nccl_available():
+        return Finding("device", "ok", f"{text}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
+    return Finding("device", "warn" if count > 1 else "ok", f"{text}, no NCCL: one GPU only")
 
 
-def check_attention(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Run packed attention as training would, and say which form of it that is."""
+def check_attention(device: torch.device) -> Finding:
+    """Run packed attention as training would, and say which form of it that is and why."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = torch.ones(_TOKENS, _HEADS * _HEAD_SIZE, device=device, dtype=dtype)
-    attention = plan_attention(np.array([_TOKENS - 3, 3]), None, rows, needs_dropout=False)
+    attention = plan_attention(np.array([_TOKENS - 3, 3]), None, rows, heads=_HEADS, needs_dropout=False)
     try:
         context = attention(rows, rows, rows, heads=_HEADS, scaling=_HEAD_SIZE**-0.5, dropout=0.0)
         torch.testing.assert_close(context, rows)  # the mean of equal values
@@ -122,11 +140,31 @@ def check_attention(device: torch.device, dtype: torch.dtype) -> Finding:
         reason = " ".join(str(error).split())
         return Finding("attention", "fail", f"{type(attention).__name__} does not work here: {reason}")
     if isinstance(attention, VarlenAttention):
-        return Finding("attention", "ok", f"flash attention over packed rows, {str(dtype)[6:]}")
+        return Finding("attention", "ok", "flash attention over packed rows, with --bf16 or --fp16")
     if device.type == "cuda":
-        text = "batched products; flash attention over packed rows needs torch 2.10 or newer."
-        return Finding("attention", "warn", text)
+        reason = str(why_not_flash(rows.device, dtype, _HEAD_SIZE))
+        return Finding("attention", "warn", f"batched products instead of flash attention: {reason}")
     return Finding("attention", "ok", "batched products of groups of similar length")
+
+
+def check_loss(device: torch.device) -> Finding:
+    """Whether the loss of masked tokens runs compiled."""
+    if device.type == "cpu":
+        return Finding("loss", "ok", "in blocks that stay in the cache")
+    reason = why_not_compiled(device.type)
+    if reason is None:
+        return Finding("loss", "ok", "compiled kernels")
+    return Finding("loss", "warn", f"uncompiled kernels, which are slower: {reason}")
+
+
+def check_matmul(device: torch.device) -> Finding:
+    """Measured peak of matrix products by the type that they run in."""
+    types = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if device.type == "cuda":
+        types = {**types, "fp16": torch.float16}
+    peaks = [f"{matmul_peak(device, dtype) / 1e12:,.3g} in {name}" for name, dtype in types.items()]
+    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return Finding("matmul", "ok", f"TFLOP/s: {', '.join(peaks)}{' (TF32)' if tf32 else ''}")
 
 
 def check_disk(name: str, path: Path) -> Finding:

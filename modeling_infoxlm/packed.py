@@ -77,7 +77,11 @@ def encode(
             if len(active) not in plans or selected is not None:
                 lengths = np.concatenate([np.asarray(requests[i].lengths) for i in active])
                 plans[len(active)] = plan_attention(
-                    lengths, selected, hidden, needs_dropout=backbone.drops_attention(model)
+                    lengths,
+                    selected,
+                    hidden,
+                    heads=model.config.num_attention_heads,
+                    needs_dropout=backbone.drops_attention(model),
                 )
             layer = layers[depth - 1]
             hidden = run_layer(layer, hidden, plans[len(active)], options(layer, len(hidden)))

@@ -28,6 +28,8 @@ GROUP_PADDING = 0.15
 # Largest number of attention scores of one group and head: 4
 # sequences of 512. Larger ones fall out of the cache.
 GROUP_SCORES = 2**20
+# What flash attention asks for (torch's `flash_api.cpp`), and how far a trial of it may be from fp32.
+_FLASH_CAPABILITY, _FLASH_HEAD_SIZE, _FLASH_TOLERANCE = (8, 0), 256, 0.03
 
 
 class PackedAttention(Protocol):
@@ -172,35 +174,78 @@ def matmul_dtype(rows: Tensor) -> torch.dtype:
 
 
 def plan_attention(
-    lengths: np.ndarray, rows: Tensor | None, hidden: Tensor, *, needs_dropout: bool
+    lengths: np.ndarray, rows: Tensor | None, hidden: Tensor, *, heads: int, needs_dropout: bool
 ) -> PackedAttention:
     """Choose how packed sequences attend.
 
-    Torch's varlen flash attention on CUDA where it can be used, else batched products of groups.
+    Torch's varlen flash attention on CUDA where the device can run it, else batched products of groups.
 
     Args:
         lengths: Tokens of each sequence, (B,).
         rows: Rows that the layer goes on with, (R,), or None for all.
         hidden: Input of the layer, (T, D): its device and type decide.
+        heads: Heads of attention, H.
         needs_dropout: Whether attention dropout is on; flash attention over packed rows has none.
     """
     if hidden.is_cuda:
-        reason = _why_not_varlen(hidden, needs_dropout)
+        reason = why_not_flash(hidden.device, matmul_dtype(hidden), hidden.shape[1] // heads)
+        if needs_dropout:
+            reason = "it has no dropout; set attention_probs_dropout_prob to 0 (the paper's value)"
         if reason is None:
             return VarlenAttention(lengths, rows, hidden.device)
         _log_fallback(reason)
     return GroupedAttention(lengths, rows, hidden.device)
 
 
-def _why_not_varlen(hidden: Tensor, needs_dropout: bool) -> str | None:
-    dtype = matmul_dtype(hidden)
+@functools.cache
+def why_not_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why flash attention over packed rows cannot be used on a CUDA device; None if it can.
+
+    What is known to be impossible is told from properties; the rest is tried on a few rows, once.
+    """
+    if torch.version.hip is not None:
+        return "it is not used on ROCm"
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"it needs fp16 or bf16, the pass runs in {dtype}"
-    if needs_dropout:
-        return "it has no dropout; set attention_probs_dropout_prob to 0 (the paper's value)"
-    if _varlen_attn() is None:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
-    return None
+        return f"it needs fp16 or bf16, the pass runs in {str(dtype).removeprefix('torch.')}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FLASH_CAPABILITY:
+        name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+        return f"{name} has compute capability {found}, flash attention needs 8.0 (Ampere)"
+    if head_size % 8 or head_size > _FLASH_HEAD_SIZE:
+        return f"it needs heads of a multiple of 8 and at most {_FLASH_HEAD_SIZE}, found {head_size}"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return f"torch {torch.__version__} was built without flash attention"
+    if _varlen_attn() is None or "scale" not in inspect.signature(_varlen_attn()).parameters:
+        return f"torch {torch.__version__} has no varlen_attn with a scale, 2.11 has"
+    return _why_wrong(device, dtype, head_size)
+
+
+def _why_wrong(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Compare values and gradients of a few rows with grouped attention in fp32; None if they agree.
+
+    One of the sequences has no query row, as happens where few rows are selected.
+    """
+    found = []
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        lengths, rows = np.array([5, 1, 9]), torch.tensor([0, 3, 8, 14], device=device)
+        # Drawn on the host: the device's random numbers are the run's.
+        drawn = torch.randn(3, lengths.sum(), 2 * head_size, generator=torch.Generator().manual_seed(0))
+        for kind, type_ in ((VarlenAttention, dtype), (GroupedAttention, torch.float32)):
+            # Through the half type in both, so that only the attention can differ.
+            parts = [part.to(device, dtype).to(type_).requires_grad_() for part in drawn]
+            attend: PackedAttention = kind(lengths, rows, device)
+            try:
+                context = attend(
+                    parts[0][rows], *parts[1:], heads=2, scaling=head_size**-0.5, dropout=0.0
+                ).float()
+                gradients = torch.autograd.grad(context.square().sum(), parts)
+            except RuntimeError as error:
+                return f"a trial failed: {' '.join(str(error).split())[:200]}"
+            found.append([context.detach(), *(gradient.float() for gradient in gradients)])
+    errors = [float((ours - true).norm() / true.norm()) for ours, true in zip(*found, strict=True)]
+    if max(errors) < _FLASH_TOLERANCE:  # False for NaN
+        return None
+    return f"in a trial it was wrong by {max(errors):.1%}"
 
 
 @functools.cache

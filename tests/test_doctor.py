@@ -66,17 +66,17 @@ def test_the_login_is_told_without_the_token(login: LoopbackHub, monkeypatch: py
 
 def test_packed_attention_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
-    finding = check_attention(device, torch.float32)
+    finding = check_attention(device)
     assert finding.level == "ok" and "batched products" in finding.text
     wrong = lambda *args, **options: lambda query, *rest, **more: query * 2  # noqa: E731
     monkeypatch.setattr(doctor, "plan_attention", wrong)
-    assert check_attention(device, torch.float32).level == "fail"
+    assert check_attention(device).level == "fail"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch finds none")
 def test_flash_attention_is_tried_on_a_gpu() -> None:
-    finding = check_attention(torch.device("cuda"), torch.bfloat16)
+    finding = check_attention(torch.device("cuda"))
     assert finding.level == "ok" and "flash attention" in finding.text
 
 
@@ -105,11 +105,23 @@ def test_the_command_prints_one_line_a_check(
     assert [line.split()[1] for line in lines[-len(CHECKS) :]] == CHECKS
     assert all(re.match(r"(ok  |warn)  [a-z]", line) for line in lines)
     assert last == f"{len(lines)} checks, none failed."
-    assert "matmul     1.5 TFLOP/s" in "\n".join(lines) and "transformers 5" in lines[0]
+    assert "matmul     TFLOP/s: 1.5 in bf16, 1.5 in fp32" in "\n".join(lines) and "transformers 5" in lines[0]
     assert login.token not in "\n".join(lines)
     assert run_main(doctor_command, []) == 0  # the machine alone
     checks = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert checks == ["versions", "device", "attention", "matmul", "disk", "disk", "login"]
+    assert checks == ["versions", "device", "attention", "loss", "matmul", "disk", "disk", "login"]
+
+
+def test_a_check_that_fails_in_itself_is_a_finding(
+    login: LoopbackHub, quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: object) -> float:
+        raise SystemError("no kernel\nimage")
+
+    monkeypatch.setattr(doctor, "matmul_peak", fails)
+    assert run_main(doctor_command, []) == 1
+    shown = capsys.readouterr().out
+    assert "fail  matmul     SystemError: no kernel image" in shown and "login" in shown
 
 
 def test_a_failed_check_gives_status_1_and_one_line(

@@ -199,3 +199,35 @@ def test_without_gradients_only_a_few_blocks_are_alive() -> None:
     assert not losses.requires_grad
     assert_same(losses, torch_losses(**given).detach(), 1e-5, "losses")
     assert memory.peak <= 4 * BLOCK_BYTES + VECTORS
+
+
+def test_the_one_kernel_gradient_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for targets in (torch.tensor([0, 3, 6]), torch.tensor([-4, 99, 2])):  # in this block and in others
+        given = torch.randn(3, 7), torch.randn(7), targets, torch.randn(3) + 3, torch.rand(3), torch.float32
+        found = fused_loss_module._gradient_in_one_kernel(*given)
+        torch.testing.assert_close(found, fused_loss_module._gradient_of_logits(*given))
+
+
+class NoCompiler(Exception):
+    """A class that no one would think of catching."""
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_kernels_that_fail_on_a_device_are_replaced_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    eager = fused_loss_module._log_sum_and_target, fused_loss_module._gradient_of_logits
+
+    def wrong(*given: Any) -> tuple[Tensor, Tensor]:
+        if fault == "raises":
+            raise NoCompiler("gcc: not found\nin /usr/bin")
+        return tuple(part + 1 for part in eager[0](*given))
+
+    monkeypatch.setattr(fused_loss_module, "_compiled", lambda: (wrong, eager[1]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    find_out = fused_loss_module.why_not_compiled
+    monkeypatch.setattr(fused_loss_module, "why_not_compiled", lambda device: find_out.__wrapped__("cpu"))
+    assert fused_loss_module._kernels.__wrapped__("cuda") == eager
+    assert "gcc: not found in /usr/bin" in caplog.text or "it was wrong by" in caplog.text
+    monkeypatch.setattr(fused_loss_module, "_compiled", lambda: eager)
+    assert fused_loss_module.why_not_compiled("cuda") is None

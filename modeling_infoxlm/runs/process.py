@@ -39,8 +39,10 @@ def configure_process(*, distributed: bool = False) -> None:
             f"this program runs in one process and was started in {others + 1}; start it without torchrun or "
             "accelerate launch."
         )
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32
     # Without AMX nothing is rounded by "medium", and fp32 products take half the time on AMD.
-    if not torch.cuda.is_available() and not torch.cpu.get_capabilities().get("amx_tile", False):
+    elif not torch.cpu.get_capabilities().get("amx_tile", False):
         torch.set_float32_matmul_precision("medium")
     _keep_memory()
 

@@ -385,6 +385,10 @@ class PretrainingArguments(TrainingArguments, ReleaseArguments, ObjectiveArgumen
             parse_layers(self.recompute_layers)
         copies_as_asked = self.accelerator_config is not None
         settle_precision(self)
+        if self.fp16 and str(getattr(self.optim, "value", self.optim)) == "adamw_torch_fused":
+            # On overflow the fused kernel is called, leaves the weights, and nobody hears of it: the schedule
+            # and the momentum encoder would go on. The plain one is not called.
+            self.optim = "adamw_torch"
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(

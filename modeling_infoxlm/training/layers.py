@@ -1,13 +1,17 @@
 """How the encoder's layers run in training: recomputed in the backward pass, compiled, or frozen."""
 
 import functools
+import logging
 import re
 from typing import Any
 
+import torch
 from torch.utils.checkpoint import checkpoint
 
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.runs.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 def recompute_layers(model: InfoXLMForPreTraining, layers: str) -> None:
@@ -66,11 +70,24 @@ def compile_layers(model: InfoXLMForPreTraining, **options: Any) -> None:
     Attention over packed rows is left out: its groups change with every batch. Compiled with it, a layer was
     seen to be compiled anew for each batch until torch gave up; without it, all layers share a few graphs
     that serve every batch. Names of parameters stay; a copy of a compiled layer (the momentum encoder's) runs
-    uncompiled. Options are those of `torch.compile`.
+    uncompiled. Options are those of `torch.compile`. Where nothing can be compiled a warning says why.
     """
+    reason = _why_no_compiler(model.device, options)
+    if reason is not None:
+        logger.warning("The layers run uncompiled: %s.", reason)
+        return
     for layer in _layers(model):
         for module in (layer.attention.output, layer.intermediate, layer.output):
             module.compile(dynamic=True, **options)
+
+
+def _why_no_compiler(device: torch.device, options: dict[str, Any]) -> str | None:
+    """Why compiled code does not run on a device, after a trial; None if it does."""
+    try:
+        torch.compile(torch.nn.functional.gelu, dynamic=True, **options)(torch.zeros(3, 5, device=device))
+    except Exception as error:  # compilers and what they call raise whatever they like
+        return f"a trial of torch.compile failed: {' '.join(str(error).split())[:200]}"
+    return None
 
 
 def freeze_encoder(model: InfoXLMForPreTraining) -> None:

@@ -33,7 +33,7 @@ def model() -> InfoXLMModel:
 @pytest.mark.parametrize("selected", [False, True])
 def test_packed_equals_padded(model: InfoXLMModel, selected: bool) -> None:
     hidden = torch.zeros(sum(LENGTHS), 128, device="cuda", dtype=torch.bfloat16)
-    plan = plan_attention(torch.tensor(LENGTHS).numpy(), None, hidden, needs_dropout=False)
+    plan = plan_attention(torch.tensor(LENGTHS).numpy(), None, hidden, heads=2, needs_dropout=False)
     assert isinstance(plan, VarlenAttention)
     sequences = [torch.randint(4, 199, (length,), device="cuda") for length in LENGTHS]
     rows = torch.tensor([0, 1, 9, 47, 48, 600, 730], device="cuda") if selected else None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_model
-from tiny_trainer import ALL, Make, batch_of, parameters
+from tiny_trainer import ALL, Make, batch_of, parameters, same
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
@@ -152,6 +152,35 @@ def test_clipping_in_the_step_trains_what_clipping_before_it_does(
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
     assert norms[0][0] > 0.1  # before clipping, as the Trainer logs it
     assert bool(found.optimizer.optimizer.param_groups[0]["fused"]) == (optim == "adamw_torch_fused")
+
+
+def test_a_step_that_overflows_in_fp16_moves_nothing(make: Make) -> None:
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            skipped.append(trainer.accelerator.optimizer_step_was_skipped)
+            weights.append(parameters(trainer.model))
+            keys.append(parameters(trainer.contrast.encoder))
+            rates.append(trainer.lr_scheduler.get_last_lr()[0])
+
+    skipped, weights, keys, rates = [], [], [], []
+    args = {"max_steps": 30, "callbacks": [Watch()], "save_strategy": "no", "logging_steps": 30}
+    trainer = make(**args, optim="adamw_torch")
+    # As --fp16 has it on a GPU: at this scale the first steps overflow, and it is halved until none does.
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+    trainer.train()
+    assert skipped[0] and not skipped[-1]
+    for step in range(1, 30):
+        moved = not skipped[step]
+        assert moved != same(weights[step], weights[step - 1])
+        assert moved != same(keys[step], keys[step - 1])
+        assert moved != (rates[step] == rates[step - 1])
+
+
+def test_fp16_takes_an_optimiser_that_tells_of_a_skipped_step(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeling_infoxlm.training.arguments.settle_precision", lambda args: None)
+    assert make(fp16=True).args.optim == "adamw_torch" and make().args.optim == "adamw_torch_fused"
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
@@ -310,7 +339,10 @@ def test_a_step_reads_no_tensor_on_the_host(make: Make, filtered: bool) -> None:
     assert bool(reads.found) == filtered  # the filter shows that reads are seen
 
 
-def test_layers_are_recomputed_and_compiled_only_where_asked_for(make: Make) -> None:
+def test_layers_are_recomputed_and_compiled_only_where_asked_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeling_infoxlm.training.layers._why_no_compiler", lambda *given: None)
     def state(trainer: InfoXLMTrainer) -> list[tuple[bool, bool]]:
         layers = trainer.model.roberta.encoder.layer
         return [
@@ -320,3 +352,15 @@ def test_layers_are_recomputed_and_compiled_only_where_asked_for(make: Make) -> 
     assert state(make()) == [(False, False)] * 3
     assert state(make(recompute_layers="1-2")) == [(True, False), (True, False), (False, False)]
     assert state(make(compile_layers=True)) == [(False, True)] * 3
+
+
+def test_layers_run_uncompiled_where_nothing_can_be_compiled(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*args: Any, **options: Any) -> None:
+        raise FileNotFoundError("g++\nis not installed")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    layers = make(compile_layers=True).model.roberta.encoder.layer
+    assert not any(layer.output._compiled_call_impl for layer in layers)
+    assert "a trial of torch.compile failed: g++ is not installed" in caplog.text
