@@ -343,6 +343,7 @@ def test_layers_are_recomputed_and_compiled_only_where_asked_for(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modeling_infoxlm.training.layers._why_no_compiler", lambda *given: None)
+
     def state(trainer: InfoXLMTrainer) -> list[tuple[bool, bool]]:
         layers = trainer.model.roberta.encoder.layer
         return [
