@@ -22,7 +22,9 @@ def _no_options(layer: Any, num_rows: int) -> dict[str, Any]:
 
 
 def _embed_learnt(model: Any, positions: Tensor, words: Mapping[str, Tensor]) -> tuple[Tensor, LayerOptions]:
-    return model.embeddings(**words, position_ids=positions), _no_options
+    # One for all tokens: of each, the gradients would be added to the same row of the table one by one.
+    token_type = positions.new_zeros(1, 1)
+    return model.embeddings(**words, position_ids=positions, token_type_ids=token_type), _no_options
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone, LayerOptions, backbone_of, run_layer
-from .packed_attention import PackedAttention, plan_attention, take_rows
+from .packed_attention import PackedAttention, plan_attention, take_rows, to_device
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,15 @@ def _merge(
     return merged, answers
 
 
-def first_rows(lengths: Sequence[int]) -> Tensor:
+def first_rows(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Row of the first token (`<s>`) of each packed sequence, (B,)."""
-    return torch.from_numpy(np.cumsum(lengths) - lengths)
+    return to_device(np.cumsum(lengths) - lengths, device)
 
 
 def sequence_means(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     """Mean of the rows (T, D) of each packed sequence, (B, D), in fp32 at least."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    counts = torch.tensor(lengths).to(rows.device, non_blocking=True)
+    counts = to_device(np.asarray(lengths), rows.device)
     index = torch.repeat_interleave(
         torch.arange(len(lengths), device=rows.device), counts, output_size=len(rows)
     )
@@ -156,7 +156,7 @@ def sentence_request(input_ids: Tensor, lengths: Sequence[int], layer: int, pool
     """The request of which `pool` makes sentence vectors."""
     rows = None
     if check_pooling(pooling) == "cls":
-        rows = first_rows(lengths).to(input_ids.device, non_blocking=True)
+        rows = first_rows(lengths, input_ids.device)
     return EncodeRequest(input_ids, lengths, layer, rows)
 
 
@@ -188,9 +188,9 @@ def _embed(
     """Embeddings of all tokens, (T, D); positions start anew in each sequence."""
     lengths = np.concatenate([np.asarray(request.lengths) for request in requests])
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    positions = torch.from_numpy(np.arange(len(starts)) - starts + backbone.first_position(model.config))
     input_ids = torch.cat([request.input_ids for request in requests])
-    positions = positions.to(input_ids.device, non_blocking=True)
+    numbers = np.arange(len(starts)) - starts + backbone.first_position(model.config)
+    positions = to_device(numbers, input_ids.device)
     words: dict[str, Tensor] = {"input_ids": input_ids[None]}
     table = backbone.table_of(model)
     # An adapter or another subclass has a way of its own.

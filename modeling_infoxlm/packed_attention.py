@@ -268,7 +268,7 @@ class VarlenAttention:
     def __init__(self, lengths: np.ndarray, rows: Tensor | None, device: torch.device) -> None:
         boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         self.rows = rows
-        self.key_boundaries = torch.from_numpy(boundaries).to(device, non_blocking=True)
+        self.key_boundaries = to_device(boundaries, device)
         self.query_boundaries = self.key_boundaries
         if rows is not None:
             # Rows ascend: a sequence's first query is the first row not before its first token.
@@ -371,7 +371,7 @@ class _Grid:
             first_slot[group] = base + longest * np.arange(count)
             base += count * longest
         offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        self.slots = torch.from_numpy(np.repeat(first_slot, lengths) + offsets).to(device, non_blocking=True)
+        self.slots = to_device(np.repeat(first_slot, lengths) + offsets, device)
         self.masks = [_padding_mask(lengths[group], device) for group in groups]
 
     def spread(self, rows: Tensor, heads: int) -> list[Tensor]:
@@ -410,11 +410,16 @@ def _padding_mask(lengths: np.ndarray, device: torch.device) -> Tensor | None:
     """True at padding, (G, 1, 1, longest); None if there is none."""
     if lengths.min() == lengths.max():
         return None
-    mask = torch.from_numpy(np.arange(lengths.max()) >= lengths[:, None])
-    return mask[:, None, None, :].to(device, non_blocking=True)
+    return to_device(np.arange(lengths.max()) >= lengths[:, None], device)[:, None, None, :]
 
 
 # --- moving rows --------------------------------------------------------------------------------------------
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of an array of the host, for which a GPU does not let the host wait: from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:

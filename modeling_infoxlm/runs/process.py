@@ -81,9 +81,13 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._ranks: Any = None  # all of them, talking from host to host
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Listen from now on."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Through the device the host would wait at each step for all that was asked of it.
+            self._ranks = torch.distributed.new_group(backend="gloo")
         self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
@@ -93,9 +97,9 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Save and stop if a signal has come to any rank: all must agree on the step."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            received = torch.tensor(self.received or 0, device=args.device)
-            torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
+        if self._ranks is not None:
+            received = torch.tensor(self.received or 0)
+            torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX, group=self._ranks)
             # A signal that came to this rank meanwhile is met at the next step.
             self.received = int(received) or self.received
         if self.received is not None:

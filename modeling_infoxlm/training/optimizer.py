@@ -35,9 +35,11 @@ def clip_in_step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, max_norm: 
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of all gradients as one vector, in one pass over them."""
+    """Norm of all gradients as one vector, in one pass over them; in pieces on CPUs, see `PIECE`."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm([piece for grad in grads for piece in grad.flatten().split(PIECE)])
+    if grads and grads[0].device.type == "cpu":
+        grads = [piece for grad in grads for piece in grad.flatten().split(PIECE)]
+    return torch.nn.utils.get_total_norm(grads)
 
 
 class AdamWBf16Moments(torch.optim.Optimizer):

@@ -214,11 +214,14 @@ def test_a_signal_saves_and_stops_at_the_end_of_the_step(stop: StopOnSignal, num
 
 
 def test_a_signal_to_another_rank_stops_this_one(stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_reduce(tensor: torch.Tensor, op: object) -> None:
-        assert op == torch.distributed.ReduceOp.MAX
+    def all_reduce(tensor: torch.Tensor, op: object, group: object) -> None:
+        assert (op, group, tensor.device.type) == (torch.distributed.ReduceOp.MAX, "gloo group", "cpu")
         tensor.fill_(signal.SIGTERM)
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: f"{backend} group")
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    stop.on_train_end()
+    stop.on_train_begin()
     assert step(stop) == (True, True)
     assert stop.received == signal.SIGTERM
