@@ -15,7 +15,7 @@ CLIENT_TESTS := tests/test_modeling.py tests/test_loading.py tests/test_packed.p
 	tests/training/test_contrast.py tests/training/test_safe_trainer.py tests/training/test_heldout_evaluation.py tests/faults \
 	tests/hub/test_export.py tests/hub/test_formats.py tests/evaluation/finetuning
 
-.PHONY: help setup demo demo-compare study-smoke test test-pins newest audit bench clean
+.PHONY: help setup demo demo-compare study-smoke test test-pins newest audit bench gpu-wheels gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,8 @@ help:
 	@echo "make newest        resolve the newest versions anew, into constraints-newest.txt (needs the network)"
 	@echo "make audit         look for known vulnerabilities in the pinned versions (needs the network)"
 	@echo "make bench         measure speed and memory against plain transformers; writes docs/results/speed.md"
+	@echo "make gpu-check     certify this machine's GPU and measure it; writes docs/results/gpu (ten minutes)"
+	@echo "make gpu-wheels    collect what a GPU machine without a network lacks beside its torch, into .gpu/wheels"
 	@echo "make setup         only the virtual environment in $(VENV)"
 	@echo "make clean         remove $(VENV), caches, builds and the demo's output"
 
@@ -82,6 +84,19 @@ audit: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Where .gpu/wheels lie they are installed in front of what the machine has, without a network; its torch stays.
+gpu-check:
+	if [ -d .gpu/wheels ]; then $(PYTHON) -m pip install --quiet --no-index --no-deps --target .gpu/site .gpu/wheels/*.whl; fi
+	PYTHONPATH=.gpu/site:. HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu_check
+
+GPU_PYTHON ?= 3.12
+gpu-wheels: setup
+	mkdir -p .gpu/wheels
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --dest .gpu/wheels \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
+		$$(grep -iE '^($(GPU_PACKAGES))==' constraints.txt)
+GPU_PACKAGES := transformers|huggingface_hub|tokenizers|httpx2|httpcore2|truststore|zstandard|click|datasets|dill|multiprocess|evaluate|hypothesis|pytest-timeout|PyYAML|hf-xet|safetensors|typer
 
 clean:
 	rm -rf $(VENV) build dist demo_output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

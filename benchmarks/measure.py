@@ -78,6 +78,12 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def memory_peaks() -> dict[str, float]:
+    """`peak_memory`, and of a GPU what torch has allocated at most, in GiB."""
+    gpu = {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE.type == "cuda" else {}
+    return {"peak_memory_gib": peak_memory(), **gpu}
+
+
 class Elsewhere:
     """What `make(*arguments)` makes, in a process where torch and the allocator are as they come."""
 

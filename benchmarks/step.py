@@ -32,7 +32,7 @@ from benchmarks.measure import (
     Samples,
     make_parser,
     measured_peak,
-    peak_memory,
+    memory_peaks,
     run_benchmark,
 )
 from benchmarks.workload import GEOMETRIES, Workload
@@ -206,11 +206,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     workload = Workload(options.geometry, flags=tuple(options.flags), **sizes)
     if options.only == "baseline":
         alone = run_baseline_alone(workload, options.baseline_dtype)
-        return {"peak_memory_gib": peak_memory(), **alone}
+        return {**memory_peaks(), **alone}
     if options.only == "ours":
-        turns, memory = run_ours(workload, options.dtype), peak_memory()
+        turns, memory = run_ours(workload, options.dtype), memory_peaks()
         # After the memory: measuring the peak takes some too.
-        return {"peak_memory_gib": memory, **summarise(turns, measured_peak(options.dtype))}
+        return {**memory, **summarise(turns, measured_peak(options.dtype))}
     # Brings the heap to the size that it has after the first steps of a run, for both sides. Until its
     # holes fit the blocks of a step it grows, and growing by the gradient of the table takes a second.
     torch.zeros(HEAP_GROWTH // 4)
@@ -221,7 +221,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         baseline = make_baseline(*given).timed_step
     turns = run_ours(workload, options.dtype, baseline)
     result = summarise(turns, max(peak, measured_peak(options.dtype)))
-    return {"peak_memory_gib": peak_memory(), **result}
+    return {**memory_peaks(), **result}
 
 
 def summarise(turns: _Turns, peak: float) -> dict[str, Any]:
