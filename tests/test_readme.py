@@ -21,7 +21,7 @@ from modeling_infoxlm import InfoXLMConfig, InfoXLMForPreTraining, InfoXLMModel,
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = "<!-- executed -->"
+EXECUTED, PRINTED = "<!-- executed -->", "<!-- printed -->"
 SCRIPTS = {
     "run_pretraining.py": "pretrain",
     "run_mlqa.py": "mlqa",
@@ -73,7 +73,7 @@ def test_there_is_something_to_check() -> None:
     """An extractor that finds nothing would let everything below pass."""
     assert len(PYTHON) >= 3 and len(COMMANDS) >= 10
     assert sum(block.executed for block in ALL_BLOCKS) == README.read_text().count(EXECUTED) == 1
-    assert "<!-- demo-results -->" in README.read_text()
+    assert PRINTED in README.read_text() and "<!-- demo-results -->" in README.read_text()
 
 
 # ----------------------------------------------------------------------------------------------- commands
@@ -174,19 +174,20 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, model in stand_ins.items():
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)  # a folder of that name is taken before the Hub is asked
     return tmp_path
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.id)
-def test_python_block_runs(block: Block, checkpoints: Path) -> None:
+def test_python_block_runs(block: Block, checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = re.findall(r'(?:from_pretrained\(|model_name_or_path=)"([^"]+)"', block.text)
     assert loaded and all((checkpoints / name).is_dir() for name in loaded), "tests may not ask the Hub"
     names: dict[str, object] = {}
     exec(compile(block.text, block.id, "exec"), names)
-    if isinstance(vectors := names.get("vectors"), torch.Tensor):
-        assert vectors.shape == (2, SHAPE["hidden_size"])
-        assert vectors.isfinite().all() and not torch.allclose(vectors[0], vectors[1])
+    before, _, after = README.read_text(encoding="utf-8").partition(f"```python\n{block.text}```\n")
+    if before.endswith(f"{PRINTED}\n"):
+        assert after.startswith(f"\n```text\n{capsys.readouterr().out}```\n")
     if "encoder" in names:
         assert isinstance(names["encoder"], InfoXLMModel) and names["encoder"].pooler is None
     if "outputs/release" in loaded:
