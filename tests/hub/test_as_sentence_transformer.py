@@ -151,6 +151,10 @@ def test_default_layer_is_that_of_the_contrast_and_another_depth_needs_one(tmp_p
     encoder = save_as_sentence_transformer(base, tmp_path / "base", tokenizer=word_tokenizer())
     assert encoder.config.num_hidden_layers == 8
     export(save_checkpoint(tmp_path / "ours", "ForMaskedLM"), tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    record = export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers")
+    assert record.layer == config.pop("xlco_layer") < 3  # which a release of plain XLM-R remembers
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="xlco_layer has no default for a model of 3 layers.*by --layer"):
         export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers")
     record = export(tmp_path / "plain", tmp_path / "release", format="sentence-transformers", layer=2)
