@@ -85,10 +85,15 @@ audit: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# Where .gpu/wheels lie they are installed in front of what the machine has, without a network; its torch stays.
+# Where .gpu/wheels lie they are installed in front of what the machine has, without a network: its torch stays.
+ifneq ($(wildcard .gpu/wheels),)
 gpu-check:
-	if [ -d .gpu/wheels ]; then $(PYTHON) -m pip install --quiet --no-index --no-deps --target .gpu/site .gpu/wheels/*.whl; fi
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .gpu/site .gpu/wheels/*.whl
 	PYTHONPATH=.gpu/site:. HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu_check
+else
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu_check
+endif
 
 GPU_PYTHON ?= 3.12
 gpu-wheels: setup
@@ -99,6 +104,6 @@ gpu-wheels: setup
 GPU_PACKAGES := transformers|huggingface_hub|tokenizers|httpx2|httpcore2|truststore|zstandard|click|datasets|dill|multiprocess|evaluate|hypothesis|pytest-timeout|PyYAML|hf-xet|safetensors|typer
 
 clean:
-	rm -rf $(VENV) build dist demo_output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .gpu build dist demo_output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -rf modeling_infoxlm.egg-info modeling_infoxlm_*.egg-info
 	find modeling_infoxlm benchmarks examples tests -name __pycache__ -type d -exec rm -rf {} +

@@ -3,11 +3,13 @@
     python -m benchmarks.gpu_check                # writes docs/results/gpu/CARD.json and CARD.md
     python -m benchmarks.gpu_check --only batch16 tokens65k
 
-Each part runs in a process of its own and is written when it ends; what has passed is not run again. The
-model of the speed parts is XLM-R base with its whole vocabulary, the text synthetic; N1: plain transformers.
+Each part runs in a process of its own and is written when it ends; what has passed is not run again while the
+code is the same. The model of the speed parts is XLM-R base with its whole vocabulary, the text is synthetic.
+N1 is plain transformers.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks.measure import describe_machine
 
+ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs/results/gpu")
 LIMIT = 150  # seconds of a part
 _TESTS = "pytest -q -p no:cacheprovider -m gpu"
@@ -64,7 +67,7 @@ def run_part(name: str, folder: Path) -> dict[str, Any]:
         )
         code, output = done.returncode, done.stdout
     except subprocess.TimeoutExpired as error:
-        code, output = 124, str(error.stdout or "")
+        code, output = 124, (error.stdout or b"").decode(errors="replace")  # bytes, though text was asked for
     part = {"command": f"python -m {PARTS[name]}", "code": code, "seconds": time.perf_counter() - start}
     if result.is_file():
         part |= {"result": json.loads(result.read_text())}
@@ -114,6 +117,15 @@ def page(record: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def code_sha256() -> str:
+    """Hash of the code that is certified; a copy of the repository need not have its history."""
+    digest = hashlib.sha256()
+    for folder in ("modeling_infoxlm", "benchmarks", "tests/gpu"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def slug(name: str) -> str:
     """A card's name as that of a file."""
     return re.sub(r"\W+", "-", name.lower()).strip("-")
@@ -123,8 +135,10 @@ def check(folder: Path, card: str, names: list[str]) -> dict[str, Any]:
     """Run the parts that have not passed yet; record and page are written after each."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug(card)}.json"
-    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
-    record["machine"] = {**describe_machine(), "gpu": card}
+    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    now = {"code": code_sha256(), "machine": {**describe_machine(), "gpu": card}}
+    if {name: record.get(name) for name in now} != now:
+        record = {**now, "parts": {}}
     for name in names:
         if record["parts"].get(name, {}).get("code") == 0:
             continue

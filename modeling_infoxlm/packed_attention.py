@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from .trials import why_not
+
 logger = logging.getLogger(__name__)
 
 IMPLEMENTATION = "infoxlm_packed"
@@ -217,35 +219,25 @@ def why_not_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> s
         return f"torch {torch.__version__} was built without flash attention"
     if _varlen_attn() is None or "scale" not in inspect.signature(_varlen_attn()).parameters:
         return f"torch {torch.__version__} has no varlen_attn with a scale, 2.11 has"
-    return _why_wrong(device, dtype, head_size)
+    return _try_flash(device, dtype, head_size)
 
 
-def _why_wrong(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Compare values and gradients of a few rows with grouped attention in fp32; None if they agree.
+def _try_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Values and gradients of a few rows beside grouped attention in fp32; one sequence has no query row."""
 
-    One of the sequences has no query row, as happens where few rows are selected.
-    """
-    found = []
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    def run(kind: type[Any], computed_in: torch.dtype) -> list[Tensor]:
         lengths, rows = np.array([5, 1, 9]), torch.tensor([0, 3, 8, 14], device=device)
-        # Drawn on the host: the device's random numbers are the run's.
+        # Drawn on the host, where it does not touch the run's numbers; rounded for both to the half type.
         drawn = torch.randn(3, lengths.sum(), 2 * head_size, generator=torch.Generator().manual_seed(0))
-        for kind, type_ in ((VarlenAttention, dtype), (GroupedAttention, torch.float32)):
-            # Through the half type in both, so that only the attention can differ.
-            parts = [part.to(device, dtype).to(type_).requires_grad_() for part in drawn]
-            attend: PackedAttention = kind(lengths, rows, device)
-            try:
-                context = attend(
-                    parts[0][rows], *parts[1:], heads=2, scaling=head_size**-0.5, dropout=0.0
-                ).float()
-                gradients = torch.autograd.grad(context.square().sum(), parts)
-            except RuntimeError as error:
-                return f"a trial failed: {' '.join(str(error).split())[:200]}"
-            found.append([context.detach(), *(gradient.float() for gradient in gradients)])
-    errors = [float((ours - true).norm() / true.norm()) for ours, true in zip(*found, strict=True)]
-    if max(errors) < _FLASH_TOLERANCE:  # False for NaN
-        return None
-    return f"in a trial it was wrong by {max(errors):.1%}"
+        parts = [part.to(device, dtype).to(computed_in).requires_grad_() for part in drawn]
+        attend: PackedAttention = kind(lengths, rows, device)
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            context = attend(parts[0][rows], *parts[1:], heads=2, scaling=head_size**-0.5, dropout=0.0)
+            return [context.detach(), *torch.autograd.grad(context.float().square().sum(), parts)]
+
+    return why_not(
+        lambda: run(VarlenAttention, dtype), lambda: run(GroupedAttention, torch.float32), _FLASH_TOLERANCE
+    )
 
 
 @functools.cache

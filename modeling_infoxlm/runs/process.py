@@ -83,11 +83,11 @@ class StopOnSignal(TrainerCallback):
         self._previous: dict[int, Any] = {}
         self._ranks: Any = None  # all of them, talking from host to host
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, *more: Any, **kwargs: Any) -> None:
         """Listen from now on."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Through the device the host would wait at each step for all that was asked of it.
-            self._ranks = torch.distributed.new_group(backend="gloo")
+            self._ranks = torch.distributed.new_group(backend="gloo", timeout=args.ddp_timeout_delta)
         self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:

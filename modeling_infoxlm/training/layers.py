@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modeling_infoxlm.modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.runs.errors import UsageError
+from modeling_infoxlm.trials import why_not
 
 logger = logging.getLogger(__name__)
 
@@ -64,30 +65,24 @@ def parse_layers(text: str) -> tuple[int, int | None]:
     return first, last
 
 
-def compile_layers(model: InfoXLMForPreTraining, **options: Any) -> None:
+def compile_layers(model: InfoXLMForPreTraining, device: torch.device, **options: Any) -> None:
     """Compile what each layer does apart from attention, in place, for any number of rows.
 
     Attention over packed rows is left out: its groups change with every batch. Compiled with it, a layer was
     seen to be compiled anew for each batch until torch gave up; without it, all layers share a few graphs
     that serve every batch. Names of parameters stay; a copy of a compiled layer (the momentum encoder's) runs
-    uncompiled. Options are those of `torch.compile`. Where nothing can be compiled a warning says why.
+    uncompiled. Options are those of `torch.compile`. Where nothing can be compiled for the device, on which
+    the model need not be yet, a warning says why.
     """
-    reason = _why_no_compiler(model.device, options)
+    gelu, given = torch.nn.functional.gelu, torch.ones(3, 5, device=device)
+    trial = functools.partial(torch.compile, gelu, dynamic=True, **options)
+    reason = why_not(lambda: [trial()(given)], lambda: [gelu(given)], tolerance=1e-3)
     if reason is not None:
         logger.warning("The layers run uncompiled: %s.", reason)
         return
     for layer in _layers(model):
         for module in (layer.attention.output, layer.intermediate, layer.output):
             module.compile(dynamic=True, **options)
-
-
-def _why_no_compiler(device: torch.device, options: dict[str, Any]) -> str | None:
-    """Why compiled code does not run on a device, after a trial; None if it does."""
-    try:
-        torch.compile(torch.nn.functional.gelu, dynamic=True, **options)(torch.zeros(3, 5, device=device))
-    except Exception as error:  # compilers and what they call raise whatever they like
-        return f"a trial of torch.compile failed: {' '.join(str(error).split())[:200]}"
-    return None
 
 
 def freeze_encoder(model: InfoXLMForPreTraining) -> None:

@@ -87,7 +87,7 @@ class InfoXLMTrainer(SafeTrainer):
         if args.recompute_layers is not None:
             recompute_layers(model, args.recompute_layers)
         if args.compile_layers:
-            compile_layers(model)
+            compile_layers(model, args.device)
         kwargs.setdefault("data_collator", PretrainingCollator())
         if args.moments_dtype == "bfloat16":
             kwargs.setdefault("optimizer_cls_and_kwargs", low_memory_adamw(args))

@@ -26,6 +26,9 @@ def test_parts_are_kept_as_they_end_and_only_failed_ones_run_again(
     assert (record["parts"]["fine"]["code"], record["parts"]["hangs"]["code"]) == (0, 124)
     page = (tmp_path / "gpu" / "nvidia-h200.md").read_text()
     assert "# NVIDIA H200" in page and "| hangs | 124 |" in page and "off by 7 %" in page
+    monkeypatch.setattr(gpu_check, "code_sha256", lambda: "other")  # of which nothing has passed
+    record = gpu_check.check(tmp_path / "gpu", "NVIDIA H200", ["fine"])
+    assert {name: part["code"] for name, part in record["parts"].items()} == {"fine": 1}
 
 
 def test_a_page_shows_speed_and_memory() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,7 +178,7 @@ def test_the_process_group_is_left_in_order(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------- being asked to stop
 
-ARGS = SimpleNamespace(device=torch.device("cpu"))
+ARGS = SimpleNamespace(device=torch.device("cpu"), ddp_timeout_delta=timedelta(seconds=7))
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def stop() -> Iterator[StopOnSignal]:
     """Handlers are handed back in the end."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     callback = StopOnSignal()
-    callback.on_train_begin()
+    callback.on_train_begin(ARGS)
     assert all(signal.getsignal(number) != handler for number, handler in before.items())
     yield callback
     callback.on_train_end()
@@ -215,13 +216,15 @@ def test_a_signal_saves_and_stops_at_the_end_of_the_step(stop: StopOnSignal, num
 
 def test_a_signal_to_another_rank_stops_this_one(stop: StopOnSignal, monkeypatch: pytest.MonkeyPatch) -> None:
     def all_reduce(tensor: torch.Tensor, op: object, group: object) -> None:
-        assert (op, group, tensor.device.type) == (torch.distributed.ReduceOp.MAX, "gloo group", "cpu")
+        assert (op, group, tensor.device.type) == (torch.distributed.ReduceOp.MAX, "gloo 7 s", "cpu")
         tensor.fill_(signal.SIGTERM)
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: f"{backend} group")
+    monkeypatch.setattr(
+        torch.distributed, "new_group", lambda backend, timeout: f"{backend} {timeout.seconds} s"
+    )
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     stop.on_train_end()
-    stop.on_train_begin()
+    stop.on_train_begin(ARGS)
     assert step(stop) == (True, True)
     assert stop.received == signal.SIGTERM

@@ -97,7 +97,7 @@ def test_compiled_layers_serve_every_batch_with_the_same_gradients(
 ) -> None:
     plain, model = tiny_model().train(), tiny_model().train()
     names = list(model.state_dict())
-    compile_layers(model, backend=backend)
+    compile_layers(model, model.device, backend=backend)
     if recomputed:
         recompute_layers(model, "all")
     graphs = []
@@ -114,7 +114,7 @@ def test_a_copy_of_compiled_layers_has_weights_of_its_own() -> None:
     """A copy that still called the compiled original would make keys of the query encoder's weights."""
     part = {"input_ids": torch.arange(4, 16), "lengths": [5, 7]}
     model = tiny_model()
-    compile_layers(model, backend="eager")
+    compile_layers(model, model.device, backend="eager")
     encoder = MomentumEncoder(model)
     before = encoder.encode(part)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from modeling_infoxlm import InfoXLMForPreTraining
 from modeling_infoxlm.runs.process import StopOnSignal
+from modeling_infoxlm.training.arguments import PretrainingArguments
 from modeling_infoxlm.training.meter import ContrastCollapsed
 from modeling_infoxlm.training.throughput import Speedometer, count_tokens
 from modeling_infoxlm.training.trainer import InfoXLMTrainer
@@ -342,7 +343,7 @@ def test_a_step_reads_no_tensor_on_the_host(make: Make, filtered: bool) -> None:
 def test_layers_are_recomputed_and_compiled_only_where_asked_for(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modeling_infoxlm.training.layers._why_no_compiler", lambda *given: None)
+    monkeypatch.setattr("modeling_infoxlm.training.layers.why_not", lambda *given, **more: None)
 
     def state(trainer: InfoXLMTrainer) -> list[tuple[bool, bool]]:
         layers = trainer.model.roberta.encoder.layer
@@ -364,4 +365,14 @@ def test_layers_run_uncompiled_where_nothing_can_be_compiled(
     monkeypatch.setattr(torch, "compile", fails)
     layers = make(compile_layers=True).model.roberta.encoder.layer
     assert not any(layer.output._compiled_call_impl for layer in layers)
-    assert "a trial of torch.compile failed: g++ is not installed" in caplog.text
+    assert "The layers run uncompiled: a trial failed: g++ is not installed" in caplog.text
+
+
+def test_compilation_is_tried_on_the_device_of_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(model: InfoXLMForPreTraining, device: torch.device) -> None:
+        raise InterruptedError(str(device))
+
+    monkeypatch.setattr("modeling_infoxlm.training.trainer.compile_layers", stop)
+    monkeypatch.setattr(PretrainingArguments, "device", torch.device("meta"))  # the model is still on the CPU
+    with pytest.raises(InterruptedError, match="meta"):
+        make(compile_layers=True)
