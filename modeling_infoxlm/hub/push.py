@@ -4,7 +4,6 @@ infoxlm push out ORG/NAME
 infoxlm push out ORG/NAME --format sentence-transformers --layer 8 --results results/ --license apache-2.0
 infoxlm push release ORG/NAME --create_pr true
 infoxlm push out ORG/NAME --dry_run
-infoxlm card release --results results/
 """
 
 import tempfile
@@ -83,12 +82,15 @@ def push_command(argv: list[str]) -> None:
 
 
 def card_command(argv: list[str]) -> None:
-    """Write the card of a release into its folder, and show it: `infoxlm card FOLDER`."""
-    argv = name_leading(argv, ("--model_name_or_path",))
-    (arguments,) = parse_args_with_config((CardArguments,), argv, program="infoxlm card", about=__doc__)
+    """Write the card of a release into its folder, and show it: `infoxlm card FOLDER --results RESULTS`."""
+    argv, about = name_leading(argv, ("--model_name_or_path",)), card_command.__doc__
+    (arguments,) = parse_args_with_config((CardArguments,), argv, program="infoxlm card", about=about)
     folder = Path(arguments.model_name_or_path)
-    if read_record(folder) is None:
-        raise UsageError(f"{folder} is no release; infoxlm export makes one: infoxlm export out.")
+    if not arguments.model_name_or_path or read_record(folder) is None:
+        raise UsageError(
+            f"infoxlm card needs a release, found {arguments.model_name_or_path!r}; "
+            "infoxlm export makes one: infoxlm export out."
+        )
     complete_release(
         folder,
         folder,
